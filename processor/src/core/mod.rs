@@ -1,0 +1,13 @@
+//! Every decision, as pure functions of the log: no clock, no randomness, no IO, no `async`.
+
+pub mod account;
+pub mod effects;
+pub mod overlay;
+pub mod policy;
+pub mod quota;
+pub mod rows;
+pub mod step;
+pub mod window;
+
+#[cfg(test)]
+mod tests;

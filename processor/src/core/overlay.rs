@@ -1,0 +1,250 @@
+//! What steps read and change: rows and accounts on top of a store, thrown away whole when a step panics.
+//!
+//! The overlay holds everything that was changed since the last checkpoint, and much of what was read, in two
+//! generations: an entry that is used moves to the young one, and the old one is dropped when the young one is full.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use foldhash::fast::RandomState;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::record::Settings;
+use sendtrail_schemas::time::Millis;
+
+use super::account::{Account, AccountRowKey};
+use super::rows::{Row, RowKey};
+
+/// The partition's own row: where it stands.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Progress {
+    /// The intake offset that comes next.
+    #[prost(uint64, tag = "1")]
+    pub next_offset: u64,
+    /// The number of the next event.
+    #[prost(uint64, tag = "2")]
+    pub next_event: u64,
+    /// The number of the next mail.
+    #[prost(uint64, tag = "3")]
+    pub next_mail: u64,
+    /// The number of the next dead letter.
+    #[prost(uint64, tag = "4")]
+    pub next_dead_letter: u64,
+    /// The time of the last record, milliseconds since the epoch.
+    #[prost(int64, tag = "5")]
+    pub last_t: i64,
+    /// What the logic reads besides records.
+    #[prost(message, optional, tag = "6")]
+    pub settings: Option<Settings>,
+}
+
+/// What a step wants to read. Whoever calls it loads these first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// The account, whole.
+    pub account: Option<AccountId>,
+    /// The message and recipient of a fact.
+    pub seen: Option<RowKey>,
+    /// A repeatable fact.
+    pub fact: Option<RowKey>,
+    /// The answer to an `Idempotency-Key`.
+    pub answered: Option<RowKey>,
+    /// Addresses, in the order of the record.
+    pub suppressed: Vec<RowKey>,
+}
+
+impl Keys {
+    /// Every row.
+    pub fn rows(&self) -> impl Iterator<Item = &RowKey> {
+        self.seen.iter().chain(&self.fact).chain(&self.answered).chain(&self.suppressed)
+    }
+}
+
+/// Rows and accounts on top of a store.
+#[derive(Default)]
+pub struct Overlay {
+    /// Where the partition stands.
+    pub progress: Progress,
+    /// The partition's number.
+    pub partition: u32,
+    accounts: Generations<AccountId, Box<Account>>,
+    rows: Generations<RowKey, Row>,
+}
+
+/// Rows kept in one generation.
+const ROWS: usize = 400_000;
+/// Accounts kept in one generation.
+const ACCOUNTS: usize = 50_000;
+
+impl Overlay {
+    /// An overlay over a store in which the partition stands at `progress`.
+    pub fn new(partition: u32, progress: Progress) -> Self {
+        Self { progress, partition, ..Self::default() }
+    }
+
+    /// The log's time after a record stamped `received_at`, which never runs back.
+    pub fn advance(&mut self, received_at: Millis, simulated: Option<i64>) -> Millis {
+        let honoured = self.progress.settings.as_ref().is_some_and(|settings| settings.simulated);
+        let stamp = if honoured { simulated.unwrap_or(self.progress.last_t) } else { received_at.0 };
+        self.progress.last_t = self.progress.last_t.max(stamp);
+        Millis(self.progress.last_t)
+    }
+
+    /// Whether an account must be loaded before it is read.
+    pub fn lacks_account(&mut self, id: AccountId) -> bool {
+        self.accounts.slot(&id).is_none()
+    }
+
+    /// Whether a row must be loaded before it is read.
+    pub fn lacks_row(&mut self, key: &RowKey) -> bool {
+        self.rows.slot(key).is_none()
+    }
+
+    /// Puts what the store has; `None` when it has nothing.
+    pub fn load_account(&mut self, id: AccountId, account: Option<Account>) {
+        self.accounts.load(id, account.map(Box::new));
+    }
+
+    /// Puts what the store has; `None` when it has nothing.
+    pub fn load_row(&mut self, key: RowKey, row: Option<Row>) {
+        self.rows.load(key, row);
+    }
+
+    /// An account.
+    pub fn account(&mut self, id: AccountId) -> Option<&Account> {
+        self.accounts.slot(&id)?.value.as_deref()
+    }
+
+    /// Takes an account out, to be changed; [`Self::put_account`] brings it back.
+    pub fn take_account(&mut self, id: AccountId) -> Option<Box<Account>> {
+        self.accounts.slot(&id)?.value.take()
+    }
+
+    /// Brings an account back, or puts a new one.
+    pub fn put_account(&mut self, id: AccountId, account: Box<Account>) {
+        if account.touched {
+            self.accounts.put(id, Some(account));
+        } else if let Some(slot) = self.accounts.slot(&id) {
+            slot.value = Some(account);
+        }
+    }
+
+    /// A row.
+    pub fn row(&mut self, key: &RowKey) -> Option<&Row> {
+        self.rows.slot(key)?.value.as_ref()
+    }
+
+    /// Lets `edit` change a row, or make or remove it, and say whether it did.
+    pub fn edit_row<R>(&mut self, key: &RowKey, edit: impl FnOnce(&mut Option<Row>) -> (bool, R)) -> R {
+        self.rows.edit(key, edit)
+    }
+
+    /// Puts a row, or takes it away.
+    pub fn put_row(&mut self, key: RowKey, row: Option<Row>) {
+        self.rows.put(key, row);
+    }
+
+    /// Begins a checkpoint: hands out every row that is out of date. The one before must be durable, for rows that it
+    /// holds may now be forgotten.
+    pub fn checkpoint(&mut self, mut put: impl FnMut(StoreKey, Option<Vec<u8>>)) {
+        self.accounts.rotate(ACCOUNTS);
+        self.rows.rotate(ROWS);
+        self.accounts.take_dirty(|_, account| {
+            if let Some(account) = account {
+                account.take_dirty(|key, value| put(StoreKey::Account(key), value));
+            }
+        });
+        self.rows.take_dirty(|key, row| put(StoreKey::Row(key.bytes()), row.as_ref().map(Row::encode)));
+    }
+
+    /// How many rows and accounts are held.
+    pub fn held(&self) -> (usize, usize) {
+        (self.rows.len(), self.accounts.len())
+    }
+}
+
+/// Where a row of the state goes in a store.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum StoreKey {
+    /// A row of an account: all of one account are loaded at once.
+    Account(AccountRowKey),
+    /// A row that is looked up by itself.
+    Row([u8; 33]),
+}
+
+struct Slot<V> {
+    value: Option<V>,
+    dirty: bool,
+}
+
+/// Seeded at random against crafted keys; nothing depends on the order of entries.
+struct Generations<K, V> {
+    young: HashMap<K, Slot<V>, RandomState>,
+    old: HashMap<K, Slot<V>, RandomState>,
+    dirty: Vec<K>,
+}
+
+impl<K, V> Default for Generations<K, V> {
+    fn default() -> Self {
+        Self { young: HashMap::default(), old: HashMap::default(), dirty: Vec::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Generations<K, V> {
+    fn slot(&mut self, key: &K) -> Option<&mut Slot<V>> {
+        if !self.old.is_empty()
+            && !self.young.contains_key(key)
+            && let Some(slot) = self.old.remove(key)
+        {
+            self.young.insert(*key, slot);
+        }
+        self.young.get_mut(key)
+    }
+
+    fn load(&mut self, key: K, value: Option<V>) {
+        self.young.insert(key, Slot { value, dirty: false });
+    }
+
+    fn edit<R>(&mut self, key: &K, edit: impl FnOnce(&mut Option<V>) -> (bool, R)) -> R {
+        if self.slot(key).is_none() {
+            self.load(*key, None);
+        }
+        let Some(slot) = self.young.get_mut(key) else { return edit(&mut None).1 };
+        let (changed, result) = edit(&mut slot.value);
+        if changed && !slot.dirty {
+            slot.dirty = true;
+            self.dirty.push(*key);
+        }
+        result
+    }
+
+    fn put(&mut self, key: K, value: Option<V>) {
+        let known = self.slot(&key).is_some_and(|slot| slot.dirty);
+        if !known {
+            self.dirty.push(key);
+        }
+        self.young.insert(key, Slot { value, dirty: true });
+    }
+
+    fn rotate(&mut self, room: usize) {
+        if self.young.len() >= room {
+            self.old = std::mem::take(&mut self.young);
+        }
+    }
+
+    fn take_dirty(&mut self, mut give: impl FnMut(&K, &mut Option<V>)) {
+        for key in std::mem::take(&mut self.dirty) {
+            let slot = match self.young.get_mut(&key) {
+                Some(slot) => Some(slot),
+                None => self.old.get_mut(&key),
+            };
+            if let Some(slot) = slot {
+                slot.dirty = false;
+                give(&key, &mut slot.value);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+}

@@ -1,0 +1,192 @@
+//! One record applied to the state: the only place where an account changes.
+
+mod command;
+mod fact;
+mod send;
+mod standing;
+
+use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::codec;
+use sendtrail_schemas::event::{Event, EventFact};
+use sendtrail_schemas::ids::{AccountId, event_id};
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::mail::{DeadLetter, Mail};
+use sendtrail_schemas::problem::Code;
+use sendtrail_schemas::record::{Body, Change, Command, Decision, Outcome, Record, Refusal, Settings};
+use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::topic::Topic;
+
+use super::effects::Effects;
+use super::overlay::{Keys, Overlay};
+use super::rows::RowKey;
+
+/// The logic that this program decides by. An older one would stay here beside it until every snapshot has passed it.
+pub const LOGIC_VERSION: u32 = 1;
+
+/// What the partition's logic reads besides records, until a record says otherwise.
+pub fn default_settings() -> Settings {
+    Settings {
+        logic_version: LOGIC_VERSION,
+        simulated: false,
+        repeatable_horizon_hours: 72,
+        system_sender: String::new(),
+    }
+}
+
+/// What [`step`] will want to read.
+pub fn keys(record: &Record) -> Keys {
+    let Some(account) = record.account() else { return Keys::default() };
+    let mut keys = Keys { account: Some(account), ..Keys::default() };
+    match &record.body {
+        Some(Body::Fact(fact)) => fact_keys(account, fact, &mut keys),
+        Some(Body::Send(send)) => {
+            keys.answered = send.idempotency.as_ref().map(|key| RowKey::answered(account, key));
+            keys.suppressed = send.recipients.iter().map(|to| RowKey::suppressed(account, &to.address)).collect();
+        }
+        Some(Body::Command(Command { change: Some(change) })) => match change {
+            Change::PutSuppression(row) => keys.suppressed.push(RowKey::suppressed(account, &row.email)),
+            Change::DeleteSuppression(email) => keys.suppressed.push(RowKey::suppressed(account, email)),
+            Change::Claim(claim) => {
+                keys.answered = claim.idempotency.as_ref().map(|key| RowKey::answered(account, key));
+            }
+            _ => {}
+        },
+        _ => {}
+    }
+    keys
+}
+
+fn fact_keys(account: AccountId, fact: &EventFact, keys: &mut Keys) {
+    let kind = fact.kind();
+    let permanent = fact.is_permanent_bounce();
+    keys.seen = Some(RowKey::seen(account, &fact.message_id, &fact.recipient));
+    if fact::is_repeatable(kind, permanent) {
+        keys.fact = RowKey::fact(account, fact);
+    }
+    if permanent || matches!(kind, EventType::Complaint | EventType::Subscription) {
+        keys.suppressed.push(RowKey::suppressed(account, &fact.recipient));
+    }
+}
+
+/// Applies the record at `offset` to the state, appending what it gives rise to.
+///
+/// The same records give the same effects, byte for byte. `keys` are those of the record, loaded before. A panic leaves
+/// the overlay unusable: throw it away, go back to the checkpoint, and [`skip`] the record.
+pub fn step(
+    overlay: &mut Overlay,
+    record: Record,
+    keys: &Keys,
+    offset: u64,
+    received_at: Millis,
+    effects: &mut Effects,
+) {
+    let t = overlay.advance(received_at, record.simulated_time);
+    let account = record.account();
+    let mut step = Step { overlay, effects, t, offset };
+    let outcome = match (record.body, account) {
+        (Some(Body::Settings(settings)), _) => {
+            step.overlay.progress.settings = Some(settings);
+            None
+        }
+        (Some(Body::Fact(fact)), Some(account)) => {
+            step.fact(account, fact, keys);
+            None
+        }
+        (Some(Body::Send(request)), Some(account)) => Some(step.send(account, request, keys)),
+        (Some(Body::Command(Command { change: Some(change) })), Some(account)) => {
+            Some(step.command(account, change, keys))
+        }
+        // A skip was honoured when its offset was reached; a tick only moves the time.
+        _ => None,
+    };
+    step.overlay.progress.next_offset = offset + 1;
+    if let (Some(reply_to), Some((outcome, replayed))) = (record.reply_to, outcome) {
+        let decision = Decision { offset, replayed, outcome: Some(outcome) };
+        step.effects.decisions.push((reply_to, decision));
+    }
+}
+
+/// Passes over the record at `offset`, which a [`sendtrail_schemas::record::Skip`] names: it becomes a dead letter.
+pub fn skip(
+    overlay: &mut Overlay,
+    payload: Vec<u8>,
+    reason: &str,
+    offset: u64,
+    received_at: Millis,
+    effects: &mut Effects,
+) {
+    let t = overlay.advance(received_at, None);
+    Step { overlay, effects, t, offset }.dead_letter(payload, reason);
+    overlay.progress.next_offset = offset + 1;
+}
+
+/// One step under way.
+struct Step<'a> {
+    overlay: &'a mut Overlay,
+    effects: &'a mut Effects,
+    t: Millis,
+    offset: u64,
+}
+
+/// What a request is told, and whether it was told so before.
+type Told = (Outcome, bool);
+
+fn refused(code: Code, message: impl Into<String>) -> Told {
+    (Outcome::Refused(Refusal { code: code.name().into(), message: message.into(), retry_after_seconds: None }), false)
+}
+
+impl Step<'_> {
+    fn settings(&self) -> Settings {
+        self.overlay.progress.settings.clone().unwrap_or_else(default_settings)
+    }
+
+    /// Numbers an event and sends it on its way.
+    fn emit(&mut self, mut event: Event) {
+        let progress = &mut self.overlay.progress;
+        event.version = codec::VERSION;
+        event.partition = self.overlay.partition;
+        event.seq = progress.next_event;
+        event.offset = self.offset;
+        event.received_at = self.t.0;
+        if event.event_id.is_empty() {
+            event.event_id = event_id(event.partition, event.seq);
+        }
+        progress.next_event += 1;
+        self.effects.events.push(event);
+    }
+
+    fn mail(&mut self, mut mail: Mail) {
+        mail.version = codec::VERSION;
+        mail.seq = self.overlay.progress.next_mail;
+        mail.accepted_at = self.t.0;
+        self.overlay.progress.next_mail += 1;
+        self.effects.mail.push(mail);
+    }
+
+    fn dead_letter(&mut self, payload: Vec<u8>, reason: &str) {
+        let seq = self.overlay.progress.next_dead_letter;
+        self.overlay.progress.next_dead_letter += 1;
+        self.effects.dead_letters.push(DeadLetter {
+            version: codec::VERSION,
+            seq,
+            topic: Topic::Intake.name().into(),
+            partition: self.overlay.partition,
+            offset: self.offset,
+            at: self.t.0,
+            reason: reason.into(),
+            payload,
+        });
+    }
+
+    fn changed(&mut self, account: AccountId) {
+        if self.effects.changed.last() != Some(&account) {
+            self.effects.changed.push(account);
+        }
+    }
+}
+
+/// The destinations of a set that take events of a type, sixteen bytes each.
+fn destinations(config: &AccountConfig, set: Option<usize>, kind: EventType) -> Vec<Vec<u8>> {
+    let Some(set) = set.and_then(|set| config.config_sets.get(set)) else { return Vec::new() };
+    set.destinations.iter().filter(|dest| dest.takes(kind)).map(|dest| dest.destination_id.clone()).collect()
+}

@@ -1,0 +1,355 @@
+//! Changes of configuration, in the order in which they were asked for.
+
+use sendtrail_schemas::account::{
+    AccountConfig, ApiKey, ConfigSet, Destination, Identity, IdentityStatus, IdentityType, Mode, Status, Suppression,
+};
+use sendtrail_schemas::address;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::problem::Code;
+use sendtrail_schemas::record::{
+    AccountFields, Change, Claim, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch, Done,
+    IdentityName, Outcome, Pause, Resume, SetIdentityStatus,
+};
+use sendtrail_schemas::time::HOUR;
+
+use super::{Step, Told, refused, standing};
+use crate::core::account::Account;
+use crate::core::effects::SuppressionChange;
+use crate::core::overlay::Keys;
+
+/// Configuration sets of one account (S2 "Limits").
+pub const MAX_CONFIG_SETS: usize = 100;
+/// Destinations of one set (S2 "Limits").
+pub const MAX_DESTINATIONS: usize = 5;
+
+fn done(changed: bool) -> Told {
+    (Outcome::Done(Done { changed }), false)
+}
+
+fn no_set() -> Told {
+    refused(Code::ConfigSetNotFound, "no such configuration set")
+}
+
+fn no_destination() -> Told {
+    refused(Code::NotFound, "no such event destination")
+}
+
+impl Step<'_> {
+    pub(super) fn command(&mut self, id: AccountId, change: Change, keys: &Keys) -> Told {
+        match change {
+            Change::CreateAccount(fields) => return self.create_account(id, fields),
+            Change::Claim(claim) => return self.claim(claim, keys),
+            Change::PutSuppression(row) => return self.put_suppression(id, row, keys),
+            Change::DeleteSuppression(email) => return self.delete_suppression(id, &email, keys),
+            _ => {}
+        }
+        let Some(mut account) = self.overlay.take_account(id) else {
+            return refused(Code::PartnerNotFound, "no such account");
+        };
+        let told = self.change_account(id, &mut account, change);
+        if matches!(told.0, Outcome::Done(Done { changed: true })) {
+            account.config_mut().version = self.offset;
+            self.changed(id);
+        }
+        self.overlay.put_account(id, account);
+        told
+    }
+
+    fn change_account(&mut self, id: AccountId, account: &mut Account, change: Change) -> Told {
+        let now = self.t.0;
+        match change {
+            Change::PatchAccount(fields) => {
+                fill(account.config_mut(), fields);
+                done(true)
+            }
+            Change::CreateKey(key) => {
+                account.config_mut().keys.push(ApiKey { created_at: now, revoked_at: None, last_used_at: None, ..key });
+                done(true)
+            }
+            Change::RevokeKey(key) => match account.config_mut().keys.iter_mut().find(|known| known.key_id == key) {
+                Some(key) => {
+                    let changed = key.revoked_at.is_none();
+                    key.revoked_at.get_or_insert(now);
+                    done(changed)
+                }
+                None => refused(Code::NotFound, "no such key"),
+            },
+            Change::KeyUsed(key) => {
+                let hour = now - now.rem_euclid(HOUR);
+                let key = account.config_mut().keys.iter_mut().find(|known| known.key_id == key);
+                let stale = key.filter(|key| key.last_used_at.is_none_or(|last| last < hour));
+                done(stale.map(|key| key.last_used_at = Some(hour)).is_some())
+            }
+            Change::Pause(pause) => self.pause(id, account, pause),
+            Change::Resume(resume) => self.resume(id, account, resume),
+            Change::CreateIdentity(identity) => create_identity(account, identity, now),
+            Change::SetIdentityStatus(set) => set_identity_status(account, &set, now),
+            Change::DeleteIdentity(name) => delete_identity(account, &name),
+            Change::CreateConfigSet(set) => create_set(account, set, now),
+            Change::PatchConfigSet(patch) => patch_set(account, patch),
+            Change::DeleteConfigSet(set) => {
+                match account.config.config_sets.iter().position(|known| known.config_set_id == set) {
+                    Some(at) => {
+                        account.remove_set(at);
+                        done(true)
+                    }
+                    None => no_set(),
+                }
+            }
+            Change::CreateDestination(create) => create_destination(account, create, now),
+            Change::PatchDestination(patch) => patch_destination(account, patch),
+            Change::DeleteDestination(name) => delete_destination(account, &name),
+            Change::CreateAccount(_) | Change::Claim(_) | Change::PutSuppression(_) | Change::DeleteSuppression(_) => {
+                done(false)
+            }
+        }
+    }
+
+    fn create_account(&mut self, id: AccountId, fields: AccountFields) -> Told {
+        if self.overlay.account(id).is_some() {
+            return refused(Code::InvalidRequest, "the account exists");
+        }
+        let mut account = Box::new(Account::new(AccountConfig {
+            account_id: id.bytes().to_vec(),
+            version: self.offset,
+            created_at: self.t.0,
+            ..AccountConfig::default()
+        }));
+        fill(account.config_mut(), fields);
+        self.overlay.put_account(id, account);
+        self.changed(id);
+        done(true)
+    }
+
+    fn claim(&mut self, claim: Claim, keys: &Keys) -> Told {
+        if let Some(told) = self.answered(claim.idempotency.as_ref(), keys) {
+            return told;
+        }
+        let outcome = Outcome::Claimed(claim.response);
+        if let Some(idempotency) = &claim.idempotency {
+            self.remember_answer(idempotency, keys, outcome.clone());
+        }
+        (outcome, false)
+    }
+
+    fn put_suppression(&mut self, id: AccountId, row: Suppression, keys: &Keys) -> Told {
+        let (Some(key), true) = (keys.suppressed.first(), self.overlay.account(id).is_some()) else {
+            return refused(Code::PartnerNotFound, "no such account");
+        };
+        let row = Suppression { created_at: self.t.0, event_id: None, ..row };
+        self.suppress(id, *key, row, true);
+        done(true)
+    }
+
+    fn delete_suppression(&mut self, id: AccountId, email: &str, keys: &Keys) -> Told {
+        let Some(key) = keys.suppressed.first().filter(|key| self.overlay.row(key).is_some()) else {
+            return refused(Code::NotFound, "the address is not on the suppression list");
+        };
+        self.overlay.put_row(*key, None);
+        self.effects.suppressions.push((id, SuppressionChange::Delete(address::fold(email).into_owned())));
+        done(true)
+    }
+
+    fn pause(&mut self, id: AccountId, account: &mut Account, pause: Pause) -> Told {
+        if account.config.status() == Status::Paused {
+            return done(false);
+        }
+        let counts = account.judged_counts(self.t);
+        self.change_status(
+            id,
+            account,
+            standing::Change {
+                to: Status::Paused,
+                kind: EventType::Paused,
+                rule: "manual",
+                numerator: counts.bounced,
+                denominator: counts.sent,
+                limit_ppm: 0,
+                event_id: String::new(),
+                reason: pause.reason,
+            },
+        );
+        done(true)
+    }
+
+    fn resume(&mut self, id: AccountId, account: &mut Account, resume: Resume) -> Told {
+        let mode = resume.mode.and_then(|mode| Mode::try_from(mode).ok());
+        let paused = account.config.status() == Status::Paused;
+        if paused {
+            let counts = account.judged_counts(self.t);
+            self.change_status(
+                id,
+                account,
+                standing::Change {
+                    to: Status::Healthy,
+                    kind: EventType::Resumed,
+                    rule: "manual",
+                    numerator: counts.bounced,
+                    denominator: counts.sent,
+                    limit_ppm: 0,
+                    event_id: String::new(),
+                    reason: resume.reason,
+                },
+            );
+            let now = self.t.0;
+            let config = account.config_mut();
+            config.resumed_at = Some(now);
+            config.epoch += 1;
+            account.restart_judging();
+        }
+        let other_mode = mode.filter(|mode| *mode != account.config.mode());
+        if let Some(mode) = other_mode {
+            let config = account.config_mut();
+            config.set_mode(mode);
+            // Back in the sandbox, an account has the sandbox's limits, whatever it was given before.
+            if mode == Mode::Sandbox {
+                (config.daily_send_quota, config.peak_send_rate_per_second) = (None, None);
+            }
+        }
+        done(paused || other_mode.is_some())
+    }
+}
+
+fn fill(config: &mut AccountConfig, fields: AccountFields) {
+    let AccountFields { name, contact_email, mode, policy, daily_send_quota, peak_send_rate_per_second, suspended } =
+        fields;
+    config.name = name.unwrap_or_else(|| std::mem::take(&mut config.name));
+    config.contact_email = contact_email.unwrap_or_else(|| std::mem::take(&mut config.contact_email));
+    config.mode = mode.unwrap_or(config.mode);
+    config.policy = policy.or(config.policy.take());
+    config.daily_send_quota = daily_send_quota.or(config.daily_send_quota);
+    config.peak_send_rate_per_second = peak_send_rate_per_second.or(config.peak_send_rate_per_second);
+    config.suspended = suspended.unwrap_or(config.suspended);
+}
+
+fn create_identity(account: &mut Account, identity: Identity, now: i64) -> Told {
+    match account.config.identity_position(identity.kind(), &identity.value) {
+        Ok(_) => refused(Code::IdentityExists, "the identity exists"),
+        Err(at) => {
+            let status = IdentityStatus::Pending as i32;
+            account.insert_identity(at, Identity { status, created_at: now, verified_at: None, ..identity });
+            done(true)
+        }
+    }
+}
+
+fn position(account: &Account, name: &IdentityName) -> Result<usize, Told> {
+    let kind = IdentityType::try_from(name.kind).unwrap_or(IdentityType::Domain);
+    let found = account.config.identity_position(kind, &name.value);
+    found.map_err(|_| refused(Code::IdentityNotFound, "no such identity"))
+}
+
+fn set_identity_status(account: &mut Account, set: &SetIdentityStatus, now: i64) -> Told {
+    let Some(name) = &set.identity else { return refused(Code::IdentityNotFound, "no such identity") };
+    match position(account, name) {
+        Ok(at) => {
+            let identity = &mut account.config_mut().identities[at];
+            let changed = identity.status != set.status;
+            identity.status = set.status;
+            if set.status() == IdentityStatus::Verified && changed {
+                identity.verified_at = Some(now);
+            }
+            done(changed)
+        }
+        Err(told) => told,
+    }
+}
+
+fn delete_identity(account: &mut Account, name: &IdentityName) -> Told {
+    match position(account, name) {
+        Ok(at) => {
+            account.remove_identity(at);
+            done(true)
+        }
+        Err(told) => told,
+    }
+}
+
+fn name_taken(name: &str) -> Told {
+    refused(Code::ConfigSetNameTaken, format!("a configuration set is called {name:?} already"))
+}
+
+fn create_set(account: &mut Account, set: ConfigSet, now: i64) -> Told {
+    let sets = &account.config.config_sets;
+    let Err(at) = sets.binary_search_by(|known| known.name.cmp(&set.name)) else { return name_taken(&set.name) };
+    if sets.len() >= MAX_CONFIG_SETS {
+        let message = format!("an account has at most {MAX_CONFIG_SETS} configuration sets");
+        return refused(Code::ConfigSetLimitReached, message);
+    }
+    account.insert_set(at, ConfigSet { created_at: now, destinations: Vec::new(), ..set });
+    done(true)
+}
+
+fn patch_set(account: &mut Account, patch: ConfigSetPatch) -> Told {
+    let sets = &account.config.config_sets;
+    let Some(at) = sets.iter().position(|set| set.config_set_id == patch.config_set_id) else { return no_set() };
+    let mut set = sets[at].clone();
+    if let Some(name) = patch.name.filter(|name| *name != set.name) {
+        if account.config.config_set(&name).is_some() {
+            return name_taken(&name);
+        }
+        set.name = name;
+    }
+    let text = |own: Option<String>, new: Option<String>| match new {
+        Some(new) => (!new.is_empty()).then_some(new),
+        None => own,
+    };
+    set.description = text(set.description.take(), patch.description);
+    set.customer_id = text(set.customer_id.take(), patch.customer_id);
+    set.sending_enabled = patch.sending_enabled.unwrap_or(set.sending_enabled);
+    set.reputation_tracking_enabled = patch.reputation_tracking_enabled.unwrap_or(set.reputation_tracking_enabled);
+    set.suppression_options = patch.suppression_options.unwrap_or(set.suppression_options);
+    if patch.has_tags {
+        set.tags = patch.tags;
+    }
+    account.move_set(at, set);
+    done(true)
+}
+
+fn set_mut<'a>(account: &'a mut Account, id: &[u8]) -> Option<&'a mut ConfigSet> {
+    account.config_mut().config_sets.iter_mut().find(|set| set.config_set_id == id)
+}
+
+fn create_destination(account: &mut Account, create: CreateDestination, now: i64) -> Told {
+    let (Some(set), Some(destination)) = (set_mut(account, &create.config_set_id), create.destination) else {
+        return no_set();
+    };
+    if set.destinations.len() >= MAX_DESTINATIONS {
+        let message = format!("a configuration set has at most {MAX_DESTINATIONS} event destinations");
+        return refused(Code::DestinationLimitReached, message);
+    }
+    set.destinations.push(Destination { created_at: now, ..destination });
+    done(true)
+}
+
+fn patch_destination(account: &mut Account, patch: DestinationPatch) -> Told {
+    let Some(name) = patch.destination else { return no_destination() };
+    let Some(set) = set_mut(account, &name.config_set_id) else { return no_set() };
+    let Some(dest) = set.destinations.iter_mut().find(|dest| dest.destination_id == name.destination_id) else {
+        return no_destination();
+    };
+    if let Some(name) = patch.name {
+        dest.name = name;
+    }
+    if let Some(url) = patch.webhook_url {
+        dest.webhook_url = url;
+    }
+    dest.sealed_secret = patch.sealed_secret.or(dest.sealed_secret.take());
+    if patch.has_matching_event_types {
+        dest.matching_event_types = patch.matching_event_types;
+    }
+    dest.dialect = patch.dialect.unwrap_or(dest.dialect);
+    dest.enabled = patch.enabled.unwrap_or(dest.enabled);
+    if patch.has_retry_schedule {
+        dest.retry_schedule_seconds = patch.retry_schedule_seconds;
+    }
+    done(true)
+}
+
+fn delete_destination(account: &mut Account, name: &DestinationName) -> Told {
+    let Some(set) = set_mut(account, &name.config_set_id) else { return no_set() };
+    let before = set.destinations.len();
+    set.destinations.retain(|dest| dest.destination_id != name.destination_id);
+    if set.destinations.len() == before { no_destination() } else { done(true) }
+}

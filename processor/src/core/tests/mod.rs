@@ -1,0 +1,7 @@
+//! The core against fixed scenarios and against a plain model.
+
+mod house;
+mod machine;
+mod properties;
+mod reference;
+mod scenarios;

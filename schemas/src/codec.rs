@@ -1,0 +1,57 @@
+//! How records become bytes: Protocol Buffers, with the format's version as the first field.
+//!
+//! The messages are written down for other languages in `schemas/proto/sendtrail.proto`. Fields are only ever added,
+//! so that an old record stays readable. A version is raised when an older program must not apply the record: it then
+//! halts the partition rather than lose what it cannot see.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::Error;
+use crate::event::Event;
+use crate::mail::{Attempt, DeadLetter, Mail};
+use crate::record::Record;
+
+/// The newest format that this program writes and reads.
+pub const VERSION: u32 = 1;
+
+/// A message that stands on a topic.
+pub trait Wire: Message + Default {
+    /// What to call it in an error.
+    const NAME: &'static str;
+
+    /// The format's version that the record names.
+    fn version(&self) -> u32;
+}
+
+macro_rules! wire {
+    ($($kind:ty => $name:literal),* $(,)?) => {
+        $(impl Wire for $kind {
+            const NAME: &'static str = $name;
+            fn version(&self) -> u32 {
+                self.version
+            }
+        })*
+    };
+}
+
+wire!(Record => "intake record", Event => "event", Mail => "mail", Attempt => "attempt", DeadLetter => "dead letter");
+
+/// A record as bytes.
+pub fn encode<W: Wire>(record: &W) -> Bytes {
+    Bytes::from(record.encode_to_vec())
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// [`Error::NewerVersion`] when a newer program wrote it: apply nothing more of this partition.
+/// [`Error::Malformed`] when it is not a record at all: a dead letter.
+pub fn decode<W: Wire>(bytes: &[u8]) -> Result<W, Error> {
+    let record = W::decode(bytes).map_err(|cause| Error::Malformed(format!("{}: {cause}", W::NAME)))?;
+    match record.version() {
+        0 => Err(Error::Malformed(format!("{} without a version", W::NAME))),
+        version if version > VERSION => Err(Error::NewerVersion { what: W::NAME, version }),
+        _ => Ok(record),
+    }
+}
