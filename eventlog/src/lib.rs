@@ -1,1 +1,115 @@
+//! The log that everything is folded over.
+//!
+//! [`EventLog`] is the port; [`embedded`] keeps the log in a local folder. [`contract`] is the suite that every
+//! implementation must pass.
 
+pub mod batch;
+mod clock;
+pub mod contract;
+pub mod embedded;
+
+use futures::future::BoxFuture;
+use sendtrail_schemas::topic::TopicPartition;
+use tokio::sync::watch;
+
+pub use batch::{Batch, Record, StoredBatch};
+pub use clock::Clock;
+
+/// What can go wrong with the log.
+#[derive(Debug, thiserror::Error, Clone)]
+pub enum Error {
+    /// The device did not take it. Nothing of the batch is in the log; the same batch may be tried again.
+    #[error("the log could not be written: {0}")]
+    Write(String),
+    /// What is on the device is in doubt (a failed fsync, a shut-down log): no append will succeed before a restart.
+    #[error("the log is out of service: {0}")]
+    Failed(String),
+    /// More waits to be written than may: try again shortly.
+    #[error("the log's queue is full")]
+    Full,
+    /// The offset is below what is kept.
+    #[error("{of}: offset {from} was trimmed, the first kept is {first}")]
+    Trimmed {
+        /// Of which partition.
+        of: TopicPartition,
+        /// What was asked for.
+        from: u64,
+        /// What is kept.
+        first: u64,
+    },
+    /// A batch would leave a hole in a dense sequence.
+    #[error("{of}: a batch begins at {first}, but the next number is {next}")]
+    Gap {
+        /// Of which partition.
+        of: TopicPartition,
+        /// Where the batch begins.
+        first: u64,
+        /// Where it should.
+        next: u64,
+    },
+    /// What is on the device is not what was written.
+    #[error("{file} is corrupt at byte {at}: {why}")]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// Where.
+        at: u64,
+        /// How it shows.
+        why: String,
+    },
+    /// The folder is not a log, or not one that was made with these settings.
+    #[error("{0}")]
+    Settings(String),
+    /// The device failed.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+/// How the log stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes appended but not durable yet.
+    pub queued_bytes: u64,
+    /// Bytes kept.
+    pub disk_bytes: u64,
+    /// Bytes that may be kept before intake is refused.
+    pub disk_budget: u64,
+    /// Why the log is out of service, if it is.
+    pub failed: Option<String>,
+}
+
+/// A durable log of topics and partitions, each a sequence of records numbered from 0 without holes.
+///
+/// Guarantees: a batch is in the log whole or not at all; an append that resolves is durable and in the order of its
+/// offset; readers see only what is durable, in order; the stamp of a batch never runs back within the log.
+pub trait EventLog: Send + Sync + 'static {
+    /// Appends a batch; resolves with the offset of its first record once it is durable.
+    ///
+    /// A batch with a `first_number` belongs to a dense sequence (offset = number): records whose number the log has
+    /// are dropped, so that outputs may be appended again after a crash; a hole is [`Error::Gap`].
+    fn append(&self, to: TopicPartition, batch: Batch) -> BoxFuture<'static, Result<u64, Error>>;
+
+    /// Batches from an offset on, up to about `max_bytes` but at least one if there is any; the first may begin before
+    /// the offset. Does not wait.
+    ///
+    /// # Errors
+    /// [`Error::Trimmed`] below what is kept; [`Error::Corrupt`] when the device does not return what was written.
+    fn read(&self, of: TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<StoredBatch>, Error>;
+
+    /// The offset after the last durable record, as it moves.
+    fn end(&self, of: TopicPartition) -> watch::Receiver<u64>;
+
+    /// Allows everything before an offset to be forgotten. Space is freed in larger pieces, some time after.
+    fn trim(&self, of: TopicPartition, before: u64);
+
+    /// How the log stands.
+    fn status(&self) -> Status;
+
+    /// The partitions that this process owns, as they change.
+    fn assignments(&self) -> watch::Receiver<Vec<u32>>;
+}

@@ -18,7 +18,7 @@ const START: Millis = Millis(20_000 * DAY + 7 * HOUR + 59 * MINUTE);
 
 #[derive(Clone, Debug)]
 enum Op {
-    Fact(EventFact, Option<i64>),
+    Fact(Box<EventFact>, Option<i64>),
     Wait(i64),
     CreateSet(u8, ConfigSet),
     PatchSet(u8, bool, i32),
@@ -117,7 +117,7 @@ fn op() -> impl Strategy<Value = Op> {
         Op::CreateSet(n, set)
     });
     prop_oneof![
-        60 => (fact(), offset).prop_map(|(fact, offset)| Op::Fact(fact, offset)),
+        60 => (fact(), offset).prop_map(|(fact, offset)| Op::Fact(Box::new(fact), offset)),
         10 => wait.prop_map(Op::Wait),
         3 => set,
         2 => (0u8..3, any::<bool>(), 0i32..4).prop_map(|(n, tracked, options)| Op::PatchSet(n, tracked, options)),
@@ -138,7 +138,7 @@ fn body(op: &Op, now: Millis) -> Option<Body> {
     let change = match op {
         Op::Fact(fact, offset) => {
             let occurred_at_nanos = offset.map(|offset| (now.0 + offset) * 1_000_000 + 7);
-            return Some(Body::Fact(EventFact { occurred_at_nanos, ..fact.clone() }));
+            return Some(Body::Fact(EventFact { occurred_at_nanos, ..(**fact).clone() }));
         }
         Op::Wait(_) | Op::Checkpoint | Op::Restart => return None,
         Op::CreateSet(_, set) => Change::CreateConfigSet(set.clone()),

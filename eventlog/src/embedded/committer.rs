@@ -1,0 +1,153 @@
+//! The one thread that writes: it numbers and stamps what was appended meanwhile, writes it at once, syncs once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sendtrail_schemas::time::Millis;
+use tokio::sync::oneshot;
+
+use super::frame::Frame;
+use super::segment::{Marks, Placed, Segment};
+use super::{Pending, Shared};
+use crate::Error;
+
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    folder: PathBuf,
+    segment: Option<Segment>,
+    next: Marks,
+    stamp: i64,
+    buffer: Vec<u8>,
+}
+
+/// A batch that is being written.
+struct Writing {
+    placed: Placed,
+    payload: Bytes,
+}
+
+type Answer = (oneshot::Sender<Result<u64, Error>>, Result<u64, Error>);
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, folder: PathBuf, segment: Option<Segment>) -> Self {
+        let (next, stamp) = {
+            let index = shared.index.read();
+            (index.marks(), index.last_stamp())
+        };
+        Self { shared, folder, segment, next, stamp, buffer: Vec::new() }
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            let pending = {
+                let mut queue = self.shared.queue.lock();
+                while queue.pending.is_empty() && !queue.closed {
+                    self.shared.work.wait(&mut queue);
+                }
+                if queue.pending.is_empty() {
+                    return;
+                }
+                std::mem::take(&mut queue.pending)
+            };
+            let bytes: u64 = pending.iter().map(|pending| pending.batch.bytes() as u64).sum();
+            let answers = self.commit(pending);
+            self.shared.queue.lock().bytes -= bytes;
+            for (done, answer) in answers {
+                // Whoever no longer waits has no use for the answer.
+                let _ = done.send(answer);
+            }
+        }
+    }
+
+    fn commit(&mut self, pending: Vec<Pending>) -> Vec<Answer> {
+        if let Err(error) = self.make_room() {
+            return refuse(pending, &error);
+        }
+        let before = self.next.clone();
+        let (answers, writing) = self.lay_out(pending);
+        match self.write(writing) {
+            Ok(()) => answers,
+            Err(error) => {
+                self.next = before;
+                if let Error::Failed(why) = &error {
+                    tracing::error!(%why, "the log is out of service");
+                    self.shared.queue.lock().failed = Some(why.clone());
+                }
+                answers.into_iter().map(|(done, answer)| (done, answer.and(Err(error.clone())))).collect()
+            }
+        }
+    }
+
+    /// Begins a new segment when the last one is full.
+    fn make_room(&mut self) -> Result<(), Error> {
+        let full = self.shared.options.segment_bytes;
+        if self.segment.as_ref().is_some_and(|segment| segment.length() < full) {
+            return Ok(());
+        }
+        let number = self.segment.as_ref().map_or(0, |segment| segment.number + 1);
+        let segment = Segment::create(&self.folder, number, &self.next)?;
+        let mut index = self.shared.index.write();
+        index.add_segment(number, segment.reader()?, segment.path.clone(), segment.length(), Marks::new());
+        drop(index);
+        self.segment = Some(segment);
+        Ok(())
+    }
+
+    /// Numbers and stamps batches and lays their frames into the buffer.
+    fn lay_out(&mut self, pending: Vec<Pending>) -> (Vec<Answer>, Vec<Writing>) {
+        self.buffer.clear();
+        self.stamp = self.stamp.max(Millis::wall().0);
+        let group = self.segment.as_ref().map_or(0, Segment::length);
+        let mut answers = Vec::with_capacity(pending.len());
+        let mut writing = Vec::with_capacity(pending.len());
+        for Pending { to, batch, done } in pending {
+            let next = self.next.entry(to).or_default();
+            let first = batch.first_number().unwrap_or(*next);
+            if first > *next {
+                answers.push((done, Err(Error::Gap { of: to, first, next: *next })));
+                continue;
+            }
+            // What the log has already is dropped.
+            let (payload, count) = batch.freeze(u32::try_from(*next - first).unwrap_or(u32::MAX));
+            answers.push((done, Ok(first)));
+            if count == 0 {
+                continue;
+            }
+            let frame = Frame {
+                of: to,
+                count,
+                base_offset: *next,
+                stamp: self.stamp,
+                group: group as u32,
+                length: payload.len() as u32,
+            };
+            let placed = Placed { frame, at: group + self.buffer.len() as u64 };
+            frame.write(&payload, &mut self.buffer);
+            *next += u64::from(count);
+            writing.push(Writing { placed, payload });
+        }
+        (answers, writing)
+    }
+
+    fn write(&mut self, writing: Vec<Writing>) -> Result<(), Error> {
+        let Some(segment) = self.segment.as_mut().filter(|_| !writing.is_empty()) else { return Ok(()) };
+        segment.append(&self.buffer)?;
+        let cache = self.shared.options.cache_bytes;
+        let mut index = self.shared.index.write();
+        for Writing { placed, payload } in &writing {
+            index.add(segment.number, *placed, Some(payload.clone()), cache);
+        }
+        drop(index);
+        for Writing { placed, .. } in &writing {
+            if let Some(end) = self.shared.ends.get(&placed.frame.of) {
+                end.send_replace(placed.frame.base_offset + u64::from(placed.frame.count));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse(pending: Vec<Pending>, error: &Error) -> Vec<Answer> {
+    pending.into_iter().map(|pending| (pending.done, Err(error.clone()))).collect()
+}
