@@ -7,6 +7,9 @@ pub mod batch;
 mod clock;
 pub mod contract;
 pub mod embedded;
+mod pulse;
+mod replies;
+mod retention;
 
 use futures::future::BoxFuture;
 use sendtrail_schemas::topic::TopicPartition;
@@ -14,6 +17,9 @@ use tokio::sync::watch;
 
 pub use batch::{Batch, Record, StoredBatch};
 pub use clock::Clock;
+pub use pulse::Pulse;
+pub use replies::{LocalReplies, Replies, Waiting};
+pub use retention::{Reader, Retention};
 
 /// What can go wrong with the log.
 #[derive(Debug, thiserror::Error, Clone)]

@@ -1,0 +1,444 @@
+//! The owner of one partition: reads intake in order, steps, makes outputs durable, answers, checkpoints.
+//!
+//! ```text
+//! thread:    read → decode → load keys → step → encode outputs ─┐ bounded
+//! completer: outputs durable → views → answers → applied        ◄┘
+//!            checkpoint, once all outputs before it are durable → trim
+//! ```
+
+mod completer;
+mod prepare;
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+use sendtrail_eventlog::{Batch, Clock, EventLog, Pulse, Replies, Retention};
+use sendtrail_schemas::codec;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::problem::Problem;
+use sendtrail_schemas::record::{Body, Decision, Outcome, Record, Refusal, Settings, Skip};
+use sendtrail_schemas::reputation::Reputation;
+use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::core::effects::Effects;
+use crate::core::overlay::{Keys, Overlay};
+use crate::core::step::{skip, step};
+use crate::store::Writes;
+use crate::{Error, Store, Views};
+use completer::{Completer, Work};
+use prepare::{Prepared, prepare};
+
+/// Bytes of intake that are stepped together.
+const READ_BYTES: usize = 512 << 10;
+/// How long to wait before going back to the checkpoint after a failure.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// What the owner of a partition works with.
+pub struct Partition {
+    /// Which.
+    pub number: u32,
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The state.
+    pub store: Store,
+    /// What others see of it.
+    pub views: Views,
+    /// Where decisions go.
+    pub replies: Arc<dyn Replies>,
+    /// What others see of its progress.
+    pub pulse: Arc<Pulse>,
+    /// What may be trimmed.
+    pub retention: Arc<Retention>,
+    /// Moved by records on a simulated log.
+    pub clock: Clock,
+    /// What the logic is to read besides records; becomes a record when it differs from the state.
+    pub settings: Settings,
+    /// How often the state is made durable.
+    pub checkpoint_every: Duration,
+}
+
+/// A question about an account, answered between batches.
+pub struct Inquiry {
+    /// Which.
+    pub account: AccountId,
+    /// Answered once everything before this offset is applied.
+    pub after: u64,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Option<Reputation>>,
+}
+
+/// Where questions go.
+pub type Inquiries = mpsc::Sender<Inquiry>;
+
+/// A running partition.
+pub struct PartitionHandle {
+    /// Where questions go.
+    pub inquiries: Inquiries,
+    thread: JoinHandle<()>,
+}
+
+impl PartitionHandle {
+    /// Waits until the partition has applied what is in the log, made its last checkpoint and ended.
+    pub fn join(self) {
+        drop(self.inquiries);
+        // A panic outside a step was logged by the panic hook.
+        let _ = self.thread.join();
+    }
+}
+
+/// Why a session ended.
+enum Ended {
+    Stopped,
+    /// Go back to the checkpoint.
+    Again(String),
+    /// Apply nothing more.
+    Halted(String),
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self::Again(error.to_string())
+    }
+}
+
+impl Partition {
+    /// Starts the partition on a thread of its own. It ends when `stop` is cancelled and intake is applied.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when no thread can be started.
+    pub fn start(self, stop: CancellationToken) -> Result<PartitionHandle, Error> {
+        let (inquiries, questions) = mpsc::channel(1_024);
+        let handle = Handle::current();
+        let name = format!("partition-{}", self.number);
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || self.run(&handle, questions, &stop))
+            .map_err(|cause| Error::Io { what: format!("start {name}"), cause })?;
+        Ok(PartitionHandle { inquiries, thread })
+    }
+
+    fn run(self, handle: &Handle, mut questions: mpsc::Receiver<Inquiry>, stop: &CancellationToken) {
+        loop {
+            match self.session(handle, &mut questions, stop) {
+                Ended::Stopped => return,
+                Ended::Again(why) => {
+                    counter!("sendtrail_partition_restarts_total").increment(1);
+                    tracing::error!(partition = self.number, %why, "going back to the checkpoint");
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    std::thread::sleep(BACKOFF);
+                }
+                Ended::Halted(why) => {
+                    tracing::error!(partition = self.number, %why, "the partition is halted");
+                    self.pulse.halt(why);
+                    handle.block_on(stop.cancelled());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn intake(&self) -> TopicPartition {
+        TopicPartition::new(Topic::Intake, self.number)
+    }
+
+    /// From the last checkpoint until something ends it.
+    fn session(&self, handle: &Handle, questions: &mut mpsc::Receiver<Inquiry>, stop: &CancellationToken) -> Ended {
+        let mut session = match Session::begin(self, handle) {
+            Ok(session) => session,
+            Err(ended) => return ended,
+        };
+        let ended = loop {
+            if let Err(ended) = session.turn(questions, stop) {
+                break ended;
+            }
+        };
+        session.end(ended)
+    }
+}
+
+struct Session<'a> {
+    of: &'a Partition,
+    handle: &'a Handle,
+    overlay: Overlay,
+    /// Records that must not be applied, with the reason.
+    skips: HashMap<u64, String>,
+    end: watch::Receiver<u64>,
+    completer: Completer,
+    checkpointed: Instant,
+    dirty: bool,
+    waiting: Vec<Inquiry>,
+    effects: Effects,
+}
+
+impl<'a> Session<'a> {
+    fn begin(of: &'a Partition, handle: &'a Handle) -> Result<Self, Ended> {
+        let progress = of.store.progress(of.number)?.unwrap_or_default();
+        let end = of.log.end(of.intake());
+        let (skips, announced) = scan(of, progress.next_offset, *end.borrow())?;
+        let known = announced.or_else(|| progress.settings.clone());
+        if known.as_ref() != Some(&of.settings) {
+            let record = Record {
+                version: codec::VERSION,
+                body: Some(Body::Settings(of.settings.clone())),
+                ..Record::default()
+            };
+            append(of, handle, &record)?;
+        }
+        of.pulse.set_applied(progress.next_offset);
+        let completer = Completer::start(of, handle);
+        let overlay = Overlay::new(of.number, progress);
+        Ok(Self {
+            of,
+            handle,
+            overlay,
+            skips,
+            end,
+            completer,
+            checkpointed: Instant::now(),
+            dirty: false,
+            waiting: Vec::new(),
+            effects: Effects::default(),
+        })
+    }
+
+    /// Applies what there is, or waits for something to do.
+    fn turn(&mut self, questions: &mut mpsc::Receiver<Inquiry>, stop: &CancellationToken) -> Result<(), Ended> {
+        self.completer.check()?;
+        self.checkpoint_if_due()?;
+        while let Ok(inquiry) = questions.try_recv() {
+            self.waiting.push(inquiry);
+        }
+        self.answer_questions();
+        let next = self.overlay.progress.next_offset;
+        if *self.end.borrow_and_update() > next {
+            return self.apply();
+        }
+        self.of.pulse.set_pending_since(None);
+        if stop.is_cancelled() {
+            return Err(Ended::Stopped);
+        }
+        // Woken by new records, questions, the end, or the next checkpoint.
+        let nap = if self.dirty { self.of.checkpoint_every } else { Duration::from_secs(5) };
+        self.handle.block_on(async {
+            tokio::select! {
+                _ = self.end.changed() => {}
+                Some(inquiry) = questions.recv() => self.waiting.push(inquiry),
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(nap) => {}
+            }
+        });
+        Ok(())
+    }
+
+    /// Reads a piece of intake and steps it.
+    fn apply(&mut self) -> Result<(), Ended> {
+        let (of, next) = (self.of, self.overlay.progress.next_offset);
+        let batches = of.log.read(of.intake(), next, READ_BYTES).map_err(Error::from)?;
+        of.pulse.set_pending_since(batches.first().map(|batch| batch.received_at));
+        let records = batches.iter().flat_map(|batch| batch.records(next));
+        for record in records {
+            let (offset, received_at) = (record.offset, Millis(record.received_at));
+            match prepare(&record, &self.skips) {
+                Prepared::Step(record, keys) => self.step(*record, &keys, offset, received_at)?,
+                Prepared::Skip(payload, reason) => {
+                    let reason = reason.to_owned();
+                    skip(&mut self.overlay, payload.to_vec(), &reason, offset, received_at, &mut self.effects);
+                    // What made it necessary must not be stepped again after the next restart.
+                    self.checkpointed -= of.checkpoint_every;
+                }
+                Prepared::Poison(reason) => {
+                    self.poison(offset, reason)?;
+                    break;
+                }
+                Prepared::Newer(why) => {
+                    self.emit()?;
+                    return Err(Ended::Halted(format!("intake record {offset}: {why}")));
+                }
+            }
+        }
+        self.emit()
+    }
+
+    fn step(&mut self, record: Record, keys: &Keys, offset: u64, received_at: Millis) -> Result<(), Ended> {
+        self.load(keys)?;
+        let (overlay, effects) = (&mut self.overlay, &mut self.effects);
+        let waiting = record.reply_to;
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            tests::panic_if_asked(&record);
+            step(overlay, record, keys, offset, received_at, effects);
+        }));
+        stepped.map_err(|panic| {
+            // The overlay is in doubt, and so are the effects of this piece: both are thrown away.
+            let reason = format!("the logic panicked: {}", panic_text(&*panic));
+            if let Some(reply_to) = waiting {
+                self.of.replies.tell(reply_to, Decision { offset, replayed: false, outcome: Some(at_fault()) });
+            }
+            match self.announce_skip(offset, &reason) {
+                Ok(()) => Ended::Again(format!("intake record {offset}: {reason}")),
+                Err(ended) => ended,
+            }
+        })
+    }
+
+    fn load(&mut self, keys: &Keys) -> Result<(), Ended> {
+        let (store, partition) = (&self.of.store, self.of.number);
+        if let Some(id) = keys.account
+            && self.overlay.lacks_account(id)
+        {
+            self.overlay.load_account(id, store.account(partition, id)?);
+        }
+        for key in keys.rows() {
+            if self.overlay.lacks_row(key) {
+                self.overlay.load_row(*key, store.row(partition, key)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Something that cannot be decoded: announced as a skip, then skipped when it is read again.
+    fn poison(&mut self, offset: u64, reason: String) -> Result<(), Ended> {
+        self.announce_skip(offset, &reason)?;
+        self.skips.insert(offset, reason);
+        Ok(())
+    }
+
+    /// The skip is a record of its own, durable before anything after it is applied.
+    fn announce_skip(&self, offset: u64, reason: &str) -> Result<(), Ended> {
+        counter!("sendtrail_dead_letters_total").increment(1);
+        tracing::error!(partition = self.of.number, offset, %reason, "an intake record becomes a dead letter");
+        let body = Some(Body::Skip(Skip { offset, reason: reason.to_owned() }));
+        append(self.of, self.handle, &Record { version: codec::VERSION, body, ..Record::default() })
+    }
+
+    /// Hands the effects of this piece on.
+    fn emit(&mut self) -> Result<(), Ended> {
+        let (progress, effects) = (&self.overlay.progress, &mut self.effects);
+        self.dirty = true;
+        self.of.clock.reached(Millis(progress.last_t));
+        counter!("sendtrail_events_total").increment(effects.events.len() as u64);
+        let mut appends = Vec::new();
+        let mut append = |topic, batch: Batch| {
+            if !batch.is_empty() {
+                appends.push(self.of.log.append(TopicPartition::new(topic, self.of.number), batch));
+            }
+        };
+        append(Topic::Events, numbered(progress.next_event, &effects.events));
+        append(Topic::Mail, numbered(progress.next_mail, &effects.mail));
+        append(Topic::DeadLetter, numbered(progress.next_dead_letter, &effects.dead_letters));
+        let changed = std::mem::take(&mut effects.changed);
+        let next_offset = progress.next_offset;
+        let (decisions, suppressions) =
+            (std::mem::take(&mut effects.decisions), std::mem::take(&mut effects.suppressions));
+        effects.clear();
+        let changed = changed.into_iter().filter_map(|id| self.overlay.account(id).map(|a| a.config.clone())).collect();
+        self.completer.give(Work::Outputs { appends, changed, suppressions, decisions, next_offset })
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<(), Ended> {
+        if !self.dirty || self.checkpointed.elapsed() < self.of.checkpoint_every || !self.completer.is_committed() {
+            return Ok(());
+        }
+        self.checkpoint()
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Ended> {
+        let writes = Writes::take(&mut self.overlay);
+        let (rows, accounts) = self.overlay.held();
+        gauge!("sendtrail_state_rows_in_memory", "partition" => self.of.number.to_string()).set(rows as f64);
+        gauge!("sendtrail_accounts_in_memory", "partition" => self.of.number.to_string()).set(accounts as f64);
+        self.checkpointed = Instant::now();
+        self.dirty = false;
+        self.completer.commit(writes)
+    }
+
+    fn answer_questions(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let applied = self.overlay.progress.next_offset;
+        for inquiry in std::mem::take(&mut self.waiting) {
+            if inquiry.after > applied {
+                self.waiting.push(inquiry);
+                continue;
+            }
+            let loaded = self.load(&Keys { account: Some(inquiry.account), ..Keys::default() });
+            let answer = loaded.ok().and_then(|()| self.overlay.account(inquiry.account)).map(|a| a.reputation());
+            // Whoever asked may have gone.
+            let _ = inquiry.answer.send(answer);
+        }
+    }
+
+    /// Makes a last checkpoint when all is well, and waits until nothing is on its way any more: the next session must
+    /// not read a store that still changes.
+    fn end(mut self, ended: Ended) -> Ended {
+        let last = if matches!(ended, Ended::Stopped) { self.last_checkpoint() } else { Ok(()) };
+        self.completer.finish(self.handle);
+        last.err().unwrap_or(ended)
+    }
+
+    fn last_checkpoint(&mut self) -> Result<(), Ended> {
+        while !self.completer.is_committed() {
+            self.completer.check()?;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.dirty { self.checkpoint() } else { Ok(()) }
+    }
+}
+
+/// What a request is told whose record cannot be applied.
+fn at_fault() -> Outcome {
+    let Problem { code, message, .. } = Problem::internal();
+    Outcome::Refused(Refusal { code: code.name().into(), message, retry_after_seconds: None })
+}
+
+/// A batch of a dense sequence whose last record has the number before `next`.
+fn numbered(next: u64, records: &[impl prost::Message]) -> Batch {
+    let mut batch = Batch::numbered(next - records.len() as u64);
+    records.iter().for_each(|record| batch.push(record));
+    batch
+}
+
+fn append(of: &Partition, handle: &Handle, record: &Record) -> Result<(), Ended> {
+    let mut batch = Batch::new();
+    batch.push(record);
+    handle.block_on(of.log.append(of.intake(), batch)).map(|_| ()).map_err(|error| Error::from(error).into())
+}
+
+/// Looks ahead, before anything is stepped: which records later ones tell to skip, and the last settings told.
+fn scan(of: &Partition, from: u64, end: u64) -> Result<(HashMap<u64, String>, Option<Settings>), Ended> {
+    let (mut skips, mut settings) = (HashMap::new(), None);
+    let mut next = from;
+    while next < end {
+        let batches = of.log.read(of.intake(), next, READ_BYTES).map_err(Error::from)?;
+        let Some(last) = batches.last() else { break };
+        for record in batches.iter().flat_map(|batch| batch.records(next)) {
+            match codec::decode::<Record>(&record.value).map(|record| record.body) {
+                Ok(Some(Body::Skip(skip))) => drop(skips.insert(skip.offset, skip.reason)),
+                Ok(Some(Body::Settings(told))) => settings = Some(told),
+                _ => {}
+            }
+        }
+        next = last.next_offset();
+    }
+    Ok((skips, settings))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+#[cfg(test)]
+mod tests;

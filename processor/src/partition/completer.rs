@@ -1,0 +1,176 @@
+//! What happens once outputs are durable, in the order in which they were made.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use futures::future::{BoxFuture, join_all};
+use metrics::histogram;
+use parking_lot::Mutex;
+use sendtrail_eventlog::{Pulse, Reader, Replies, Retention};
+use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::record::{Decision, ReplyTo};
+use sendtrail_schemas::topic::TopicPartition;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::{Ended, Ordering, Partition};
+use crate::core::effects::SuppressionChange;
+use crate::store::Writes;
+use crate::{Error, Store, Views};
+
+/// Pieces of intake whose outputs may be on their way at once.
+const IN_FLIGHT: usize = 16;
+
+/// One piece of work.
+pub enum Work {
+    /// Outputs, and what follows from them once they are durable.
+    Outputs {
+        appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
+        changed: Vec<Arc<AccountConfig>>,
+        suppressions: Vec<(AccountId, SuppressionChange)>,
+        decisions: Vec<(ReplyTo, Decision)>,
+        next_offset: u64,
+    },
+    /// A checkpoint of everything before.
+    Checkpoint(Box<Writes>),
+}
+
+/// The task that completes pieces of work in order.
+pub struct Completer {
+    work: mpsc::Sender<Work>,
+    task: JoinHandle<()>,
+    committed: Arc<AtomicBool>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+struct Task {
+    intake: TopicPartition,
+    store: Store,
+    views: Views,
+    replies: Arc<dyn Replies>,
+    pulse: Arc<Pulse>,
+    retention: Arc<Retention>,
+    committed: Arc<AtomicBool>,
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+impl Completer {
+    pub fn start(of: &Partition, handle: &Handle) -> Self {
+        let (work, pieces) = mpsc::channel(IN_FLIGHT);
+        let committed = Arc::new(AtomicBool::new(true));
+        let failure = Arc::new(Mutex::new(None));
+        let task = Task {
+            intake: of.intake(),
+            store: of.store.clone(),
+            views: of.views.clone(),
+            replies: of.replies.clone(),
+            pulse: of.pulse.clone(),
+            retention: of.retention.clone(),
+            committed: committed.clone(),
+            failure: failure.clone(),
+        };
+        Self { work, task: handle.spawn(task.run(pieces)), committed, failure }
+    }
+
+    /// Hands a piece of work over, waiting for room.
+    pub fn give(&self, work: Work) -> Result<(), Ended> {
+        self.work.blocking_send(work).map_err(|_| self.why())
+    }
+
+    /// Hands a checkpoint over.
+    pub fn commit(&self, writes: Writes) -> Result<(), Ended> {
+        self.committed.store(false, Ordering::Release);
+        self.give(Work::Checkpoint(Box::new(writes)))
+    }
+
+    /// Whether the last checkpoint is durable.
+    pub fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// Whether all goes well.
+    pub fn check(&self) -> Result<(), Ended> {
+        if self.failure.lock().is_some() { Err(self.why()) } else { Ok(()) }
+    }
+
+    fn why(&self) -> Ended {
+        Ended::Again(self.failure.lock().clone().unwrap_or_else(|| "the completer ended".into()))
+    }
+
+    /// Waits for everything handed over.
+    pub fn finish(self, handle: &Handle) {
+        drop(self.work);
+        // A panic in it was logged by the panic hook.
+        let _ = handle.block_on(self.task);
+    }
+}
+
+impl Task {
+    async fn run(self, mut pieces: mpsc::Receiver<Work>) {
+        let mut committing: Option<JoinHandle<()>> = None;
+        while let Some(work) = pieces.recv().await {
+            let done = match work {
+                Work::Outputs { appends, changed, suppressions, decisions, next_offset } => {
+                    self.complete(appends, changed, suppressions, decisions, next_offset).await
+                }
+                Work::Checkpoint(writes) => {
+                    committing = Some(self.checkpoint(*writes));
+                    Ok(())
+                }
+            };
+            if let Err(error) = done {
+                *self.failure.lock() = Some(error.to_string());
+                break;
+            }
+        }
+        if let Some(committing) = committing {
+            // Its own failure is noted by itself.
+            let _ = committing.await;
+        }
+    }
+
+    async fn complete(
+        &self,
+        appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
+        changed: Vec<Arc<AccountConfig>>,
+        suppressions: Vec<(AccountId, SuppressionChange)>,
+        decisions: Vec<(ReplyTo, Decision)>,
+        next_offset: u64,
+    ) -> Result<(), Error> {
+        for appended in join_all(appends).await {
+            appended?;
+        }
+        for config in changed {
+            self.views.publish(config)?;
+        }
+        for (account, change) in &suppressions {
+            self.views.note(*account, change)?;
+        }
+        self.pulse.set_applied(next_offset);
+        for (reply_to, decision) in decisions {
+            self.replies.tell(reply_to, decision);
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint beside the work that goes on; everything before it is durable.
+    fn checkpoint(&self, writes: Writes) -> JoinHandle<()> {
+        let (store, retention, intake) = (self.store.clone(), self.retention.clone(), self.intake);
+        let (committed, failure) = (self.committed.clone(), self.failure.clone());
+        tokio::task::spawn_blocking(move || {
+            let (next_offset, rows) = (writes.next_offset(), writes.len());
+            let begun = std::time::Instant::now();
+            match store.commit(intake.partition, writes) {
+                Ok(()) => {
+                    histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
+                    tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
+                    retention.passed(Reader::Processor, intake, next_offset);
+                    committed.store(true, Ordering::Release);
+                }
+                Err(error) => *failure.lock() = Some(format!("checkpoint: {error}")),
+            }
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! A partition on a real log and a real store.
+
+use std::path::Path;
+
+use sendtrail_eventlog::LocalReplies;
+use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_schemas::account::Mode;
+use sendtrail_schemas::directory::Directory;
+use sendtrail_schemas::event::{Event, EventFact};
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::mail::DeadLetter;
+use sendtrail_schemas::record::{AccountFields, Change, Command};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::core::step::default_settings;
+
+const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
+
+/// Lets a test stand in for a fault of the logic.
+pub(super) fn panic_if_asked(record: &Record) {
+    if let Some(Body::Fact(fact)) = &record.body {
+        assert!(fact.message_id != "panic", "asked to");
+    }
+}
+
+struct House {
+    log: Arc<EmbeddedLog>,
+    directory: Arc<Directory>,
+    replies: Arc<LocalReplies>,
+    pulse: Arc<Pulse>,
+    stop: CancellationToken,
+    running: PartitionHandle,
+}
+
+impl House {
+    fn open(log: &Path, state: &Path) -> Self {
+        let options = Options { partitions: 1, ..Options::default() };
+        let log = Arc::new(EmbeddedLog::open(log, options).unwrap());
+        let store = Store::open(state, 1, 1 << 20).unwrap();
+        let directory = Arc::new(Directory::default());
+        let replies = Arc::new(LocalReplies::new(1));
+        let pulse = Arc::new(Pulse::default());
+        let stop = CancellationToken::new();
+        let running = Partition {
+            number: 0,
+            log: log.clone(),
+            store: store.clone(),
+            views: Views::open(&store, directory.clone()).unwrap(),
+            replies: replies.clone(),
+            pulse: pulse.clone(),
+            retention: Arc::new(Retention::new(log.clone())),
+            clock: Clock::wall(),
+            settings: default_settings(),
+            checkpoint_every: Duration::from_millis(20),
+        }
+        .start(stop.clone())
+        .unwrap();
+        Self { log, directory, replies, pulse, stop, running }
+    }
+
+    async fn close(self) {
+        self.stop.cancel();
+        tokio::task::spawn_blocking(|| self.running.join()).await.unwrap();
+    }
+
+    async fn put(&self, body: Body) -> u64 {
+        self.put_bytes(&codec::encode(&Record {
+            version: 1,
+            account_id: ACCOUNT.bytes().to_vec(),
+            body: Some(body),
+            ..Record::default()
+        }))
+        .await
+    }
+
+    async fn put_bytes(&self, bytes: &[u8]) -> u64 {
+        let mut batch = Batch::new();
+        batch.push_bytes(bytes);
+        self.log.append(TopicPartition::new(Topic::Intake, 0), batch).await.unwrap()
+    }
+
+    async fn fact(&self, message: &str) -> u64 {
+        let fact = EventFact {
+            kind: EventType::Send as i32,
+            message_id: message.into(),
+            recipient: "a@b.co".into(),
+            ..EventFact::default()
+        };
+        self.put(Body::Fact(fact)).await
+    }
+
+    async fn create_account(&self) {
+        let fields = AccountFields { mode: Some(Mode::Production as i32), ..AccountFields::default() };
+        self.put(Body::Command(Command { change: Some(Change::CreateAccount(fields)) })).await;
+    }
+
+    async fn applied(&self, offset: u64) {
+        let mut applied = self.pulse.applied();
+        let wait = applied.wait_for(|next| *next > offset);
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("applied in time").unwrap();
+    }
+
+    fn all<W: codec::Wire>(&self, topic: Topic) -> Vec<W> {
+        let batches = self.log.read(TopicPartition::new(topic, 0), 0, usize::MAX).unwrap();
+        batches.iter().flat_map(|batch| batch.records(0)).map(|record| codec::decode(&record.value).unwrap()).collect()
+    }
+
+    fn messages(&self) -> Vec<String> {
+        let events: Vec<Event> = self.all(Topic::Events);
+        assert!(events.iter().enumerate().all(|(at, event)| event.seq == at as u64));
+        events.into_iter().map(|event| event.message_id).collect()
+    }
+
+    async fn sent(&self) -> u64 {
+        let (answer, wait) = oneshot::channel();
+        let after = *self.log.end(TopicPartition::new(Topic::Intake, 0)).borrow();
+        self.running.inquiries.send(Inquiry { account: ACCOUNT, after, answer }).await.ok().unwrap();
+        let reputation = wait.await.unwrap().unwrap();
+        reputation.window.at(Millis::wall()).sent
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn goes_on_from_the_checkpoint_and_from_nothing_alike() {
+    let (log, state, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    house.fact("m1").await;
+    let last = house.fact("m2").await;
+    house.applied(last).await;
+    assert!(house.directory.account(ACCOUNT).is_some());
+    house.close().await;
+
+    // From the checkpoint: a duplicate is known, a new one goes on.
+    let house = House::open(log.path(), state.path());
+    assert!(house.directory.account(ACCOUNT).is_some(), "views are there before anything is stepped");
+    house.fact("m2").await;
+    let last = house.fact("m3").await;
+    house.applied(last).await;
+    assert_eq!(house.messages(), ["m1", "m2", "m3"]);
+    assert_eq!(house.sent().await, 3);
+    house.close().await;
+
+    // From nothing, as after a crash before the first checkpoint: the log drops what it has.
+    let house = House::open(log.path(), other.path());
+    house.fact("m3").await;
+    let last = house.fact("m4").await;
+    house.applied(last).await;
+    assert_eq!(house.messages(), ["m1", "m2", "m3", "m4"]);
+    assert_eq!(house.sent().await, 4);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_applied_becomes_a_dead_letter_and_the_rest_goes_on() {
+    let (log, state, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    house.fact("m1").await;
+    let rubbish = house.put_bytes(b"\xff\xff rubbish").await;
+    house.fact("m2").await;
+    let panics = house.fact("panic").await;
+    house.fact("m3").await;
+    let empty = house.put_bytes(&codec::encode(&Record { version: 1, ..Record::default() })).await;
+    let last = house.fact("m4").await;
+    house.applied(last).await;
+    assert_eq!(house.messages(), ["m1", "m2", "m3", "m4"]);
+    let check = |house: &House| {
+        let letters: Vec<DeadLetter> = house.all(Topic::DeadLetter);
+        assert_eq!(letters.iter().map(|letter| letter.offset).collect::<Vec<_>>(), [rubbish, panics, empty]);
+        assert_eq!(letters[0].payload, b"\xff\xff rubbish");
+        assert!(letters[1].reason.contains("asked to"), "{}", letters[1].reason);
+        assert!(letters.iter().enumerate().all(|(at, letter)| letter.seq == at as u64));
+    };
+    check(&house);
+    house.close().await;
+
+    // A replay from nothing skips the same records at the same places.
+    let house = House::open(log.path(), other.path());
+    let last = house.fact("m5").await;
+    house.applied(last).await;
+    assert_eq!(house.messages(), ["m1", "m2", "m3", "m4", "m5"]);
+    check(&house);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_record_panics_is_told_so() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    let mut waiting = house.replies.expect();
+    let fact = EventFact { message_id: "panic".into(), ..EventFact::default() };
+    let record = Record {
+        version: 1,
+        account_id: ACCOUNT.bytes().to_vec(),
+        reply_to: Some(waiting.reply_to),
+        body: Some(Body::Fact(fact)),
+        ..Record::default()
+    };
+    house.put_bytes(&codec::encode(&record)).await;
+    let decision = waiting.decision().await.unwrap();
+    assert!(matches!(decision.outcome, Some(Outcome::Refused(refusal)) if refusal.code == "INTERNAL_ERROR"));
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_a_newer_version_halts_the_partition() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    let before = house.fact("m1").await;
+    house.put_bytes(&codec::encode(&Record { version: codec::VERSION + 1, ..Record::default() })).await;
+    house.fact("m2").await;
+    house.applied(before).await;
+    let halted = async {
+        loop {
+            if let Some(why) = house.pulse.halted() {
+                return why;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let why = tokio::time::timeout(Duration::from_secs(20), halted).await.unwrap();
+    assert!(why.contains("upgrade"), "{why}");
+    assert_eq!(house.messages(), ["m1"]);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_settings_become_a_record() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.applied(0).await;
+    let settings = |house: &House| -> Vec<Settings> {
+        let records: Vec<Record> = house.all(Topic::Intake);
+        let told = records.into_iter().filter_map(|record| match record.body {
+            Some(Body::Settings(settings)) => Some(settings),
+            _ => None,
+        });
+        told.collect()
+    };
+    assert_eq!(settings(&house), [default_settings()]);
+    house.close().await;
+    let house = House::open(log.path(), state.path());
+    assert_eq!(settings(&house).len(), 1, "the same settings are not told again");
+    house.close().await;
+}

@@ -1,0 +1,230 @@
+//! The state at rest: an LSM that takes a checkpoint of a partition whole or not at all.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use prost::Message;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::time::Millis;
+
+use crate::Error;
+use crate::core::account::Account;
+use crate::core::overlay::{Overlay, Progress, StoreKey};
+use crate::core::rows::{Row, RowKey, is_expired};
+
+const ROWS: &str = "state.rows";
+
+/// The LSM. Keys begin with the partition, two bytes.
+#[derive(Clone)]
+pub struct Store {
+    database: Database,
+    partitions: Keyspace,
+    accounts: Keyspace,
+    rows: Keyspace,
+    hours: Arc<Hours>,
+}
+
+/// The log's hour in each partition: what was forgotten by then may be dropped.
+struct Hours(Vec<AtomicU32>);
+
+/// What a checkpoint writes.
+#[derive(Default)]
+pub struct Writes {
+    rows: Vec<(StoreKey, Option<Vec<u8>>)>,
+    progress: Progress,
+}
+
+impl Writes {
+    /// Everything that is out of date in an overlay. The checkpoint before must be committed.
+    pub fn take(overlay: &mut Overlay) -> Self {
+        let mut rows = Vec::new();
+        overlay.checkpoint(|key, value| rows.push((key, value)));
+        Self { rows, progress: overlay.progress.clone() }
+    }
+
+    /// The offset from which a restart steps again.
+    pub fn next_offset(&self) -> u64 {
+        self.progress.next_offset
+    }
+
+    /// How many rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
+impl Store {
+    /// Opens the store of a folder, or makes one. `cache_bytes` bounds the blocks kept in memory.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn open(folder: &Path, partitions: u32, cache_bytes: u64) -> Result<Self, Error> {
+        let hours = Arc::new(Hours((0..partitions).map(|_| AtomicU32::new(0)).collect()));
+        let of_rows = hours.clone();
+        let database = Database::builder(folder)
+            .cache_size(cache_bytes)
+            .with_compaction_filter_factories(Arc::new(move |name| {
+                let factory: Arc<dyn Factory> = Arc::new(Expiry(of_rows.clone()));
+                (name == ROWS).then_some(factory)
+            }))
+            .open()?;
+        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
+        Ok(Self {
+            partitions: keyspace("state.partitions")?,
+            accounts: keyspace("state.accounts")?,
+            rows: keyspace(ROWS)?,
+            hours,
+            database,
+        })
+    }
+
+    /// The database, for keyspaces that are not state.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Where a partition stands; nothing of it was ever written when this is `None`.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when the row is not what it should be.
+    pub fn progress(&self, partition: u32) -> Result<Option<Progress>, Error> {
+        let Some(value) = self.partitions.get(prefix(partition))? else { return Ok(None) };
+        let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("progress row: {cause}"));
+        Ok(Some(Progress::decode(&value[..]).map_err(malformed)?))
+    }
+
+    /// An account, whole.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn account(&self, partition: u32, id: AccountId) -> Result<Option<Account>, Error> {
+        let mut start = prefix(partition).to_vec();
+        start.extend_from_slice(id.bytes());
+        let rows = self.accounts.prefix(start).map(|row| row.into_inner()).collect::<Result<Vec<_>, _>>()?;
+        let rows = rows.iter().filter_map(|(key, value)| Some((key.get(2..)?, &value[..])));
+        Ok(Account::restore(rows)?)
+    }
+
+    /// A row.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when the row is not what it should be.
+    pub fn row(&self, partition: u32, key: &RowKey) -> Result<Option<Row>, Error> {
+        let value = self.rows.get(full_key(partition, &key.bytes()))?;
+        Ok(value.map(|value| Row::decode(key.kind, &value)).transpose()?)
+    }
+
+    /// Writes a checkpoint, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: nothing of it is there after a restart.
+    pub fn commit(&self, partition: u32, writes: Writes) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        for (key, value) in writes.rows {
+            let (keyspace, key) = match key {
+                StoreKey::Account(key) => (&self.accounts, full_key(partition, &key)),
+                StoreKey::Row(key) => (&self.rows, full_key(partition, &key)),
+            };
+            match value {
+                Some(value) => batch.insert(keyspace, key, value),
+                None => batch.remove(keyspace, key),
+            }
+        }
+        batch.insert(&self.partitions, prefix(partition), writes.progress.encode_to_vec());
+        batch.commit()?;
+        if let Some(hour) = self.hours.0.get(partition as usize) {
+            hour.store(Millis(writes.progress.last_t).hour().max(0) as u32, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+fn prefix(partition: u32) -> [u8; 2] {
+    (partition as u16).to_be_bytes()
+}
+
+fn full_key(partition: u32, key: &[u8; 33]) -> [u8; 35] {
+    let mut full = [0u8; 35];
+    full[..2].copy_from_slice(&prefix(partition));
+    full[2..].copy_from_slice(key);
+    full
+}
+
+/// Drops rows that mean nothing any more when their files are merged.
+struct Expiry(Arc<Hours>);
+
+impl Factory for Expiry {
+    fn name(&self) -> &str {
+        "expiry"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        Box::new(ExpiryFilter(self.0.0.iter().map(|hour| hour.load(Ordering::Relaxed)).collect()))
+    }
+}
+
+struct ExpiryFilter(Vec<u32>);
+
+impl CompactionFilter for ExpiryFilter {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        let partition = item.key().first_chunk::<2>().map(|bytes| usize::from(u16::from_be_bytes(*bytes)));
+        let Some(hour) = partition.and_then(|partition| self.0.get(partition)) else { return Ok(Verdict::Keep) };
+        Ok(if is_expired(&item.value()?, *hour) { Verdict::Remove } else { Verdict::Keep })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::rows::FactSeen;
+    use crate::core::rows::RowKind;
+    use sendtrail_schemas::time::HOUR;
+    use tempfile::TempDir;
+    use uuid::Uuid;
+
+    fn key(hash: u128) -> RowKey {
+        RowKey { account: AccountId(Uuid::from_u128(1)), kind: RowKind::Fact, hash }
+    }
+
+    fn write(store: &Store, partition: u32, hash: u128, at: i64, t: i64) {
+        let mut overlay = Overlay::new(partition, Progress { next_offset: 5, last_t: t, ..Progress::default() });
+        overlay.put_row(key(hash), Some(Row::Fact(FactSeen { at, horizon_hours: 72 })));
+        store.commit(partition, Writes::take(&mut overlay)).unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_reads_back_after_a_restart_and_partitions_are_apart() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
+        assert_eq!(store.progress(1).unwrap(), None);
+        write(&store, 1, 9, HOUR, HOUR);
+        drop(store);
+        let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
+        assert_eq!(store.progress(1).unwrap().unwrap().next_offset, 5);
+        assert!(store.row(1, &key(9)).unwrap().is_some());
+        assert!(store.row(0, &key(9)).unwrap().is_none());
+        assert!(store.account(1, AccountId(Uuid::from_u128(1))).unwrap().is_none());
+    }
+
+    #[test]
+    fn merging_drops_what_the_logs_time_has_forgotten() {
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
+        write(&store, 0, 1, 0, 0);
+        write(&store, 1, 1, 0, 0);
+        write(&store, 0, 2, 100 * HOUR, 100 * HOUR);
+        store.rows.rotate_memtable_and_wait().unwrap();
+        store.rows.major_compact().unwrap();
+        assert!(store.row(0, &key(1)).unwrap().is_none());
+        assert!(store.row(0, &key(2)).unwrap().is_some());
+        assert!(store.row(1, &key(1)).unwrap().is_some(), "the other partition's time stands still");
+    }
+}

@@ -1,0 +1,121 @@
+//! What other roles see of accounts: written as soon as a change is certain, ahead of checkpoints.
+//!
+//! A change is certain once its record is in the log, for stepping it again gives the same. Views are kept beside the
+//! state, never read by it.
+
+use std::sync::Arc;
+
+use fjall::{Keyspace, KeyspaceCreateOptions};
+use prost::Message;
+use sendtrail_schemas::account::{AccountConfig, Suppression};
+use sendtrail_schemas::address;
+use sendtrail_schemas::directory::Directory;
+use sendtrail_schemas::ids::AccountId;
+
+use crate::core::effects::SuppressionChange;
+use crate::{Error, Store};
+
+/// Account views and suppression lists.
+#[derive(Clone)]
+pub struct Views {
+    accounts: Keyspace,
+    suppressions: Keyspace,
+    directory: Arc<Directory>,
+}
+
+impl Views {
+    /// Opens the views beside a store and publishes every account to the directory.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a view is not what it should be.
+    pub fn open(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
+        let keyspace = |name: &str| store.database().keyspace(name, KeyspaceCreateOptions::default);
+        let views =
+            Self { accounts: keyspace("view.accounts")?, suppressions: keyspace("view.suppressions")?, directory };
+        for row in views.accounts.iter() {
+            let (_, value) = row.into_inner()?;
+            let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("account view: {cause}"));
+            views.directory.publish(Arc::new(AccountConfig::decode(&value[..]).map_err(malformed)?));
+        }
+        Ok(views)
+    }
+
+    /// The directory that these views feed.
+    pub fn directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Publishes an account.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn publish(&self, config: Arc<AccountConfig>) -> Result<(), Error> {
+        self.accounts.insert(config.account_id.as_slice(), config.encode_to_vec())?;
+        self.directory.publish(config);
+        Ok(())
+    }
+
+    /// Notes a change of a suppression list.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn note(&self, account: AccountId, change: &SuppressionChange) -> Result<(), Error> {
+        match change {
+            SuppressionChange::Put(row) => {
+                self.suppressions.insert(suppression_key(account, &row.email), row.encode_to_vec())?;
+            }
+            SuppressionChange::Delete(email) => self.suppressions.remove(suppression_key(account, email))?,
+        }
+        Ok(())
+    }
+
+    /// Suppressed addresses after `after` (lower-cased), in the order of addresses, as far as `keep` wants them.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn suppressions(
+        &self,
+        account: AccountId,
+        after: Option<&str>,
+        limit: usize,
+        keep: impl Fn(&Suppression) -> bool,
+    ) -> Result<Vec<Suppression>, Error> {
+        let mut start = account.bytes().to_vec();
+        if let Some(after) = after {
+            start.extend_from_slice(after.as_bytes());
+            start.push(0);
+        }
+        let mut found = Vec::new();
+        for row in self.suppressions.range(start..) {
+            let (key, value) = row.into_inner()?;
+            if !key.starts_with(account.bytes()) || found.len() >= limit {
+                break;
+            }
+            let row = read_suppression(&value)?;
+            if keep(&row) {
+                found.push(row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A suppressed address.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when the row is not what it should be.
+    pub fn suppression(&self, account: AccountId, email: &str) -> Result<Option<Suppression>, Error> {
+        let value = self.suppressions.get(suppression_key(account, email))?;
+        value.map(|value| read_suppression(&value)).transpose()
+    }
+}
+
+fn suppression_key(account: AccountId, email: &str) -> Vec<u8> {
+    let mut key = account.bytes().to_vec();
+    key.extend_from_slice(address::fold(email).as_bytes());
+    key
+}
+
+fn read_suppression(value: &[u8]) -> Result<Suppression, Error> {
+    let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("suppression row: {cause}"));
+    Ok(Suppression::decode(value).map_err(malformed)?)
+}
