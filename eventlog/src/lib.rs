@@ -4,6 +4,7 @@
 //! implementation must pass.
 
 pub mod batch;
+mod blobs;
 mod clock;
 pub mod contract;
 pub mod embedded;
@@ -16,6 +17,7 @@ use sendtrail_schemas::topic::TopicPartition;
 use tokio::sync::watch;
 
 pub use batch::{Batch, Record, StoredBatch};
+pub use blobs::Blobs;
 pub use clock::Clock;
 pub use pulse::Pulse;
 pub use replies::{LocalReplies, Replies, Waiting};

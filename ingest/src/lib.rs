@@ -1,1 +1,161 @@
+//! The write side: everything that a request may change goes from here into the log.
 
+pub mod admission;
+pub mod auth;
+mod body;
+mod intake;
+pub mod mime;
+mod routes;
+mod submit;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sendtrail_eventlog::{Blobs, Clock, EventLog, Pulse, Replies};
+use sendtrail_schemas::account::Suppression;
+use sendtrail_schemas::directory::Directory;
+use sendtrail_schemas::ids::{AccountId, KeyId};
+use sendtrail_schemas::mail::DeadLetter;
+use sendtrail_schemas::secret::Vault;
+use sendtrail_schemas::time::Hour;
+
+pub use routes::{admin_routes, partner_routes};
+
+/// What can go wrong at the door, besides what is the client's.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log failed.
+    #[error("the log: {0}")]
+    Log(#[from] sendtrail_eventlog::Error),
+    /// Something behind a port failed.
+    #[error("{0}")]
+    Port(String),
+}
+
+/// Suppression lists, as whoever keeps them shows them.
+pub trait Suppressions: Send + Sync + 'static {
+    /// Addresses after `after` (lower-cased), in the order of addresses, with a reason or a part of the address if
+    /// given, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Port`].
+    fn list(&self, account: AccountId, query: &SuppressionQuery) -> Result<Vec<Suppression>, Error>;
+
+    /// One address.
+    ///
+    /// # Errors
+    /// [`Error::Port`].
+    fn get(&self, account: AccountId, email: &str) -> Result<Option<Suppression>, Error>;
+}
+
+/// What to list.
+#[derive(Clone, Debug, Default)]
+pub struct SuppressionQuery {
+    /// After this address, lower-cased.
+    pub after: Option<String>,
+    /// `BOUNCE`, `COMPLAINT`, `UNSUBSCRIBE` or `MANUAL`.
+    pub reason: Option<String>,
+    /// A part of the address, lower-cased.
+    pub search: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Dead letters, as whoever keeps them shows them.
+pub trait DeadLetters: Send + Sync + 'static {
+    /// From a place on, in the order of partitions and numbers, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Port`].
+    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error>;
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`Error::Port`].
+    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, Error>;
+}
+
+/// What the door goes by; see `config.default.toml`.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How far behind a partition may be before `/events` is refused.
+    pub max_lag: Duration,
+    /// How long a send or a command waits for its decision.
+    pub decision_timeout: Duration,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// Bytes of a body, unpacked.
+    pub max_body_bytes: usize,
+    /// Events of one request.
+    pub max_events: usize,
+    /// The domain in the DNS records that identities are asked for.
+    pub mail_domain: String,
+    /// The DKIM selector in them.
+    pub dkim_selector: String,
+    /// Whether webhooks may be posted to `http://`.
+    pub allow_http_webhooks: bool,
+    /// Content larger than this goes to the blob store.
+    pub inline_bytes: usize,
+}
+
+/// The write side of one process.
+#[derive(Clone)]
+pub struct Ingest {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    guard: admission::SendGuard,
+    used_keys: Mutex<HashSet<(KeyId, Hour)>>,
+}
+
+/// What the write side is made of.
+pub struct Parts {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// Where decisions come from.
+    pub replies: Arc<dyn Replies>,
+    /// Every account.
+    pub directory: Arc<Directory>,
+    /// How far processors are, by partition.
+    pub pulses: Vec<Arc<Pulse>>,
+    /// Large bodies.
+    pub blobs: Blobs,
+    /// Seals secrets.
+    pub vault: Vault,
+    /// What time it is.
+    pub clock: Clock,
+    /// Suppression lists.
+    pub suppressions: Arc<dyn Suppressions>,
+    /// Dead letters.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// SHA-256 of the administrator's key.
+    pub admin_key_hash: [u8; 32],
+    /// What the door goes by.
+    pub limits: Limits,
+}
+
+impl Ingest {
+    /// A write side.
+    pub fn new(parts: Parts) -> Self {
+        let inner = Inner { parts, guard: admission::SendGuard::default(), used_keys: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.inner.parts
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.inner.parts.limits
+    }
+
+    /// The partition of an account.
+    fn partition(&self, account: AccountId) -> u32 {
+        sendtrail_schemas::topic::partition_of(account, self.parts().pulses.len() as u32)
+    }
+}

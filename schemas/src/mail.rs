@@ -1,5 +1,6 @@
 //! Messages accepted for sending, what they hold, and what became of records and webhooks.
 
+use crate::Error;
 use crate::record::Recipient;
 
 /// One record of `sendtrail.mail`: a message and the recipients it goes to.
@@ -88,6 +89,24 @@ pub struct MailContent {
     /// Attached files.
     #[prost(message, repeated, tag = "3")]
     pub attachments: Vec<Attachment>,
+}
+
+/// Bytes of a message's content when encoded.
+pub fn encoded_len(content: &MailContent) -> usize {
+    prost::Message::encoded_len(content)
+}
+
+/// A message's content as the blob store keeps it.
+pub fn encode(content: &MailContent) -> Vec<u8> {
+    prost::Message::encode_to_vec(content)
+}
+
+/// Reads what the blob store kept.
+///
+/// # Errors
+/// [`Error::Malformed`].
+pub fn decode(bytes: &[u8]) -> Result<MailContent, Error> {
+    prost::Message::decode(bytes).map_err(|cause| Error::Malformed(format!("mail content: {cause}")))
 }
 
 /// An attached file.

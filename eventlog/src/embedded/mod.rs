@@ -23,7 +23,9 @@ use crate::batch::{Batch, StoredBatch};
 use crate::{Error, EventLog, Status};
 use committer::Committer;
 use index::Index;
-use segment::{Segment, io, list, sync_folder};
+use segment::{Segment, list};
+
+pub(crate) use segment::{io, sync_folder};
 
 /// How the log is kept. `partitions` and `simulated` are fixed when it is made.
 #[derive(Clone, Debug)]

@@ -1,0 +1,96 @@
+//! Who calls: a partner by an account's key, or the administrator.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use sendtrail_schemas::account::KeyForm;
+use sendtrail_schemas::directory::{KeyOwner, hash_key, same_hash};
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::record::{Body, Change, Command};
+
+use crate::Ingest;
+
+/// Length of a native key (S2: "64 characters").
+pub const KEY_LENGTH: usize = 64;
+
+/// The bearer token of a request.
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let value = headers
+        .get(header::AUTHORIZATION)
+        .ok_or_else(|| Problem::new(Code::MissingAuth, "send your API key: Authorization: Bearer pk_live_…"))?;
+    let malformed = || Problem::new(Code::InvalidKeyFormat, "the Authorization header is not 'Bearer <key>'");
+    let (scheme, token) = value.to_str().map_err(|_| malformed())?.split_once(' ').ok_or_else(malformed)?;
+    if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(malformed()) }
+}
+
+fn is_native(key: &str) -> bool {
+    let of_form = key.strip_prefix(KeyForm::PkLive.name()).and_then(|rest| rest.strip_prefix('_'));
+    key.len() == KEY_LENGTH && of_form.is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+}
+
+/// Lets a partner's request through with its [`KeyOwner`] as an extension.
+pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: Next) -> Result<Response, Problem> {
+    let key = bearer(request.headers())?;
+    if !is_native(key) {
+        return Err(Problem::new(Code::InvalidKeyFormat, "a key is pk_live_ and 56 letters and digits"));
+    }
+    let unknown = || Problem::new(Code::KeyNotFound, "the key was revoked or never existed");
+    let owner = ingest.parts().directory.authenticate(key).ok_or_else(unknown)?;
+    if owner.account.suspended {
+        return Err(Problem::new(Code::KeyInactive, "the account is suspended"));
+    }
+    ingest.note_use(&owner);
+    request.extensions_mut().insert(owner);
+    Ok(next.run(request).await)
+}
+
+/// Lets the administrator's request through.
+pub async fn admin(State(ingest): State<Ingest>, request: Request, next: Next) -> Result<Response, Problem> {
+    let key = bearer(request.headers())?;
+    if !same_hash(&hash_key(key), &ingest.parts().admin_key_hash) {
+        return Err(Problem::new(Code::KeyNotFound, "this is not the administrator's key"));
+    }
+    Ok(next.run(request).await)
+}
+
+/// Keys whose use was noted this hour; beyond, all are noted again.
+const REMEMBERED: usize = 100_000;
+
+impl Ingest {
+    /// Notes, once an hour, that a key is used.
+    fn note_use(&self, owner: &KeyOwner) {
+        let now = self.parts().clock.now();
+        let key = owner.account.keys.iter().find(|key| key.key_id == owner.key.bytes());
+        let noted = key.and_then(|key| key.last_used_at);
+        if noted.is_some_and(|last| last / sendtrail_schemas::time::HOUR >= i64::from(now.hour())) {
+            return;
+        }
+        {
+            let mut used = self.inner.used_keys.lock();
+            if used.len() >= REMEMBERED {
+                used.clear();
+            }
+            if !used.insert((owner.key, now.hour())) {
+                return;
+            }
+        }
+        let change = Some(Change::KeyUsed(owner.key.bytes().to_vec()));
+        let appended = self.append(owner.account.id(), None, None, Body::Command(Command { change }));
+        // Not worth waiting for, nor a refusal: the next hour notes it again.
+        tokio::spawn(async move { drop(appended.await) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_native_key_has_64_characters() {
+        assert!(is_native(&format!("pk_live_{}", "aB3".repeat(19).get(..56).unwrap())));
+        assert!(!is_native(&format!("pk_live_{}", "a".repeat(55))));
+        assert!(!is_native(&format!("sk_live_{}", "a".repeat(56))));
+        assert!(!is_native(&format!("pk_live_{}-", "a".repeat(55))));
+    }
+}

@@ -1,0 +1,99 @@
+//! Delivery events as they are sent to us: our own form, and Amazon SES's.
+
+pub mod native;
+pub mod ses;
+mod split;
+
+use sendtrail_schemas::event::EventFact;
+use sendtrail_schemas::problem::Code;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+pub use split::split;
+
+/// Longest identifier of a message, an event or a customer, bytes.
+pub const MAX_ID: usize = 512;
+/// Longest subject or From, bytes (RFC 5322 §2.1.1 bounds a line at 998).
+pub const MAX_HEADER: usize = 998;
+/// Tags of one event or message.
+pub const MAX_TAGS: usize = 50;
+/// Longest name or value of a tag, bytes.
+pub const MAX_TAG: usize = 256;
+/// Longest metadata, bytes of JSON.
+pub const MAX_METADATA: usize = 32 << 10;
+
+/// An event that was not taken, by its place in the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Rejection {
+    /// Place in the array, or among the lines that are not empty, from 0.
+    pub index: usize,
+    /// The stable code.
+    #[schema(value_type = String)]
+    pub error: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Why an event is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    code: Code,
+    message: String,
+}
+
+impl Fault {
+    fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, message)
+    }
+
+    /// As the reply tells it.
+    pub fn at(self, index: usize) -> Rejection {
+        Rejection { index, error: self.code.name(), message: self.message }
+    }
+}
+
+/// Checks what any form of an event must keep to.
+fn check(fact: &EventFact) -> Result<(), Fault> {
+    let bounded = |name: &str, text: Option<&String>, most: usize| match text {
+        Some(text) if text.len() > most => Err(Fault::invalid(format!("{name} has more than {most} bytes"))),
+        Some(text) if text.contains('\0') => Err(Fault::invalid(format!("{name} holds a NUL"))),
+        _ => Ok(()),
+    };
+    if fact.message_id.is_empty() {
+        return Err(Fault::invalid("message_id is missing"));
+    }
+    if !sendtrail_schemas::address::is_valid(&fact.recipient) {
+        let message = if fact.recipient.is_empty() {
+            "recipient is missing".to_owned()
+        } else {
+            format!("recipient {:?} is not an e-mail address", fact.recipient)
+        };
+        return Err(Fault::new(Code::BadRecipient, message));
+    }
+    bounded("message_id", Some(&fact.message_id), MAX_ID)?;
+    bounded("event_id", fact.event_id.as_ref(), MAX_ID)?;
+    bounded("send_id", fact.send_id.as_ref(), MAX_ID)?;
+    bounded("customer_id", fact.customer_id.as_ref(), MAX_ID)?;
+    bounded("configuration_set_name", fact.configuration_set_name.as_ref(), MAX_TAG)?;
+    bounded("from", fact.from.as_ref(), MAX_HEADER)?;
+    bounded("subject", fact.subject.as_ref(), MAX_HEADER)?;
+    bounded("metadata", fact.metadata.as_ref(), MAX_METADATA)?;
+    check_tags(&fact.tags).map_err(Fault::invalid)
+}
+
+/// Checks tags, of events and of messages alike.
+pub fn check_tags(tags: &sendtrail_schemas::event::Tags) -> Result<(), String> {
+    if tags.len() > MAX_TAGS {
+        return Err(format!("more than {MAX_TAGS} tags"));
+    }
+    let fits = |text: &String| text.len() <= MAX_TAG && !text.contains('\0');
+    if tags.iter().all(|(name, value)| !name.is_empty() && fits(name) && fits(value)) {
+        Ok(())
+    } else {
+        Err(format!("a tag has a name of 1 to {MAX_TAG} bytes and a value of at most {MAX_TAG}"))
+    }
+}

@@ -1,0 +1,117 @@
+//! Dead letters, for the operator: look, and try again.
+
+use axum::extract::State;
+use axum::response::Response;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use sendtrail_eventlog::Batch;
+use sendtrail_schemas::mail::DeadLetter;
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+use serde::{Deserialize, Serialize};
+
+use super::{Path, Query, ok, page};
+use crate::Ingest;
+use crate::submit::log_problem;
+
+#[derive(Serialize)]
+struct LetterView {
+    partition: u32,
+    seq: u64,
+    topic: String,
+    offset: u64,
+    at: Millis,
+    reason: String,
+    payload_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
+}
+
+fn view(letter: &DeadLetter, whole: bool) -> LetterView {
+    LetterView {
+        partition: letter.partition,
+        seq: letter.seq,
+        topic: letter.topic.clone(),
+        offset: letter.offset,
+        at: Millis(letter.at),
+        reason: letter.reason.clone(),
+        payload_bytes: letter.payload.len(),
+        payload_base64: whole.then(|| BASE64_STANDARD.encode(&letter.payload)),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Letters {
+    dead_letters: Vec<LetterView>,
+    next_cursor: Option<String>,
+}
+
+/// List dead letters, in the order of partitions and numbers.
+#[utoipa::path(get, path = "/dead-letters", tag = "admin",
+    params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
+    responses((status = 200, description = "dead letters")))]
+pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
+    let limit = page(query.limit.as_deref())?;
+    let malformed = || Problem::new(Code::InvalidParam, "cursor is not one of ours");
+    let from = match query.cursor.as_deref() {
+        None => (0, 0),
+        Some(cursor) => {
+            let (partition, seq) = cursor.split_once('-').ok_or_else(malformed)?;
+            (partition.parse().map_err(|_| malformed())?, seq.parse().map_err(|_| malformed())?)
+        }
+    };
+    let found = ingest.parts().dead_letters.list(from, limit + 1)?;
+    let next_cursor = found.get(limit).map(|letter| format!("{}-{}", letter.partition, letter.seq));
+    let dead_letters = found.iter().take(limit).map(|letter| view(letter, false)).collect();
+    Ok(ok(Letters { dead_letters, next_cursor }))
+}
+
+fn find(ingest: &Ingest, partition: u32, seq: u64) -> Result<DeadLetter, Problem> {
+    let found = ingest.parts().dead_letters.get(partition, seq)?;
+    found.ok_or_else(|| Problem::new(Code::NotFound, "no such dead letter"))
+}
+
+#[derive(Serialize)]
+struct One {
+    dead_letter: LetterView,
+}
+
+/// Show a dead letter with its payload.
+#[utoipa::path(get, path = "/dead-letters/{partition}/{seq}", tag = "admin",
+    params(("partition" = u32, Path), ("seq" = u64, Path)),
+    responses((status = 200, description = "the dead letter"), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn get(
+    State(ingest): State<Ingest>,
+    Path((partition, seq)): Path<(u32, u64)>,
+) -> Result<Response, Problem> {
+    Ok(ok(One { dead_letter: view(&find(&ingest, partition, seq)?, true) }))
+}
+
+#[derive(Serialize)]
+struct Retried {
+    partition: u32,
+    offset: u64,
+}
+
+/// Put a dead letter's record back at the end of intake, as it was.
+#[utoipa::path(post, path = "/dead-letters/{partition}/{seq}/retry", tag = "admin",
+    params(("partition" = u32, Path), ("seq" = u64, Path)),
+    responses((status = 200, description = "where it stands now"), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn retry(
+    State(ingest): State<Ingest>,
+    Path((partition, seq)): Path<(u32, u64)>,
+) -> Result<Response, Problem> {
+    let letter = find(&ingest, partition, seq)?;
+    let mut batch = Batch::new();
+    batch.push_bytes(&letter.payload);
+    let appended = ingest.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch).await;
+    let offset = appended.map_err(|error| log_problem(&error))?;
+    Ok(ok(Retried { partition, offset }))
+}

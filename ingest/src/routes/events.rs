@@ -1,0 +1,132 @@
+//! Event intake: partners stream what happened to their messages.
+
+use axum::Extension;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use metrics::counter;
+use sendtrail_schemas::directory::KeyOwner;
+use sendtrail_schemas::event::EventFact;
+use sendtrail_schemas::ids::hash128;
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::record::{Body, Change, Claim, Command, Idempotency, Outcome};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::send::{idempotency, replayed};
+use super::{Query, invalid};
+use crate::Ingest;
+use crate::admission::Kind;
+use crate::body::Payload;
+use crate::intake::{Rejection, native, ses, split};
+use crate::submit::{Stamp, refused};
+
+#[derive(Deserialize)]
+pub(super) struct Format {
+    format: Option<String>,
+}
+
+/// What was taken.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Accepted {
+    success: bool,
+    /// Valid events, duplicates included: they are found later.
+    accepted: usize,
+    rejected: Vec<Rejection>,
+}
+
+/// Stream events in: a JSON object, an array, or NDJSON; optionally gzip or zstd; up to 10,000 events and 16 MiB.
+///
+/// The good ones are kept, durable when this answers; each bad one is named with its index. With `format=ses` each
+/// document is one that Amazon SES publishes, bare or in an SNS or EventBridge envelope.
+#[utoipa::path(post, path = "/events", tag = "events", request_body = native::NativeEvent,
+    params(("format" = Option<String>, Query, description = "`native` (default) or `ses`"),
+        ("Idempotency-Key" = Option<String>, Header, description = "honoured for 24 hours")),
+    responses((status = 200, description = "what was taken", body = Accepted), (status = 400, description = "INVALID_REQUEST, MISSING_PARAM"),
+        (status = 409, description = "IDEMPOTENCY_MISMATCH"), (status = 413, description = "PAYLOAD_TOO_LARGE"),
+        (status = 415, description = "UNSUPPORTED_MEDIA_TYPE"), (status = 503, description = "UNAVAILABLE, DB_UNAVAILABLE")))]
+pub(super) async fn post_events(
+    State(ingest): State<Ingest>,
+    Extension(owner): Extension<KeyOwner>,
+    Query(Format { format }): Query<Format>,
+    headers: HeaderMap,
+    stamp: Stamp,
+    payload: Payload,
+) -> Result<Response, Problem> {
+    let ses = match format.as_deref() {
+        None | Some("native") => false,
+        Some("ses") => true,
+        Some(other) => {
+            return Err(Problem::new(Code::InvalidParam, format!("format {other:?} is neither native nor ses")));
+        }
+    };
+    let account = owner.account.id();
+    ingest.admit(Kind::Events, ingest.partition(account))?;
+    let (mut facts, rejected) = read(&payload, ses, ingest.limits().max_events)?;
+    let reply = Accepted { success: true, accepted: facts.len(), rejected };
+    let body = serde_json::to_vec(&reply).map_err(|_| Problem::internal())?;
+    let claimed = match idempotency(&headers, "events", &payload.bytes)? {
+        Some(key) => {
+            lend_identities(&mut facts, &key);
+            claim(&ingest, account, stamp, key, body.clone()).await?
+        }
+        None => None,
+    };
+    // Also when the claim was made before: whoever made it may have been cut off here, and facts are counted once.
+    ingest.append_facts(account, stamp, facts).await?;
+    counter!("sendtrail_events_accepted_total").increment(reply.accepted as u64);
+    counter!("sendtrail_events_rejected_total").increment(reply.rejected.len() as u64);
+    let json = |body: Vec<u8>| ([("content-type", "application/json")], body).into_response();
+    Ok(match claimed {
+        Some(earlier) => replayed(json(earlier)),
+        None => json(body),
+    })
+}
+
+/// The events of a body, and what was rejected.
+fn read(payload: &Payload, ses: bool, most: usize) -> Result<(Vec<EventFact>, Vec<Rejection>), Problem> {
+    let items = split(&payload.bytes, payload.lines, most)?;
+    let mut facts = Vec::with_capacity(items.len());
+    let mut rejected = Vec::new();
+    for (index, text) in items.into_iter().enumerate() {
+        if ses {
+            match ses::read(text) {
+                Ok(found) => facts.extend(found),
+                Err(fault) => rejected.push(fault.at(index)),
+            }
+        } else {
+            match native::read(text) {
+                Ok(fact) => facts.push(fact),
+                Err(fault) => rejected.push(fault.at(index)),
+            }
+        }
+    }
+    Ok((facts, rejected))
+}
+
+/// An event that nothing else tells apart is told apart by the key and its place, so that repeating the request is safe.
+fn lend_identities(facts: &mut [EventFact], key: &Idempotency) {
+    for (index, fact) in facts.iter_mut().enumerate() {
+        if fact.event_id.is_none() && fact.occurred_at_nanos.is_none() {
+            let hash = hash128(&[key.key.as_bytes(), &key.body_hash, &index.to_le_bytes()]);
+            fact.lent_identity = Some(hash.to_be_bytes().to_vec());
+        }
+    }
+}
+
+/// Claims a key; the answer it holds from an earlier request, if there was one.
+async fn claim(
+    ingest: &Ingest,
+    account: sendtrail_schemas::ids::AccountId,
+    stamp: Stamp,
+    key: Idempotency,
+    response: Vec<u8>,
+) -> Result<Option<Vec<u8>>, Problem> {
+    let change = Some(Change::Claim(Claim { idempotency: Some(key), response }));
+    let decision = ingest.decide(account, stamp, Body::Command(Command { change })).await?;
+    match decision.outcome {
+        Some(Outcome::Claimed(earlier)) => Ok(decision.replayed.then_some(earlier)),
+        Some(Outcome::Refused(refusal)) => Err(refused(refusal)),
+        _ => Err(invalid("the Idempotency-Key was used for something else")),
+    }
+}

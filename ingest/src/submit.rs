@@ -1,0 +1,160 @@
+//! From a request to a record, and from its decision to an answer.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts as RequestParts;
+use sendtrail_eventlog::Batch;
+use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::codec;
+use sendtrail_schemas::event::EventFact;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::record::{Body, Change, Command, Decision, Outcome, Record, Refusal, ReplyTo};
+use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+use std::sync::Arc;
+
+use crate::admission::Kind;
+use crate::{Error, Ingest};
+
+/// Tells a simulated log what time it is: RFC 3339. Without meaning on any other log.
+pub const SIMULATED_TIME: &str = "x-simulated-time";
+
+/// The time that a request carries, where time is simulated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stamp(pub Option<i64>);
+
+impl FromRequestParts<Ingest> for Stamp {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut RequestParts, ingest: &Ingest) -> Result<Self, Problem> {
+        if !ingest.parts().clock.is_simulated() {
+            return Ok(Self(None));
+        }
+        let Some(value) = parts.headers.get(SIMULATED_TIME) else { return Ok(Self(None)) };
+        let malformed = |_| Problem::new(Code::InvalidParam, format!("{SIMULATED_TIME} is not an RFC 3339 time"));
+        let time = Millis::parse(value.to_str().unwrap_or_default()).map_err(malformed)?;
+        Ok(Self(Some(time.0)))
+    }
+}
+
+impl Stamp {
+    /// The time that the request's records will have, near enough for names and folders.
+    pub fn or_now(self, ingest: &Ingest) -> Millis {
+        self.0.map_or_else(|| ingest.parts().clock.now(), Millis)
+    }
+}
+
+/// What a client is told when the log does not take something.
+pub fn log_problem(error: &sendtrail_eventlog::Error) -> Problem {
+    match error {
+        sendtrail_eventlog::Error::Full => Problem::unavailable("too much is being written at the moment"),
+        error => {
+            tracing::error!(%error, "the log did not take a record");
+            Problem::new(Code::DbUnavailable, "the event log did not take the request").retry_after(5)
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        tracing::error!(%error, "a request failed");
+        match error {
+            Error::Log(error) => log_problem(&error),
+            Error::Port(_) => Self::new(Code::DbUnavailable, "the store did not answer").retry_after(5),
+        }
+    }
+}
+
+fn record(account: AccountId, stamp: Option<i64>, reply_to: Option<ReplyTo>, body: Body) -> Record {
+    Record {
+        version: codec::VERSION,
+        account_id: account.bytes().to_vec(),
+        simulated_time: stamp,
+        reply_to,
+        body: Some(body),
+    }
+}
+
+impl Ingest {
+    /// Appends one record; the future resolves once it is durable.
+    pub(crate) fn append(
+        &self,
+        account: AccountId,
+        stamp: Option<i64>,
+        reply_to: Option<ReplyTo>,
+        body: Body,
+    ) -> impl Future<Output = Result<u64, sendtrail_eventlog::Error>> + 'static + use<> {
+        let mut batch = Batch::new();
+        batch.push(&record(account, stamp, reply_to, body));
+        self.parts().log.append(TopicPartition::new(Topic::Intake, self.partition(account)), batch)
+    }
+
+    /// Appends a record that concerns a whole partition.
+    pub(crate) async fn append_tick(
+        &self,
+        partition: u32,
+        now: Millis,
+        body: Body,
+    ) -> Result<u64, sendtrail_eventlog::Error> {
+        let mut batch = Batch::new();
+        let record =
+            Record { version: codec::VERSION, simulated_time: Some(now.0), body: Some(body), ..Record::default() };
+        batch.push(&record);
+        self.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch).await
+    }
+
+    /// Appends events together; all of them are durable when this returns, or none is in the log.
+    pub(crate) async fn append_facts(
+        &self,
+        account: AccountId,
+        stamp: Stamp,
+        facts: impl IntoIterator<Item = EventFact>,
+    ) -> Result<(), Problem> {
+        let mut batch = Batch::new();
+        for fact in facts {
+            batch.push(&record(account, stamp.0, None, Body::Fact(fact)));
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let to = TopicPartition::new(Topic::Intake, self.partition(account));
+        self.parts().log.append(to, batch).await.map_err(|error| log_problem(&error))?;
+        Ok(())
+    }
+
+    /// Appends a record and waits for what is decided about it.
+    pub(crate) async fn decide(&self, account: AccountId, stamp: Stamp, body: Body) -> Result<Decision, Problem> {
+        self.admit(Kind::Command, self.partition(account))?;
+        let mut waiting = self.parts().replies.expect();
+        let appended = self.append(account, stamp.0, Some(waiting.reply_to), body);
+        appended.await.map_err(|error| log_problem(&error))?;
+        let decided = tokio::time::timeout(self.limits().decision_timeout, waiting.decision()).await;
+        decided.ok().flatten().ok_or_else(|| {
+            Problem::unavailable(
+                "the request was accepted but its outcome is not known yet; repeating it with the same \
+                 Idempotency-Key is safe",
+            )
+        })
+    }
+
+    /// Makes a change and waits until it is made; whether anything is other than before.
+    pub(crate) async fn command(&self, account: AccountId, stamp: Stamp, change: Change) -> Result<bool, Problem> {
+        let body = Body::Command(Command { change: Some(change) });
+        match self.decide(account, stamp, body).await?.outcome {
+            Some(Outcome::Done(done)) => Ok(done.changed),
+            Some(Outcome::Refused(refusal)) => Err(refused(refusal)),
+            _ => Err(Problem::internal()),
+        }
+    }
+
+    /// An account as it is after the caller's own changes.
+    pub(crate) fn account(&self, id: AccountId) -> Result<Arc<AccountConfig>, Problem> {
+        self.parts().directory.account(id).ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))
+    }
+}
+
+/// A refusal as a client sees it.
+pub fn refused(refusal: Refusal) -> Problem {
+    let code = Code::parse(&refusal.code).unwrap_or(Code::InternalError);
+    Problem { code, message: refusal.message, retry_after: refusal.retry_after_seconds }
+}
