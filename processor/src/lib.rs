@@ -1,11 +1,16 @@
 //! The state machine of every account, and what surrounds it: store, delivery, dispatcher, sinks and projections.
 
+pub mod archive;
 pub mod core;
 mod partition;
+mod projections;
+mod sink;
 mod store;
 mod views;
 
 pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
+pub use projections::{LastAttempt, ProjectionReader, Projections, total};
+pub use sink::{Sink, SinkHandle, SinkOptions, rebuild_projections};
 pub use store::{Store, Writes};
 pub use views::Views;
 
@@ -21,6 +26,21 @@ pub enum Error {
     /// A row or record is not what it should be.
     #[error("{0}")]
     Schema(#[from] sendtrail_schemas::Error),
+    /// The archive's table failed.
+    #[error("the archive's table: {0}")]
+    Delta(#[from] deltalake_core::DeltaTableError),
+    /// A Parquet file could not be written or read.
+    #[error("a Parquet file: {0}")]
+    Parquet(#[from] parquet::errors::ParquetError),
+    /// Columns do not fit together.
+    #[error("columns: {0}")]
+    Arrow(#[from] arrow::error::ArrowError),
+    /// The archive's store failed.
+    #[error("the archive's store: {0}")]
+    Archive(#[from] object_store::Error),
+    /// Events are missing that must be there.
+    #[error("{0}")]
+    Missing(String),
     /// The device failed.
     #[error("{what}: {cause}")]
     Io {

@@ -14,6 +14,7 @@ use crate::Error;
 use crate::core::account::Account;
 use crate::core::overlay::{Overlay, Progress, StoreKey};
 use crate::core::rows::{Row, RowKey, is_expired};
+use crate::projections::ATTEMPTS;
 
 const ROWS: &str = "state.rows";
 
@@ -73,7 +74,7 @@ impl Store {
             .cache_size(cache_bytes)
             .with_compaction_filter_factories(Arc::new(move |name| {
                 let factory: Arc<dyn Factory> = Arc::new(Expiry(of_rows.clone()));
-                (name == ROWS).then_some(factory)
+                [ROWS, ATTEMPTS].contains(&name).then_some(factory)
             }))
             .open()?;
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);

@@ -3,6 +3,7 @@
 
 pub mod account;
 pub mod address;
+pub mod archive;
 pub mod block;
 pub mod codec;
 pub mod columns;
@@ -14,6 +15,7 @@ pub mod mail;
 pub mod problem;
 pub mod record;
 pub mod reputation;
+pub mod rollup;
 pub mod secret;
 pub mod time;
 pub mod topic;

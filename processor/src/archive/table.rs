@@ -1,0 +1,267 @@
+//! The Delta table: which files are in it, and up to which number each partition's events are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, DataType, Remove, StructField, StructType, Transaction};
+use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use deltalake_core::table::state::DeltaTableState;
+use deltalake_core::{DeltaTable, DeltaTableError};
+use sendtrail_schemas::archive::ArchivedFile;
+use sendtrail_schemas::columns::{PARTITION_COLUMN, schema};
+use sendtrail_schemas::time::Millis;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::durable::DurableFileSystem;
+use crate::Error;
+
+/// Commits between two checkpoints of the Delta log, so that opening stays fast.
+const CHECKPOINT_INTERVAL: u32 = 100;
+/// What maintenance names itself by, so that two of them cannot both take the same files away.
+const MAINTENANCE: &str = "sendtrail-maintenance";
+
+/// The open table. One writer at a time.
+pub struct Table {
+    root: PathBuf,
+    log_store: LogStoreRef,
+    state: DeltaTableState,
+    files: BTreeMap<String, Arc<ArchivedFile>>,
+    maintenance: i64,
+}
+
+/// What a file's entry in the Delta log says of its rows.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stats {
+    num_records: u64,
+    min_values: Bounds,
+    max_values: Bounds,
+    null_count: HashMap<String, u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Bounds {
+    account_id: String,
+    occurred_at: Millis,
+}
+
+impl Table {
+    /// Opens the table of a folder, or makes one.
+    ///
+    /// # Errors
+    /// [`Error::Delta`], [`Error::Io`].
+    pub async fn open(root: &Path) -> Result<Self, Error> {
+        let io = |cause| Error::Io { what: format!("create {}", root.display()), cause };
+        std::fs::create_dir_all(root).map_err(io)?;
+        let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
+        let root = root.canonicalize().map_err(io)?;
+        let below = Arc::new(DurableFileSystem::relative(&root)?);
+        let anywhere = Arc::new(DurableFileSystem::absolute(&root));
+        let location = Url::from_directory_path(&root)
+            .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
+        let log_store = default_logstore(below, anywhere, &location, &StorageConfig::default());
+        let mut table = DeltaTable::new(log_store.clone());
+        if table.verify_deltatable_existence().await? {
+            table.load().await?;
+        } else {
+            table = create(log_store.clone()).await?;
+        }
+        let state = table.snapshot()?.clone();
+        let maintenance = state.transaction_version(&*log_store, MAINTENANCE).await?.unwrap_or(0);
+        let mut opened = Self { root, log_store, state, files: BTreeMap::new(), maintenance };
+        opened.read_files()?;
+        Ok(opened)
+    }
+
+    fn read_files(&mut self) -> Result<(), Error> {
+        self.files.clear();
+        for file in self.state.log_data().iter() {
+            let read = read_file(&file.path(), file.size(), file.stats())?;
+            self.files.insert(read.path.clone(), Arc::new(read));
+        }
+        Ok(())
+    }
+
+    /// Where the files are.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The table's version.
+    pub fn version(&self) -> u64 {
+        self.state.version()
+    }
+
+    /// The files, in the order of their paths.
+    pub fn files(&self) -> Vec<Arc<ArchivedFile>> {
+        self.files.values().cloned().collect()
+    }
+
+    /// The number of the first event of a partition that is in no file.
+    ///
+    /// # Errors
+    /// [`Error::Delta`].
+    pub async fn mark(&self, partition: u32) -> Result<u64, Error> {
+        let last = self.state.transaction_version(&*self.log_store, transaction(partition)).await?;
+        Ok(last.map_or(0, |last| last as u64 + 1))
+    }
+
+    /// Adds files that hold the events of each partition up to a number, exactly once: a commit whose outcome is in
+    /// doubt is looked up before it is tried again.
+    ///
+    /// # Errors
+    /// [`Error::Delta`]: the files are not in the table.
+    pub async fn append(&mut self, files: &[ArchivedFile], last: &BTreeMap<u32, u64>) -> Result<(), Error> {
+        let adds = files.iter().map(|file| Action::Add(add(file, true))).collect();
+        let transactions =
+            last.iter().map(|(partition, last)| Transaction::new(transaction(*partition), *last as i64)).collect();
+        let operation = DeltaOperation::Write {
+            mode: SaveMode::Append,
+            partition_by: Some(vec![PARTITION_COLUMN.into()]),
+            predicate: None,
+        };
+        if let Err(error) = self.commit(adds, transactions, operation).await {
+            // What is there now was read; it may be another writer's commit of the same events.
+            self.reload().await?;
+            return if self.has(last).await? { Ok(()) } else { Err(error) };
+        }
+        self.files.extend(files.iter().map(|file| (file.path.clone(), Arc::new(file.clone()))));
+        Ok(())
+    }
+
+    async fn has(&self, last: &BTreeMap<u32, u64>) -> Result<bool, Error> {
+        for (partition, last) in last {
+            if self.mark(*partition).await? <= *last {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Replaces files by one with the same rows.
+    ///
+    /// # Errors
+    /// [`Error::Delta`]: nothing was replaced.
+    pub async fn replace(&mut self, old: &[Arc<ArchivedFile>], new: ArchivedFile) -> Result<(), Error> {
+        let removes = old.iter().map(|file| Action::Remove(remove(file)));
+        let actions = removes.chain([Action::Add(add(&new, false))]).collect();
+        let transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
+        let operation = DeltaOperation::Optimize { predicate: None, target_size: new.bytes as i64 };
+        if let Err(error) = self.commit(actions, transactions, operation).await {
+            self.reload().await?;
+            if !self.files.contains_key(&new.path) {
+                return Err(error);
+            }
+        }
+        self.maintenance += 1;
+        for file in old {
+            self.files.remove(&file.path);
+        }
+        self.files.insert(new.path.clone(), Arc::new(new));
+        Ok(())
+    }
+
+    async fn commit(
+        &mut self,
+        actions: Vec<Action>,
+        transactions: Vec<Transaction>,
+        operation: DeltaOperation,
+    ) -> Result<(), Error> {
+        // No retries inside: after a conflict we plan anew on what is there.
+        let properties =
+            CommitProperties::default().with_max_retries(0).with_application_transactions(transactions);
+        let committed = CommitBuilder::from(properties)
+            .with_actions(actions)
+            .build(Some(&self.state), self.log_store.clone(), operation)
+            .await?;
+        self.state = committed.snapshot();
+        Ok(())
+    }
+
+    async fn reload(&mut self) -> Result<(), Error> {
+        self.state = DeltaTableState::try_new(&*self.log_store, None).await?;
+        let maintenance = self.state.transaction_version(&*self.log_store, MAINTENANCE).await?;
+        self.maintenance = maintenance.unwrap_or(0);
+        self.read_files()
+    }
+}
+
+async fn create(log_store: LogStoreRef) -> Result<DeltaTable, Error> {
+    let columns: StructType = schema().as_ref().try_into_kernel().map_err(DeltaTableError::from)?;
+    let day = StructField::nullable(PARTITION_COLUMN, DataType::DATE);
+    let setting = |name: &str, value: String| (name.to_owned(), Some(value));
+    let created = CreateBuilder::new()
+        .with_log_store(log_store)
+        .with_table_name("events")
+        .with_columns(columns.fields().cloned().chain([day]))
+        .with_partition_columns([PARTITION_COLUMN])
+        .with_raise_if_key_not_exists(false)
+        .with_configuration([
+            setting("delta.checkpointInterval", CHECKPOINT_INTERVAL.to_string()),
+            setting("delta.logRetentionDuration", "interval 7 days".into()),
+            setting("delta.enableExpiredLogCleanup", "true".into()),
+            // Statistics are written for what queries of any tool go by first.
+            setting("delta.dataSkippingStatsColumns", "account_id,occurred_at".into()),
+        ])
+        .await?;
+    Ok(created)
+}
+
+fn transaction(partition: u32) -> String {
+    format!("sendtrail-events-{partition}")
+}
+
+fn add(file: &ArchivedFile, data_change: bool) -> Add {
+    let bounds = |account: &str, occurred_at| Bounds { account_id: account.into(), occurred_at };
+    let stats = Stats {
+        num_records: file.rows,
+        min_values: bounds(&file.accounts.0, file.occurred.0),
+        // Readers take a greatest time for exact, and ours is cut to milliseconds: the next one is safe.
+        max_values: bounds(&file.accounts.1, file.occurred.1.plus(1)),
+        null_count: HashMap::from([("account_id".into(), 0), ("occurred_at".into(), 0)]),
+    };
+    Add {
+        path: file.path.clone(),
+        partition_values: HashMap::from([(PARTITION_COLUMN.into(), Some(Millis::of_day(file.day).day_text()))]),
+        size: file.bytes as i64,
+        modification_time: Millis::wall().0,
+        data_change,
+        stats: serde_json::to_string(&stats).ok(),
+        ..Add::default()
+    }
+}
+
+fn remove(file: &ArchivedFile) -> Remove {
+    Remove {
+        path: file.path.clone(),
+        data_change: false,
+        deletion_timestamp: Some(Millis::wall().0),
+        extended_file_metadata: Some(true),
+        partition_values: Some(HashMap::from([(
+            PARTITION_COLUMN.into(),
+            Some(Millis::of_day(file.day).day_text()),
+        )])),
+        size: Some(file.bytes as i64),
+        ..Remove::default()
+    }
+}
+
+fn read_file(path: &str, bytes: i64, stats: Option<String>) -> Result<ArchivedFile, Error> {
+    let malformed = |what: &str| sendtrail_schemas::Error::Malformed(format!("{path} in the Delta log: {what}"));
+    let day = path.strip_prefix("dt=").and_then(|rest| rest.get(..10)).ok_or_else(|| malformed("no day in its path"))?;
+    let stats: Stats = serde_json::from_str(&stats.unwrap_or_default()).map_err(|cause| malformed(&cause.to_string()))?;
+    Ok(ArchivedFile {
+        path: path.to_owned(),
+        bytes: bytes as u64,
+        rows: stats.num_records,
+        day: Millis::parse_day(day)?.day(),
+        accounts: (stats.min_values.account_id, stats.max_values.account_id),
+        occurred: (stats.min_values.occurred_at, stats.max_values.occurred_at.plus(-1)),
+    })
+}

@@ -1,0 +1,161 @@
+//! Files, table and upkeep on a real folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use sendtrail_eventlog::Clock;
+use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
+use sendtrail_schemas::columns::{EventColumns, read_events};
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::time::{DAY, HOUR, Millis};
+use tempfile::TempDir;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::*;
+
+const TODAY: i64 = 20_000;
+
+fn event(seq: u64, account: u128, received_at: i64, occurred_at: i64) -> Event {
+    Event {
+        version: 1,
+        account_id: Uuid::from_u128(account).as_bytes().to_vec(),
+        seq,
+        received_at,
+        occurred_at,
+        kind: EventType::Delivery as i32,
+        event_id: format!("e{seq}"),
+        message_id: format!("m{seq}"),
+        recipient: format!("r{seq}@example.com"),
+        ..Event::default()
+    }
+}
+
+fn batch(events: &[Event]) -> RecordBatch {
+    let mut columns = EventColumns::default();
+    events.iter().for_each(|event| columns.push(event));
+    columns.finish().unwrap()
+}
+
+fn read(root: &std::path::Path, file: &ArchivedFile) -> Vec<Event> {
+    let open = std::fs::File::open(root.join(&file.path)).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(open).unwrap().build().unwrap();
+    reader.flat_map(|batch| read_events(&batch.unwrap()).unwrap()).collect()
+}
+
+fn is_sorted(events: &[Event]) -> bool {
+    events.is_sorted_by_key(|event| (event.account().to_string(), event.occurred_at))
+}
+
+#[test]
+fn files_are_sorted_and_apart_by_day_and_lateness() {
+    let folder = TempDir::new().unwrap();
+    let noon = TODAY * DAY + 12 * HOUR;
+    let events: Vec<Event> = (0..20_000u64)
+        .map(|n| {
+            let received = if n % 2 == 0 { noon } else { noon + DAY };
+            let occurred = if n % 7 == 0 { received - 3 * DAY } else { received - (n as i64 * 7919 % HOUR) };
+            event(n, u128::from(n % 13), received, occurred)
+        })
+        .collect();
+    let batches: Vec<RecordBatch> = events.chunks(777).map(batch).collect();
+    let files = write_files(folder.path(), "x", &batches).unwrap();
+    let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "dt=2024-10-04/events-x.parquet",
+            "dt=2024-10-04/events-x-late.parquet",
+            "dt=2024-10-05/events-x.parquet",
+            "dt=2024-10-05/events-x-late.parquet"
+        ]
+    );
+    let mut seen = BTreeSet::new();
+    for file in &files {
+        let events = read(folder.path(), file);
+        assert!(is_sorted(&events));
+        assert_eq!(events.len() as u64, file.rows);
+        let times = events.iter().map(|event| event.occurred_at);
+        assert_eq!((times.clone().min().unwrap(), times.max().unwrap()), (file.occurred.0.0, file.occurred.1.0));
+        assert_eq!(file.accounts.0, Uuid::from_u128(0).to_string());
+        assert_eq!(file.accounts.1, Uuid::from_u128(12).to_string());
+        seen.extend(events.into_iter().map(|event| event.seq));
+    }
+    assert!(seen.into_iter().eq(0..20_000));
+}
+
+async fn append(table: &mut Table, partition: u32, from: u64, count: u64) {
+    let now = TODAY * DAY + HOUR;
+    let events: Vec<Event> = (from..from + count)
+        .map(|seq| Event { partition, ..event(seq, u128::from(seq % 5), now, now - (seq as i64 * 31 % 5000)) })
+        .collect();
+    let files = write_files(table.root(), &format!("{partition}-{from}"), &[batch(&events)]).unwrap();
+    table.append(&files, &BTreeMap::from([(partition, from + count - 1)])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_remembers_files_and_marks() {
+    let folder = TempDir::new().unwrap();
+    let mut table = Table::open(folder.path()).await.unwrap();
+    assert_eq!((table.mark(0).await.unwrap(), table.files().len()), (0, 0));
+    append(&mut table, 0, 0, 100).await;
+    append(&mut table, 3, 0, 50).await;
+    append(&mut table, 0, 100, 10).await;
+    let (files, version) = (table.files(), table.version());
+    drop(table);
+    let table = Table::open(folder.path()).await.unwrap();
+    assert_eq!((table.mark(0).await.unwrap(), table.mark(3).await.unwrap(), table.mark(1).await.unwrap()), (110, 50, 0));
+    assert_eq!((table.files(), table.version()), (files, version));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_events_are_committed_once_however_often() {
+    let folder = TempDir::new().unwrap();
+    let mut first = Table::open(folder.path()).await.unwrap();
+    let mut second = Table::open(folder.path()).await.unwrap();
+    append(&mut first, 0, 0, 10).await;
+    // A writer that does not know of the commit is told by the table that its events are there already.
+    append(&mut second, 0, 0, 10).await;
+    assert_eq!(second.files(), first.files());
+    let fresh = Table::open(folder.path()).await.unwrap();
+    assert_eq!(fresh.files().iter().map(|file| file.rows).sum::<u64>(), 10);
+    assert_eq!(fresh.mark(0).await.unwrap(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn merging_keeps_every_row_in_order_and_vacuum_what_is_listed() {
+    let folder = TempDir::new().unwrap();
+    let mut table = Table::open(folder.path()).await.unwrap();
+    for n in 0..20 {
+        append(&mut table, 0, n * 500, 500).await;
+    }
+    let root = table.root().to_owned();
+    let before = table.files();
+    let cell = Arc::new(ArchiveCell::default());
+    let upkeep = |table, vacuum_after| Upkeep {
+        table,
+        cell: cell.clone(),
+        clock: Clock::simulated(Millis((TODAY + 1) * DAY)),
+        options: UpkeepOptions { every: Duration::from_secs(1), vacuum_after },
+    };
+    let table = Arc::new(Mutex::new(table));
+    assert!(upkeep(table.clone(), Duration::from_secs(3600)).compact().await.unwrap() > 0);
+    let files = cell.load().files.clone();
+    assert_eq!(files.len(), 1, "the day is over");
+    let events = read(&root, &files[0]);
+    assert!(is_sorted(&events));
+    assert!(events.iter().map(|event| event.seq).collect::<BTreeSet<_>>().into_iter().eq(0..10_000));
+    assert_eq!(upkeep(table.clone(), Duration::from_secs(3600)).vacuum().await.unwrap(), 0, "readers may know them");
+    assert!(root.join(&before[0].path).exists());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(upkeep(table.clone(), Duration::ZERO).vacuum().await.unwrap(), 20 + 1, "and the merge in between");
+    assert!(root.join(&files[0].path).exists());
+    drop(table);
+    let table = Table::open(folder.path()).await.unwrap();
+    assert_eq!(table.files(), *files);
+    assert_eq!(table.mark(0).await.unwrap(), 10_000);
+}

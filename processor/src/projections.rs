@@ -1,0 +1,434 @@
+//! What is kept beside the archive to answer quickly: hourly sums, the last attempt of each delivery, dead letters.
+//!
+//! All are written together with the marks up to which they are, so that an event is added up once. They can be made
+//! anew from the archive.
+
+use std::collections::HashMap;
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use prost::Message;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::{AccountId, DestinationId};
+use sendtrail_schemas::mail::{Attempt, DeadLetter};
+use sendtrail_schemas::rollup::{HourRows, MAX_ROWS, Rollup, Sums, dims, dims_hash, sums};
+use sendtrail_schemas::time::{DAY, Hour, Millis};
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+
+use crate::Error;
+
+/// Rows of hours kept in memory for the next events of the same hours.
+const CACHED_ROWS: usize = 200_000;
+/// How long the last attempt of a delivery is shown, milliseconds (S2: "30 days").
+const ATTEMPT_HORIZON: i64 = 30 * DAY;
+/// The keyspace of attempts, whose rows expire.
+pub(crate) const ATTEMPTS: &str = "proj.attempts";
+/// The name of an hour's own row, before those of its dimensions.
+const HEAD: u128 = 0;
+
+/// See the module.
+pub struct Projections {
+    database: Database,
+    rollups: Keyspace,
+    attempts: Keyspace,
+    dead_letters: Keyspace,
+    marks: Keyspace,
+    hours: HashMap<(AccountId, Hour), HourState>,
+    cached: usize,
+    passed: HashMap<TopicPartition, u64>,
+    pending_attempts: Vec<(Vec<u8>, Vec<u8>)>,
+    pending_letters: Vec<([u8; 10], Vec<u8>)>,
+}
+
+/// The rows of an hour that are being added to.
+#[derive(Default)]
+struct HourState {
+    rows: HashMap<u128, (Rollup, bool)>,
+    overflowing: bool,
+    dirty: bool,
+}
+
+/// How a reader gets at projections, from any thread.
+#[derive(Clone)]
+pub struct ProjectionReader {
+    rollups: Keyspace,
+    attempts: Keyspace,
+    dead_letters: Keyspace,
+}
+
+/// The last attempt of a delivery.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct LastAttempt {
+    /// How it stands; the code of a [`sendtrail_schemas::mail::DeliveryStatus`].
+    #[prost(int32, tag = "1")]
+    pub status: i32,
+    /// How many attempts there were.
+    #[prost(uint32, tag = "2")]
+    pub attempts: u32,
+    /// The receiver's last status code.
+    #[prost(uint32, optional, tag = "3")]
+    pub status_code: Option<u32>,
+    /// When it ended, milliseconds since the epoch.
+    #[prost(int64, tag = "4")]
+    pub finished_at: i64,
+}
+
+impl Projections {
+    /// Opens the projections in a database.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn open(database: &Database) -> Result<Self, Error> {
+        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
+        Ok(Self {
+            database: database.clone(),
+            rollups: keyspace("proj.rollups")?,
+            attempts: keyspace(ATTEMPTS)?,
+            dead_letters: keyspace("proj.dead-letters")?,
+            marks: keyspace("proj.marks")?,
+            hours: HashMap::new(),
+            cached: 0,
+            passed: HashMap::new(),
+            pending_attempts: Vec::new(),
+            pending_letters: Vec::new(),
+        })
+    }
+
+    /// A reader.
+    pub fn reader(&self) -> ProjectionReader {
+        ProjectionReader {
+            rollups: self.rollups.clone(),
+            attempts: self.attempts.clone(),
+            dead_letters: self.dead_letters.clone(),
+        }
+    }
+
+    /// The number of the first record of a partition that is not in the projections yet.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn mark(&self, of: TopicPartition) -> Result<u64, Error> {
+        let value = self.marks.get(mark_key(of))?;
+        Ok(value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes))
+    }
+
+    /// Forgets every sum and every event mark, for a rebuild.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn clear_rollups(&mut self, partitions: u32) -> Result<(), Error> {
+        self.rollups.clear()?;
+        for partition in 0..partitions {
+            self.marks.remove(mark_key(TopicPartition::new(Topic::Events, partition)))?;
+        }
+        Ok(())
+    }
+
+    /// Adds an event up; one before the mark is passed over by the caller.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn add_event(&mut self, event: &Event) -> Result<(), Error> {
+        self.passed.insert(TopicPartition::new(Topic::Events, event.partition), event.seq + 1);
+        self.add_sums(event)
+    }
+
+    /// Adds an event up without moving a mark.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn add_sums(&mut self, event: &Event) -> Result<(), Error> {
+        let Some(added) = sums(event) else { return Ok(()) };
+        let key = (event.account(), event.occurred().hour());
+        if !self.hours.contains_key(&key) {
+            let state = load_hour(&self.rollups, key)?;
+            self.cached += state.rows.len();
+            self.hours.insert(key, state);
+        }
+        let Some(hour) = self.hours.get_mut(&key) else { return Ok(()) };
+        hour.dirty = true;
+        if hour.overflowing {
+            return Ok(());
+        }
+        let hash = dims_hash(event);
+        if let Some((row, dirty)) = hour.rows.get_mut(&hash) {
+            row.sums.add(&added);
+            *dirty = true;
+        } else if hour.rows.len() < MAX_ROWS {
+            hour.rows.insert(hash, (Rollup { dims: dims(event), sums: added }, true));
+            self.cached += 1;
+        } else {
+            hour.overflowing = true;
+            self.cached -= hour.rows.len();
+            hour.rows = HashMap::new();
+        }
+        Ok(())
+    }
+
+    /// Keeps the last attempt of a delivery.
+    pub fn add_attempt(&mut self, partition: u32, offset: u64, attempt: &Attempt) {
+        self.passed.insert(TopicPartition::new(Topic::Attempts, partition), offset + 1);
+        let last = LastAttempt {
+            status: attempt.status,
+            attempts: attempt.number,
+            status_code: attempt.status_code,
+            finished_at: attempt.finished_at,
+        };
+        let Ok(destination) = DestinationId::from_slice(&attempt.destination_id) else { return };
+        let key = attempt_key(partition, attempt.event_seq, destination);
+        // Begins like a row of the state, so that the same filter drops it.
+        let expires = Millis(attempt.finished_at + ATTEMPT_HORIZON).hour().max(0) as u32;
+        let mut value = expires.to_be_bytes().to_vec();
+        // A vector takes whatever is encoded.
+        let _ = last.encode(&mut value);
+        self.pending_attempts.push((key.to_vec(), value));
+    }
+
+    /// Keeps a dead letter.
+    pub fn add_dead_letter(&mut self, letter: &DeadLetter) {
+        self.passed.insert(TopicPartition::new(Topic::DeadLetter, letter.partition), letter.seq + 1);
+        self.pending_letters.push((letter_key(letter.partition, letter.seq), letter.encode_to_vec()));
+    }
+
+    /// Sets the mark of a partition's events, for a rebuild.
+    pub fn set_event_mark(&mut self, partition: u32, next: u64) {
+        self.passed.insert(TopicPartition::new(Topic::Events, partition), next);
+    }
+
+    /// Writes what was added and the marks, together. Durable when this returns if `durably`, else visible at least.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: nothing of it is there after a restart.
+    pub fn flush(&mut self, durably: bool) -> Result<(), Error> {
+        if self.passed.is_empty() && !durably {
+            return Ok(());
+        }
+        let mut batch = self.database.batch().durability(durably.then_some(PersistMode::SyncAll));
+        for ((account, hour), state) in &mut self.hours {
+            if !std::mem::take(&mut state.dirty) {
+                continue;
+            }
+            if state.overflowing {
+                batch.insert(&self.rollups, hour_key(*account, *hour, HEAD), b"overflowing");
+            }
+            for (hash, (row, dirty)) in &mut state.rows {
+                if std::mem::take(dirty) {
+                    batch.insert(&self.rollups, hour_key(*account, *hour, *hash), row.encode_to_vec());
+                }
+            }
+        }
+        for (key, value) in self.pending_attempts.drain(..) {
+            batch.insert(&self.attempts, key, value);
+        }
+        for (key, value) in self.pending_letters.drain(..) {
+            batch.insert(&self.dead_letters, key, value);
+        }
+        for (of, next) in &self.passed {
+            batch.insert(&self.marks, mark_key(*of), next.to_be_bytes());
+        }
+        batch.commit()?;
+        self.passed.clear();
+        if self.cached > CACHED_ROWS {
+            self.hours.clear();
+            self.cached = 0;
+        }
+        Ok(())
+    }
+}
+
+fn load_hour(rollups: &Keyspace, (account, hour): (AccountId, Hour)) -> Result<HourState, Error> {
+    let mut state = HourState::default();
+    for row in rollups.prefix(&hour_key(account, hour, HEAD)[..20]) {
+        let (key, value) = row.into_inner()?;
+        match hash_of(&key) {
+            Some(HEAD) => state.overflowing = true,
+            Some(hash) => drop(state.rows.insert(hash, (read_row(&value)?, false))),
+            None => {}
+        }
+    }
+    if state.overflowing {
+        state.rows.clear();
+    }
+    Ok(state)
+}
+
+fn read_row(value: &[u8]) -> Result<Rollup, Error> {
+    let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("rollup row: {cause}"));
+    Ok(Rollup::decode(value).map_err(malformed)?)
+}
+
+/// Account, hour (ordered), row.
+fn hour_key(account: AccountId, hour: Hour, hash: u128) -> [u8; 36] {
+    let mut key = [0u8; 36];
+    key[..16].copy_from_slice(account.bytes());
+    key[16..20].copy_from_slice(&((hour as u32) ^ (1 << 31)).to_be_bytes());
+    key[20..].copy_from_slice(&hash.to_be_bytes());
+    key
+}
+
+fn hour_of(key: &[u8]) -> Option<Hour> {
+    let bytes = key.get(16..20)?.try_into().ok()?;
+    Some((u32::from_be_bytes(bytes) ^ (1 << 31)) as Hour)
+}
+
+fn hash_of(key: &[u8]) -> Option<u128> {
+    Some(u128::from_be_bytes(key.get(20..)?.try_into().ok()?))
+}
+
+fn attempt_key(partition: u32, seq: u64, destination: DestinationId) -> [u8; 26] {
+    let mut key = [0u8; 26];
+    key[..2].copy_from_slice(&(partition as u16).to_be_bytes());
+    key[2..10].copy_from_slice(&seq.to_be_bytes());
+    key[10..].copy_from_slice(destination.bytes());
+    key
+}
+
+fn letter_key(partition: u32, seq: u64) -> [u8; 10] {
+    let mut key = [0u8; 10];
+    key[..2].copy_from_slice(&(partition as u16).to_be_bytes());
+    key[2..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+fn mark_key(of: TopicPartition) -> [u8; 3] {
+    let partition = (of.partition as u16).to_be_bytes();
+    [of.topic.code(), partition[0], partition[1]]
+}
+
+impl ProjectionReader {
+    /// The rows of an account's hours, `from` to `to` exclusive, in the order of hours. An hour without rows is left
+    /// out.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn rollups(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
+        let mut hours: Vec<HourRows> = Vec::new();
+        for row in self.rollups.range(hour_key(account, from, HEAD)..hour_key(account, to, HEAD)) {
+            let (key, value) = row.into_inner()?;
+            let (Some(hour), Some(hash)) = (hour_of(&key), hash_of(&key)) else { continue };
+            if hash == HEAD {
+                hours.push(HourRows::Overflowing(hour));
+                continue;
+            }
+            match hours.last_mut() {
+                // Rows from before the hour overflowed say nothing.
+                Some(HourRows::Overflowing(last)) if *last == hour => {}
+                Some(HourRows::Exact(last, rows)) if *last == hour => rows.push(read_row(&value)?),
+                _ => hours.push(HourRows::Exact(hour, vec![read_row(&value)?])),
+            }
+        }
+        Ok(hours)
+    }
+
+    /// The last attempt of a delivery; `None` before the first.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn last_attempt(&self, partition: u32, seq: u64, destination: DestinationId) -> Result<Option<LastAttempt>, Error> {
+        let value = self.attempts.get(attempt_key(partition, seq, destination))?;
+        Ok(value.and_then(|value| LastAttempt::decode(value.get(4..)?).ok()))
+    }
+
+    /// Dead letters from a place on.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn dead_letters(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        let mut letters = Vec::new();
+        for row in self.dead_letters.range(letter_key(from.0, from.1)..).take(limit) {
+            let (_, value) = row.into_inner()?;
+            letters.extend(DeadLetter::decode(&value[..]).ok());
+        }
+        Ok(letters)
+    }
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn dead_letter(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, Error> {
+        let value = self.dead_letters.get(letter_key(partition, seq))?;
+        Ok(value.and_then(|value| DeadLetter::decode(&value[..]).ok()))
+    }
+}
+
+/// The sum of rows, whatever they are told apart by.
+pub fn total<'a>(rows: impl IntoIterator<Item = &'a Rollup>) -> Sums {
+    let mut sums = Sums::default();
+    rows.into_iter().for_each(|row| sums.add(&row.sums));
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendtrail_schemas::kind::EventType;
+    use sendtrail_schemas::time::HOUR;
+    use tempfile::TempDir;
+    use uuid::Uuid;
+
+    fn event(seq: u64, account: u128, hour: i64, to: &str) -> Event {
+        Event {
+            account_id: Uuid::from_u128(account).as_bytes().to_vec(),
+            seq,
+            kind: EventType::Send as i32,
+            occurred_at: hour * HOUR + 5,
+            recipient: format!("a@{to}"),
+            from: Some("x@y.co".into()),
+            ..Event::default()
+        }
+    }
+
+    fn open(folder: &TempDir) -> Projections {
+        Projections::open(&Database::builder(folder.path()).open().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn sums_survive_restarts_with_their_marks_and_accounts_are_apart() {
+        let folder = TempDir::new().unwrap();
+        let events = TopicPartition::new(Topic::Events, 0);
+        let (one, two) = (AccountId(Uuid::from_u128(1)), AccountId(Uuid::from_u128(2)));
+        let mut projections = open(&folder);
+        for (seq, (account, hour, to)) in [(1, 5, "a.co"), (1, 5, "b.co"), (1, 5, "a.co"), (2, 5, "a.co"), (1, -1, "a.co")].into_iter().enumerate() {
+            projections.add_event(&event(seq as u64, account, hour, to)).unwrap();
+        }
+        projections.flush(true).unwrap();
+        drop(projections);
+        let mut projections = open(&folder);
+        assert_eq!(projections.mark(events).unwrap(), 5);
+        projections.add_event(&event(5, 1, 5, "a.co")).unwrap();
+        projections.flush(false).unwrap();
+        let reader = projections.reader();
+        let hours = reader.rollups(one, -1, 6).unwrap();
+        let sends: Vec<(Hour, u64)> = hours
+            .iter()
+            .map(|hour| match hour {
+                HourRows::Exact(hour, rows) => (*hour, total(rows).sends),
+                HourRows::Overflowing(hour) => (*hour, 0),
+            })
+            .collect();
+        assert_eq!(sends, [(-1, 1), (5, 4)]);
+        assert_eq!(reader.rollups(one, 0, 5).unwrap(), []);
+        assert_eq!(reader.rollups(two, -100, 100).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn an_hour_with_too_many_rows_is_marked_and_stays_so() {
+        let folder = TempDir::new().unwrap();
+        let account = AccountId(Uuid::from_u128(1));
+        let mut projections = open(&folder);
+        for n in 0..=MAX_ROWS as u64 {
+            projections.add_event(&event(n, 1, 7, &format!("d{n}.co"))).unwrap();
+            if n == MAX_ROWS as u64 - 1 {
+                projections.flush(false).unwrap();
+                assert!(matches!(&projections.reader().rollups(account, 7, 8).unwrap()[..], [HourRows::Exact(7, rows)] if rows.len() == MAX_ROWS));
+            }
+        }
+        projections.flush(true).unwrap();
+        assert_eq!(projections.reader().rollups(account, 7, 8).unwrap(), [HourRows::Overflowing(7)]);
+        drop(projections);
+        let mut projections = open(&folder);
+        projections.add_event(&event(20_000, 1, 7, "new.co")).unwrap();
+        projections.flush(false).unwrap();
+        assert_eq!(projections.reader().rollups(account, 7, 8).unwrap(), [HourRows::Overflowing(7)]);
+    }
+}
