@@ -2,6 +2,8 @@
 
 pub mod archive;
 pub mod core;
+pub mod delivery;
+pub mod dispatch;
 mod partition;
 mod projections;
 mod sink;

@@ -323,7 +323,12 @@ impl ProjectionReader {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn last_attempt(&self, partition: u32, seq: u64, destination: DestinationId) -> Result<Option<LastAttempt>, Error> {
+    pub fn last_attempt(
+        &self,
+        partition: u32,
+        seq: u64,
+        destination: DestinationId,
+    ) -> Result<Option<LastAttempt>, Error> {
         let value = self.attempts.get(attempt_key(partition, seq, destination))?;
         Ok(value.and_then(|value| LastAttempt::decode(value.get(4..)?).ok()))
     }
@@ -388,7 +393,9 @@ mod tests {
         let events = TopicPartition::new(Topic::Events, 0);
         let (one, two) = (AccountId(Uuid::from_u128(1)), AccountId(Uuid::from_u128(2)));
         let mut projections = open(&folder);
-        for (seq, (account, hour, to)) in [(1, 5, "a.co"), (1, 5, "b.co"), (1, 5, "a.co"), (2, 5, "a.co"), (1, -1, "a.co")].into_iter().enumerate() {
+        for (seq, (account, hour, to)) in
+            [(1, 5, "a.co"), (1, 5, "b.co"), (1, 5, "a.co"), (2, 5, "a.co"), (1, -1, "a.co")].into_iter().enumerate()
+        {
             projections.add_event(&event(seq as u64, account, hour, to)).unwrap();
         }
         projections.flush(true).unwrap();
@@ -420,7 +427,9 @@ mod tests {
             projections.add_event(&event(n, 1, 7, &format!("d{n}.co"))).unwrap();
             if n == MAX_ROWS as u64 - 1 {
                 projections.flush(false).unwrap();
-                assert!(matches!(&projections.reader().rollups(account, 7, 8).unwrap()[..], [HourRows::Exact(7, rows)] if rows.len() == MAX_ROWS));
+                assert!(
+                    matches!(&projections.reader().rollups(account, 7, 8).unwrap()[..], [HourRows::Exact(7, rows)] if rows.len() == MAX_ROWS)
+                );
             }
         }
         projections.flush(true).unwrap();

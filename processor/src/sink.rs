@@ -384,7 +384,8 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
     } else {
         let writing = chunk.clone();
         let written = tokio::task::spawn_blocking(move || write_files(&root, &fresh_name(), &writing.batches)).await;
-        written.map_err(|cause| Error::Io { what: "write archive files".into(), cause: std::io::Error::other(cause) })??
+        written
+            .map_err(|cause| Error::Io { what: "write archive files".into(), cause: std::io::Error::other(cause) })??
     };
     let mut table = table.lock_owned().await;
     if files.is_empty() {

@@ -82,7 +82,11 @@ fn conform(batch: &RecordBatch) -> Result<RecordBatch, Error> {
 ///
 /// # Errors
 /// [`Error::Parquet`], [`Error::Io`], [`Error::Arrow`].
-pub fn merge(root: &Path, files: &[std::sync::Arc<ArchivedFile>], mut into: SortedFile<'_>) -> Result<ArchivedFile, Error> {
+pub fn merge(
+    root: &Path,
+    files: &[std::sync::Arc<ArchivedFile>],
+    mut into: SortedFile<'_>,
+) -> Result<ArchivedFile, Error> {
     let mut cursors = Vec::with_capacity(files.len());
     for file in files {
         cursors.extend(Cursor::open(root, file)?);

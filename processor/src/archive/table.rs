@@ -174,8 +174,7 @@ impl Table {
         operation: DeltaOperation,
     ) -> Result<(), Error> {
         // No retries inside: after a conflict we plan anew on what is there.
-        let properties =
-            CommitProperties::default().with_max_retries(0).with_application_transactions(transactions);
+        let properties = CommitProperties::default().with_max_retries(0).with_application_transactions(transactions);
         let committed = CommitBuilder::from(properties)
             .with_actions(actions)
             .build(Some(&self.state), self.log_store.clone(), operation)
@@ -243,10 +242,7 @@ fn remove(file: &ArchivedFile) -> Remove {
         data_change: false,
         deletion_timestamp: Some(Millis::wall().0),
         extended_file_metadata: Some(true),
-        partition_values: Some(HashMap::from([(
-            PARTITION_COLUMN.into(),
-            Some(Millis::of_day(file.day).day_text()),
-        )])),
+        partition_values: Some(HashMap::from([(PARTITION_COLUMN.into(), Some(Millis::of_day(file.day).day_text()))])),
         size: Some(file.bytes as i64),
         ..Remove::default()
     }
@@ -254,8 +250,10 @@ fn remove(file: &ArchivedFile) -> Remove {
 
 fn read_file(path: &str, bytes: i64, stats: Option<String>) -> Result<ArchivedFile, Error> {
     let malformed = |what: &str| sendtrail_schemas::Error::Malformed(format!("{path} in the Delta log: {what}"));
-    let day = path.strip_prefix("dt=").and_then(|rest| rest.get(..10)).ok_or_else(|| malformed("no day in its path"))?;
-    let stats: Stats = serde_json::from_str(&stats.unwrap_or_default()).map_err(|cause| malformed(&cause.to_string()))?;
+    let day =
+        path.strip_prefix("dt=").and_then(|rest| rest.get(..10)).ok_or_else(|| malformed("no day in its path"))?;
+    let stats: Stats =
+        serde_json::from_str(&stats.unwrap_or_default()).map_err(|cause| malformed(&cause.to_string()))?;
     Ok(ArchivedFile {
         path: path.to_owned(),
         bytes: bytes as u64,

@@ -108,7 +108,10 @@ async fn a_table_remembers_files_and_marks() {
     let (files, version) = (table.files(), table.version());
     drop(table);
     let table = Table::open(folder.path()).await.unwrap();
-    assert_eq!((table.mark(0).await.unwrap(), table.mark(3).await.unwrap(), table.mark(1).await.unwrap()), (110, 50, 0));
+    assert_eq!(
+        (table.mark(0).await.unwrap(), table.mark(3).await.unwrap(), table.mark(1).await.unwrap()),
+        (110, 50, 0)
+    );
     assert_eq!((table.files(), table.version()), (files, version));
 }
 

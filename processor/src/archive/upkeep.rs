@@ -89,7 +89,8 @@ impl Upkeep {
                 let chosen = chosen.clone();
                 tokio::task::spawn_blocking(move || merge_into_one(&root, &chosen)).await
             };
-            let merged = merged.map_err(|cause| Error::Io { what: "merge".into(), cause: std::io::Error::other(cause) })??;
+            let merged =
+                merged.map_err(|cause| Error::Io { what: "merge".into(), cause: std::io::Error::other(cause) })??;
             counter!("sendtrail_archive_merges_total").increment(1);
             counter!("sendtrail_archive_merged_rows_total").increment(merged.rows);
             tracing::debug!(files = chosen.len(), rows = merged.rows, path = merged.path, "merged archive files");
@@ -112,7 +113,8 @@ impl Upkeep {
         };
         let age = self.options.vacuum_after;
         let deleted = tokio::task::spawn_blocking(move || delete_unknown(&root, &known, age)).await;
-        let deleted = deleted.map_err(|cause| Error::Io { what: "vacuum".into(), cause: std::io::Error::other(cause) })??;
+        let deleted =
+            deleted.map_err(|cause| Error::Io { what: "vacuum".into(), cause: std::io::Error::other(cause) })??;
         counter!("sendtrail_archive_vacuumed_files_total").increment(deleted as u64);
         Ok(deleted)
     }
