@@ -24,7 +24,7 @@ use sendtrail_schemas::event::Event;
 use sendtrail_schemas::mail::{Attempt, DeadLetter};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{Table, fresh_name, read_file, write_files};
@@ -69,6 +69,7 @@ pub struct Sink {
 /// A running sink.
 pub struct SinkHandle {
     thread: std::thread::JoinHandle<()>,
+    demands: mpsc::Sender<Demand>,
     failure: Arc<PlainMutex<Option<String>>>,
 }
 
@@ -76,6 +77,15 @@ impl SinkHandle {
     /// Why it does not get on, if it does not.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
+    }
+
+    /// Waits until readers see a partition's events before a number.
+    pub async fn seen(&self, partition: u32, next: u64) {
+        let (done, wait) = oneshot::channel();
+        if self.demands.send(Demand { partition, next, done }).await.is_ok() {
+            // A sink that ends shows nothing new.
+            let _ = wait.await;
+        }
     }
 
     /// Waits until everything in the log is in the archive, and the sink has ended.
@@ -92,14 +102,22 @@ impl Sink {
     /// [`Error::Io`] when no thread can be started; [`Error::Missing`] when the log no longer has what is needed.
     pub async fn start(self, stop: CancellationToken) -> Result<SinkHandle, Error> {
         let failure = Arc::new(PlainMutex::new(None));
-        let mut running = Running::new(self, failure.clone()).await?;
+        let (demands, asked) = mpsc::channel(1_024);
+        let mut running = Running::new(self, failure.clone(), asked).await?;
         let handle = Handle::current();
         let thread = std::thread::Builder::new()
             .name("sink".into())
             .spawn(move || running.run(&handle, &stop))
             .map_err(|cause| Error::Io { what: "start the sink".into(), cause })?;
-        Ok(SinkHandle { thread, failure })
+        Ok(SinkHandle { thread, demands, failure })
     }
+}
+
+/// A reader who waits to see events.
+struct Demand {
+    partition: u32,
+    next: u64,
+    done: oneshot::Sender<()>,
 }
 
 /// Events on their way into files.
@@ -123,6 +141,8 @@ struct Running {
     writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
     flushed: Instant,
     failure: Arc<PlainMutex<Option<String>>>,
+    asked: mpsc::Receiver<Demand>,
+    demands: Vec<Demand>,
 }
 
 /// Where the sink stands in one partition.
@@ -140,7 +160,11 @@ struct Cursor {
 const TOPICS: [Topic; 3] = [Topic::Events, Topic::Attempts, Topic::DeadLetter];
 
 impl Running {
-    async fn new(sink: Sink, failure: Arc<PlainMutex<Option<String>>>) -> Result<Self, Error> {
+    async fn new(
+        sink: Sink,
+        failure: Arc<PlainMutex<Option<String>>>,
+        asked: mpsc::Receiver<Demand>,
+    ) -> Result<Self, Error> {
         let table = sink.table.lock().await;
         let mut cursors = Vec::new();
         for &partition in &sink.partitions {
@@ -173,6 +197,8 @@ impl Running {
             writing: None,
             flushed: Instant::now(),
             failure,
+            asked,
+            demands: Vec::new(),
         })
     }
 
@@ -204,6 +230,7 @@ impl Running {
                 read += self.read(at)?;
             }
         }
+        self.meet_demands()?;
         if self.columns.len() >= BATCH_ROWS || self.flushed.elapsed() >= self.sink.options.flush_every {
             self.flush()?;
         }
@@ -273,6 +300,27 @@ impl Running {
             self.show_tail();
         }
         self.sink.projections.flush(false)
+    }
+
+    /// Shows readers what they wait for, as soon as it was read.
+    fn meet_demands(&mut self) -> Result<(), Error> {
+        while let Ok(demand) = self.asked.try_recv() {
+            self.demands.push(demand);
+        }
+        let read = |demand: &Demand| {
+            let cursor = self.cursors.iter().find(|cursor| cursor.partition == demand.partition);
+            cursor.is_none_or(|cursor| cursor.next >= demand.next)
+        };
+        let (met, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.demands).into_iter().partition(read);
+        // Whoever gave up waiting is not asked for again.
+        self.demands = waiting.into_iter().filter(|demand| !demand.done.is_closed()).collect();
+        if !met.is_empty() {
+            self.flush()?;
+            for demand in met {
+                let _ = demand.done.send(());
+            }
+        }
+        Ok(())
     }
 
     fn tail(&self) -> Vec<RecordBatch> {
@@ -348,13 +396,15 @@ impl Running {
         };
         let full = self.chunk.rows >= 2 * self.sink.options.commit_rows;
         let ends = self.cursors.iter_mut().flat_map(|cursor| &mut cursor.ends).map(|end| end.changed().boxed());
-        handle.block_on(async {
+        let asked = handle.block_on(async {
             let woken = select_all(ends);
             tokio::select! {
-                _ = woken, if !full => {}
-                () = tokio::time::sleep(nap) => {}
+                _ = woken, if !full => None,
+                Some(asked) = self.asked.recv() => Some(asked),
+                () = tokio::time::sleep(nap) => None,
             }
         });
+        self.demands.extend(asked);
     }
 }
 

@@ -124,6 +124,8 @@ pub fn schema() -> SchemaRef {
                 text("message_id", true),
                 text("send_id", true),
                 text("recipient", true),
+                // Only where it differs, for look-ups without case.
+                text("recipient_folded", true),
                 text("recipient_domain", true),
                 text("from", true),
                 text("from_domain", true),
@@ -250,6 +252,7 @@ pub struct EventColumns {
     message_id: StringBuilder,
     send_id: StringBuilder,
     recipient: StringBuilder,
+    recipient_folded: StringBuilder,
     recipient_domain: StringBuilder,
     from: StringBuilder,
     from_domain: StringBuilder,
@@ -287,6 +290,7 @@ impl Default for EventColumns {
             message_id: StringBuilder::new(),
             send_id: StringBuilder::new(),
             recipient: StringBuilder::new(),
+            recipient_folded: StringBuilder::new(),
             recipient_domain: StringBuilder::new(),
             from: StringBuilder::new(),
             from_domain: StringBuilder::new(),
@@ -336,7 +340,9 @@ impl EventColumns {
         some(&mut self.message_id, &event.message_id);
         self.send_id.append_option(event.send_id.as_deref());
         some(&mut self.recipient, &event.recipient);
-        some(&mut self.recipient_domain, &address::domain(&event.recipient));
+        let folded = address::fold(&event.recipient);
+        self.recipient_folded.append_option((folded != event.recipient).then_some(&*folded));
+        some(&mut self.recipient_domain, folded.rsplit_once('@').map_or("", |(_, domain)| domain));
         self.from.append_option(event.from.as_deref());
         some(&mut self.from_domain, &address::domain(event.from.as_deref().unwrap_or_default()));
         self.subject.append_option(event.subject.as_deref());
@@ -384,6 +390,7 @@ impl EventColumns {
             Arc::new(self.message_id.finish()),
             Arc::new(self.send_id.finish()),
             Arc::new(self.recipient.finish()),
+            Arc::new(self.recipient_folded.finish()),
             Arc::new(self.recipient_domain.finish()),
             Arc::new(self.from.finish()),
             Arc::new(self.from_domain.finish()),

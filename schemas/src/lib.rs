@@ -19,6 +19,7 @@ pub mod rollup;
 pub mod secret;
 pub mod time;
 pub mod topic;
+pub mod web;
 
 /// What can be wrong with a value.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]

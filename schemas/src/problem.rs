@@ -1,7 +1,7 @@
 //! What a client is told when something is wrong: a stable code, a sentence, and nothing of the inside.
 
-use axum_core::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 macro_rules! codes {

@@ -9,10 +9,11 @@ use sendtrail_schemas::ids::{AccountId, KeyId};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{AccountFields, Body, Change, Pause, Resume, Tick};
 use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::web::{Nothing, Path, Query, account_id, created, id, invalid, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Nothing, Path, Query, account_id, created, fresh, id, invalid, ok, one_line, page};
+use super::{fresh, one_line};
 use crate::Ingest;
 use crate::body::Json;
 use crate::submit::{Stamp, log_problem};

@@ -10,11 +10,12 @@ use sendtrail_schemas::ids::ConfigSetId;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Change, ConfigSetPatch};
 use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::web::{Nothing, Path, Query, created, id, invalid, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::destinations::{DestinationView, view as destination_view};
-use super::{Nothing, Path, Query, created, fresh, id, invalid, ok, page};
+use super::fresh;
 use crate::Ingest;
 use crate::body::Json;
 use crate::intake::check_tags;

@@ -9,9 +9,9 @@ use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
+use sendtrail_schemas::web::{Path, Query, ok, page};
 use serde::{Deserialize, Serialize};
 
-use super::{Path, Query, ok, page};
 use crate::Ingest;
 use crate::submit::log_problem;
 

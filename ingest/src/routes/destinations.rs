@@ -12,12 +12,13 @@ use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Change, CreateDestination, DestinationName, DestinationPatch};
 use sendtrail_schemas::secret::NONCE_LENGTH;
 use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::web::{Nothing, Path, created, id, invalid, ok};
 use serde::{Deserialize, Serialize};
 use url::Url;
 use utoipa::ToSchema;
 
 use super::config_sets::{find as find_set, set_id};
-use super::{Nothing, Path, created, fresh, id, invalid, ok, one_line};
+use super::{fresh, one_line};
 use crate::Ingest;
 use crate::body::Json;
 use crate::submit::Stamp;

@@ -10,11 +10,11 @@ use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::ids::hash128;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Change, Claim, Command, Idempotency, Outcome};
+use sendtrail_schemas::web::{Query, invalid};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::send::{idempotency, replayed};
-use super::{Query, invalid};
 use crate::Ingest;
 use crate::admission::Kind;
 use crate::body::Payload;

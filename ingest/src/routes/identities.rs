@@ -10,10 +10,10 @@ use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Change, IdentityName, SetIdentityStatus};
 use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::web::{Nothing, Path, Query, account_id, created, invalid, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Nothing, Path, Query, account_id, created, invalid, ok, page};
 use crate::body::Json;
 use crate::submit::Stamp;
 use crate::{Ingest, Limits};

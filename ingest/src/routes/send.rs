@@ -14,12 +14,13 @@ use sendtrail_schemas::event::Tags;
 use sendtrail_schemas::mail::{Attachment, Body as ContentBody, Content, MailContent};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Idempotency, Outcome, Recipient, RecipientKind, SendRequest};
+use sendtrail_schemas::web::{invalid, ok};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use super::{fresh, invalid, ok, one_line};
+use super::{fresh, one_line};
 use crate::body::Payload;
 use crate::intake::{MAX_HEADER, MAX_ID, MAX_METADATA, check_tags};
 use crate::submit::{Stamp, log_problem, refused};

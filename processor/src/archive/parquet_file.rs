@@ -29,7 +29,7 @@ const LATE: i64 = 48 * HOUR;
 const BLOOM_FPP: f64 = 0.01;
 
 /// Columns that are looked up by value.
-const LOOKED_UP: [&str; 2] = ["message_id", "recipient"];
+const LOOKED_UP: [&str; 3] = ["message_id", "recipient", "recipient_folded"];
 /// Columns whose pages are told apart by their bounds.
 const BOUNDED: [&str; 3] = ["account_id", "occurred_at", "received_at"];
 /// Columns of which nearly every value is another: a dictionary would only be thrown away.

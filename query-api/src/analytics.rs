@@ -1,0 +1,121 @@
+//! The port through which events are asked for.
+
+use async_trait::async_trait;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::rollup::Rollup;
+use sendtrail_schemas::time::{Hour, Millis};
+
+use crate::Error;
+
+/// Where an event stands in the order of `/events`: newest first by these four.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// When it happened.
+    pub occurred_at: Millis,
+    /// Its identifier.
+    pub event_id: String,
+    /// Its partition.
+    pub partition: u32,
+    /// Its number there.
+    pub seq: u64,
+}
+
+impl Position {
+    /// Of an event.
+    pub fn of(event: &Event) -> Self {
+        Self {
+            occurred_at: event.occurred(),
+            event_id: event.event_id.clone(),
+            partition: event.partition,
+            seq: event.seq,
+        }
+    }
+}
+
+/// A tag to look for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagFilter {
+    /// Its name.
+    pub key: String,
+    /// Its value; `None`: any.
+    pub value: Option<String>,
+}
+
+impl TagFilter {
+    /// Reads `key:value` or `key`.
+    pub fn parse(text: &str) -> Self {
+        match text.split_once(':') {
+            Some((key, value)) => Self { key: key.into(), value: Some(value.into()) },
+            None => Self { key: text.into(), value: None },
+        }
+    }
+
+    /// Whether tags have it.
+    pub fn matches(&self, tags: &sendtrail_schemas::event::Tags) -> bool {
+        tags.get(&self.key).is_some_and(|found| self.value.as_ref().is_none_or(|value| value == found))
+    }
+}
+
+/// Which events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventQuery {
+    /// Whose.
+    pub account: AccountId,
+    /// That happened at or after.
+    pub from: Option<Millis>,
+    /// That happened before.
+    pub to: Option<Millis>,
+    /// Of these types; empty: all.
+    pub kinds: Vec<EventType>,
+    /// To this address, compared without case.
+    pub recipient: Option<String>,
+    /// Of this message.
+    pub message_id: Option<String>,
+    /// Through this configuration set.
+    pub configuration_set_name: Option<String>,
+    /// With this tag.
+    pub tag: Option<TagFilter>,
+    /// After this one, in the order of the page.
+    pub before: Option<Position>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+impl EventQuery {
+    /// All events of an account.
+    pub fn of(account: AccountId, limit: usize) -> Self {
+        Self {
+            account,
+            from: None,
+            to: None,
+            kinds: Vec::new(),
+            recipient: None,
+            message_id: None,
+            configuration_set_name: None,
+            tag: None,
+            before: None,
+            limit,
+        }
+    }
+}
+
+/// Events, wherever they are kept.
+///
+/// Guarantees: every acknowledged event that readers have settled on is seen exactly once, whatever is being written
+/// or merged meanwhile.
+#[async_trait]
+pub trait Analytics: Send + Sync + 'static {
+    /// The newest events that match, newest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error>;
+
+    /// Sums by hour and dimensions, counted from the events themselves; for hours that no sums are kept of.
+    ///
+    /// # Errors
+    /// [`Error`].
+    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error>;
+}

@@ -1,0 +1,250 @@
+//! Events from the Parquet archive and its tail, by DataFusion.
+
+mod lookup;
+mod provider;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use datafusion::arrow::array::{Array, AsArray, RecordBatch};
+use datafusion::arrow::datatypes::TimestampMicrosecondType;
+use datafusion::common::ScalarValue;
+use datafusion::dataframe::DataFrame;
+use datafusion::functions_nested::expr_fn::{array_has, map_extract, map_keys};
+use datafusion::logical_expr::{Expr, col, lit};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::StreamExt;
+use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
+use sendtrail_schemas::columns::read_events;
+use sendtrail_schemas::event::{Event, Tags};
+use sendtrail_schemas::ids::{AccountId, hash128};
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::rollup::{Dims, Rollup, Sums};
+use sendtrail_schemas::time::{Hour, Millis};
+
+use crate::Error;
+use crate::analytics::{Analytics, EventQuery, Position};
+use lookup::{LookUp, Wanted};
+use provider::EventsTable;
+
+/// Files of the first round of a page; each round takes twice as many.
+const FIRST_FILES: usize = 4;
+
+/// Answers from the archive of one process.
+pub struct DataFusionAnalytics {
+    context: SessionContext,
+    cell: Arc<ArchiveCell>,
+    look_up: Arc<LookUp>,
+}
+
+impl DataFusionAnalytics {
+    /// Over an archive; `cache_bytes` bounds what is remembered of files.
+    pub fn new(cell: Arc<ArchiveCell>, cache_bytes: usize, threads: usize) -> Self {
+        let mut config = SessionConfig::new().with_target_partitions(threads).with_batch_size(4_096);
+        let parquet = &mut config.options_mut().execution.parquet;
+        parquet.pushdown_filters = true;
+        parquet.reorder_filters = true;
+        parquet.schema_force_view_types = false;
+        // Ours are looked at before, and remembered.
+        parquet.bloom_filter_on_read = false;
+        let context = SessionContext::new_with_config(config);
+        Self { context, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
+    }
+
+    /// A table of some files, with the tail or without.
+    fn table(&self, view: &Arc<ArchiveView>, files: Vec<provider::Chosen>, tail: bool) -> Result<DataFrame, Error> {
+        let tail = if tail { view.tail.clone() } else { Vec::new() };
+        let table = EventsTable::new(view.root.clone(), files, tail);
+        Ok(self.context.read_table(Arc::new(table))?)
+    }
+
+    /// The files that may hold what is wanted, with the row groups that may, newest first.
+    async fn choose(&self, view: &Arc<ArchiveView>, query: &EventQuery) -> Result<Vec<provider::Chosen>, Error> {
+        let to = query.before.as_ref().map(|before| before.occurred_at.plus(1));
+        let to = match (to, query.to) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let mut files: Vec<Arc<ArchivedFile>> =
+            view.files.iter().filter(|file| file.may_hold(Some(query.account), query.from, to)).cloned().collect();
+        files.sort_by_key(|file| std::cmp::Reverse(file.occurred.1));
+        let wanted = Wanted { message_id: query.message_id.clone(), recipient: query.recipient.clone() };
+        if wanted.is_anything() {
+            return Ok(files.into_iter().map(provider::Chosen::whole).collect());
+        }
+        let (look_up, root) = (self.look_up.clone(), view.root.clone());
+        let chosen = tokio::task::spawn_blocking(move || look_up.choose(&root, files, &wanted)).await;
+        chosen.map_err(|cause| Error::Port(cause.to_string()))?
+    }
+
+    /// The newest matching events of some files, and of the tail if asked for.
+    async fn round(
+        &self,
+        view: &Arc<ArchiveView>,
+        files: Vec<provider::Chosen>,
+        tail: bool,
+        query: &EventQuery,
+    ) -> Result<Vec<Event>, Error> {
+        let newest_first = ["occurred_at", "event_id", "partition", "seq"].map(|name| col(name).sort(false, false));
+        let rows = self
+            .table(view, files, tail)?
+            .filter(predicate(query))?
+            .sort(newest_first.to_vec())?
+            .limit(0, Some(query.limit))?;
+        let mut events = Vec::new();
+        for batch in rows.collect().await? {
+            events.extend(read_events(&batch)?);
+        }
+        Ok(events)
+    }
+}
+
+#[async_trait]
+impl Analytics for DataFusionAnalytics {
+    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error> {
+        let view = self.cell.load();
+        let mut rest = self.choose(&view, &query).await?;
+        // Files are taken newest first, a few at a time, until the page cannot change any more.
+        let mut page: Vec<Event> = Vec::new();
+        let (mut tail, mut count) = (true, if query.message_id.is_some() { usize::MAX } else { FIRST_FILES });
+        loop {
+            let next: Vec<_> = rest.drain(..count.min(rest.len())).collect();
+            page.extend(self.round(&view, next, tail, &query).await?);
+            page.sort_by_cached_key(|event| std::cmp::Reverse(Position::of(event)));
+            page.truncate(query.limit);
+            (tail, count) = (false, count.saturating_mul(2));
+            let oldest = page.last().filter(|_| page.len() == query.limit).map(Event::occurred);
+            if let Some(oldest) = oldest {
+                rest.retain(|chosen| chosen.file.occurred.1 >= oldest);
+            }
+            if rest.is_empty() {
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+        let view = self.cell.load();
+        let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, 0) };
+        let files = self.choose(&view, &query).await?;
+        let columns = [
+            "occurred_at",
+            "event_type",
+            "unique",
+            "configuration_set_name",
+            "from_domain",
+            "recipient_domain",
+            "tags",
+            "bounce",
+        ];
+        let rows = self.table(&view, files, true)?.filter(predicate(&query))?.select_columns(&columns)?;
+        let mut stream = rows.execute_stream().await?;
+        let mut sums: HashMap<(Hour, u128), Rollup> = HashMap::new();
+        while let Some(batch) = stream.next().await {
+            add_up(&batch?, &mut sums)?;
+        }
+        Ok(sums.into_iter().map(|((hour, _), row)| (hour, row)).collect())
+    }
+}
+
+fn time(millis: Millis) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(millis.0.saturating_mul(1_000)), Some("UTC".into())))
+}
+
+/// What a row must be to be on the page.
+fn predicate(query: &EventQuery) -> Expr {
+    let mut all = vec![col("account_id").eq(lit(query.account.to_string()))];
+    all.extend(query.from.map(|from| col("occurred_at").gt_eq(time(from))));
+    all.extend(query.to.map(|to| col("occurred_at").lt(time(to))));
+    if !query.kinds.is_empty() {
+        let names = query.kinds.iter().map(|kind| lit(kind.name())).collect();
+        all.push(col("event_type").in_list(names, false));
+    }
+    all.extend(query.message_id.as_ref().map(|id| col("message_id").eq(lit(id))));
+    all.extend(query.configuration_set_name.as_ref().map(|name| col("configuration_set_name").eq(lit(name))));
+    if let Some(recipient) = &query.recipient {
+        let folded = || lit(sendtrail_schemas::address::fold(recipient).into_owned());
+        let as_given = col("recipient_folded").is_null().and(col("recipient").eq(folded()));
+        all.push(col("recipient_folded").eq(folded()).or(as_given));
+    }
+    if let Some(tag) = &query.tag {
+        let found = map_extract(col("tags"), lit(&tag.key));
+        all.push(match &tag.value {
+            Some(value) => array_has(found, lit(value)),
+            None => has_key(&tag.key),
+        });
+    }
+    if let Some(before) = &query.before {
+        all.push(comes_after(before));
+    }
+    all.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))
+}
+
+fn has_key(key: &str) -> Expr {
+    array_has(map_keys(col("tags")), lit(key))
+}
+
+/// Rows that come after a position: smaller by the four, one after the other.
+fn comes_after(position: &Position) -> Expr {
+    let steps = [
+        ("occurred_at", time(position.occurred_at)),
+        ("event_id", lit(&position.event_id)),
+        ("partition", lit(i64::from(position.partition))),
+        ("seq", lit(position.seq as i64)),
+    ];
+    let mut after = lit(false);
+    for (name, value) in steps.into_iter().rev() {
+        after = col(name).lt(value.clone()).or(col(name).eq(value).and(after));
+    }
+    // Said once more by itself, so that files and pages can be told apart by it.
+    col("occurred_at").lt_eq(time(position.occurred_at)).and(after)
+}
+
+/// Adds the rows of a batch up.
+fn add_up(batch: &RecordBatch, sums: &mut HashMap<(Hour, u128), Rollup>) -> Result<(), Error> {
+    let mistyped = |name: &str| Error::Port(format!("column {name:?} is missing or of another type"));
+    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| mistyped(name));
+    let text = |name: &'static str| column(name)?.as_string_opt::<i32>().ok_or_else(|| mistyped(name));
+    let occurred = column("occurred_at")?.as_primitive_opt::<TimestampMicrosecondType>();
+    let occurred = occurred.ok_or_else(|| mistyped("occurred_at"))?;
+    let unique = column("unique")?.as_boolean_opt().ok_or_else(|| mistyped("unique"))?;
+    let tags = column("tags")?.as_map_opt().ok_or_else(|| mistyped("tags"))?;
+    let bounce = column("bounce")?.as_struct_opt().ok_or_else(|| mistyped("bounce"))?;
+    let bounce_type = bounce.column_by_name("bounceType").and_then(|column| column.as_string_opt::<i32>());
+    let bounce_type = bounce_type.ok_or_else(|| mistyped("bounce"))?;
+    let (kinds, sets) = (text("event_type")?, text("configuration_set_name")?);
+    let (from, to) = (text("from_domain")?, text("recipient_domain")?);
+    for row in 0..batch.num_rows() {
+        let permanent = bounce.is_valid(row)
+            && bounce_type.is_valid(row)
+            && bounce_type.value(row).eq_ignore_ascii_case("Permanent");
+        let kind = EventType::parse(kinds.value(row)).unwrap_or(EventType::Unspecified);
+        let added = Sums::of(kind, permanent, unique.value(row));
+        if added == Sums::default() {
+            continue;
+        }
+        let some =
+            |column: &datafusion::arrow::array::StringArray| column.is_valid(row).then(|| column.value(row).to_owned());
+        let dims = Dims {
+            configuration_set_name: some(sets),
+            from_domain: some(from),
+            recipient_domain: some(to),
+            tags: read_tags(tags, row),
+        };
+        let hash = hash128(&[format!("{dims:?}").as_bytes()]);
+        let hour = Millis(occurred.value(row).div_euclid(1_000)).hour();
+        sums.entry((hour, hash)).or_insert_with(|| Rollup { dims, sums: Sums::default() }).sums.add(&added);
+    }
+    Ok(())
+}
+
+fn read_tags(tags: &datafusion::arrow::array::MapArray, row: usize) -> Tags {
+    if tags.is_null(row) {
+        return Tags::new();
+    }
+    let entries = tags.value(row);
+    let (keys, values) = (entries.column(0).as_string_opt::<i32>(), entries.column(1).as_string_opt::<i32>());
+    let (Some(keys), Some(values)) = (keys, values) else { return Tags::new() };
+    (0..keys.len()).map(|at| (keys.value(at).to_owned(), values.value(at).to_owned())).collect()
+}

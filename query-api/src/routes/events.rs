@@ -1,0 +1,204 @@
+//! Events, messages, and the history of an account's standing.
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Response;
+use sendtrail_schemas::directory::KeyOwner;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::time::{DAY, Millis};
+use sendtrail_schemas::web::{Path, Query as Params, account_id, invalid_param, ok, page};
+use serde::{Deserialize, Serialize};
+
+use crate::analytics::{EventQuery, Position, TagFilter};
+use crate::show::{EventView, event as show, message_status};
+use crate::{Query, cursor};
+
+/// Events of one message that are shown.
+const MESSAGE_EVENTS: usize = 1_000;
+
+#[derive(Deserialize)]
+pub(super) struct EventParams {
+    day_bucket: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    event_type: Option<String>,
+    recipient: Option<String>,
+    message_id: Option<String>,
+    configuration_set_name: Option<String>,
+    tag: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+impl EventParams {
+    fn read(self, account: AccountId) -> Result<EventQuery, Problem> {
+        let mut query = EventQuery::of(account, page(self.limit.as_deref())?);
+        query.from = self.from.as_deref().map(|text| time("from", text)).transpose()?;
+        query.to = self.to.as_deref().map(|text| time("to", text)).transpose()?;
+        if let Some(text) = &self.day_bucket {
+            if query.from.is_some() || query.to.is_some() {
+                return Err(invalid_param("day_bucket stands for from and to; give one or the other"));
+            }
+            let day = Millis::parse_day(text).map_err(|cause| invalid_param(format!("day_bucket: {cause}")))?;
+            (query.from, query.to) = (Some(day), Some(day.plus(DAY)));
+        }
+        if let (Some(from), Some(to)) = (query.from, query.to)
+            && from >= to
+        {
+            return Err(invalid_param("from is before to"));
+        }
+        let names = self.event_type.iter().flat_map(|names| names.split(',')).filter(|name| !name.trim().is_empty());
+        let read = |name: &str| {
+            EventType::parse(name).ok_or_else(|| invalid_param(format!("event_type {name:?} is none that we know")))
+        };
+        query.kinds = names.map(read).collect::<Result<_, _>>()?;
+        query.recipient = self.recipient;
+        query.message_id = self.message_id;
+        query.configuration_set_name = self.configuration_set_name;
+        query.tag = self.tag.as_deref().map(TagFilter::parse);
+        query.before = self.cursor.as_deref().map(cursor::decode).transpose()?;
+        Ok(query)
+    }
+}
+
+/// A day or a time.
+pub(super) fn time(name: &str, text: &str) -> Result<Millis, Problem> {
+    let read = Millis::parse_day(text).or_else(|_| Millis::parse(text));
+    read.map_err(|_| invalid_param(format!("{name} is a day YYYY-MM-DD or an RFC 3339 time")))
+}
+
+/// One more than asked for tells whether there is another page.
+async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<(Vec<EventView>, Option<String>), Problem> {
+    let limit = wanted.limit;
+    wanted.limit += 1;
+    let parts = query.parts();
+    parts.accounts.settle(wanted.account).await;
+    let mut found = query.bounded(parts.analytics.events(wanted)).await?;
+    let more = found.len() > limit;
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| more).map(|last| cursor::encode(&Position::of(last)));
+    Ok((show_all(query, found)?, next_cursor))
+}
+
+fn show_all(query: &Query, events: Vec<Event>) -> Result<Vec<EventView>, Problem> {
+    let deliveries = &*query.parts().deliveries;
+    Ok(events.into_iter().map(|event| show(event, deliveries)).collect::<Result<_, _>>()?)
+}
+
+#[derive(Serialize)]
+struct Events {
+    events: Vec<EventView>,
+    next_cursor: Option<String>,
+}
+
+/// List events, newest first, each with its webhook deliveries. Cursors stay true while events arrive.
+#[utoipa::path(get, path = "/events", tag = "events",
+    params(("day_bucket" = Option<String>, Query, description = "a UTC day, YYYY-MM-DD"),
+        ("from" = Option<String>, Query, description = "a day or a time, inclusive"),
+        ("to" = Option<String>, Query, description = "a day or a time, exclusive"),
+        ("event_type" = Option<String>, Query, description = "one or several, comma-separated, in any spelling"),
+        ("recipient" = Option<String>, Query, description = "compared without case"), ("message_id" = Option<String>, Query),
+        ("configuration_set_name" = Option<String>, Query), ("tag" = Option<String>, Query, description = "key:value or key"),
+        ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
+    responses((status = 200, description = "events"), (status = 400, description = "INVALID_PARAM"),
+        (status = 503, description = "DB_UNAVAILABLE")))]
+pub(super) async fn list(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Params(params): Params<EventParams>,
+) -> Result<Response, Problem> {
+    let (events, next_cursor) = read_page(&query, params.read(owner.account.id())?).await?;
+    Ok(ok(Events { events, next_cursor }))
+}
+
+#[derive(Serialize)]
+struct One {
+    email: EmailView,
+}
+
+#[derive(Serialize)]
+struct EmailView {
+    message_id: String,
+    send_id: Option<String>,
+    from: Option<String>,
+    recipient: String,
+    subject: Option<String>,
+    status: &'static str,
+    created_at: Millis,
+    configuration_set_name: Option<String>,
+    customer_id: Option<String>,
+    category: Option<String>,
+    tags: sendtrail_schemas::event::Tags,
+    events: Vec<EventView>,
+}
+
+/// Show a message with everything that happened to it, oldest first.
+#[utoipa::path(get, path = "/emails/{message_id}", tag = "events", params(("message_id" = String, Path)),
+    responses((status = 200, description = "the message"), (status = 404, description = "MESSAGE_NOT_FOUND")))]
+pub(super) async fn message(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Path(message_id): Path<String>,
+) -> Result<Response, Problem> {
+    let account = owner.account.id();
+    let wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_EVENTS) };
+    query.parts().accounts.settle(account).await;
+    let mut events = query.bounded(query.parts().analytics.events(wanted)).await?;
+    events.reverse();
+    // Its Send tells most; without one, whatever came first does.
+    let is_send = |event: &&Event| matches!(event.kind(), EventType::Send | EventType::Reject);
+    let first = events.iter().find(is_send).or_else(|| events.first());
+    let first = first.ok_or_else(|| Problem::new(Code::MessageNotFound, "no such message"))?.clone();
+    let status = message_status(&events);
+    Ok(ok(One {
+        email: EmailView {
+            created_at: Millis(first.sent_at.unwrap_or(first.occurred_at)),
+            message_id: first.message_id,
+            send_id: first.send_id,
+            from: first.from,
+            recipient: first.recipient,
+            subject: first.subject,
+            status,
+            configuration_set_name: first.configuration_set_name,
+            customer_id: first.customer_id,
+            category: first.category,
+            tags: first.tags,
+            events: show_all(&query, events)?,
+        },
+    }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct HistoryParams {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct History {
+    history: Vec<EventView>,
+    next_cursor: Option<String>,
+}
+
+/// List an account's changes of status with their evidence, newest first.
+#[utoipa::path(get, path = "/accounts/{account_id}/history", tag = "admin",
+    params(("account_id" = String, Path), ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
+    responses((status = 200, description = "changes"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+pub(super) async fn history(
+    State(query): State<Query>,
+    Path(account): Path<String>,
+    Params(params): Params<HistoryParams>,
+) -> Result<Response, Problem> {
+    let account = account_id(&account)?;
+    if query.parts().directory.account(account).is_none() {
+        return Err(Problem::new(Code::PartnerNotFound, "no such account"));
+    }
+    let mut wanted = EventQuery::of(account, page(params.limit.as_deref())?);
+    wanted.kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
+    wanted.before = params.cursor.as_deref().map(cursor::decode).transpose()?;
+    let (history, next_cursor) = read_page(&query, wanted).await?;
+    Ok(ok(History { history, next_cursor }))
+}

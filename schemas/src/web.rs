@@ -1,0 +1,96 @@
+//! What the routes of both sides share: successes, parameters and pages.
+
+use std::str::FromStr;
+
+use axum::Json;
+use axum::extract::FromRequestParts;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ids::AccountId;
+use crate::problem::{Code, Problem};
+
+/// A success: `{"success":true}` and the fields of `T`.
+#[derive(Serialize)]
+struct Success<T> {
+    success: bool,
+    #[serde(flatten)]
+    rest: T,
+}
+
+/// Nothing but success.
+#[derive(Serialize)]
+pub struct Nothing {}
+
+/// Answers 200.
+pub fn ok<T: Serialize>(rest: T) -> Response {
+    Json(Success { success: true, rest }).into_response()
+}
+
+/// Answers 201.
+pub fn created<T: Serialize>(rest: T) -> Response {
+    (StatusCode::CREATED, ok(rest)).into_response()
+}
+
+/// Query parameters; what does not parse is INVALID_PARAM.
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        query.map(|query| Self(query.0)).map_err(|cause| invalid_param(format!("query: {}", cause.body_text())))
+    }
+}
+
+/// Path parameters, unescaped.
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|path| Self(path.0)).map_err(|cause| invalid_param(format!("path: {}", cause.body_text())))
+    }
+}
+
+/// INVALID_PARAM.
+pub fn invalid_param(message: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidParam, message)
+}
+
+/// INVALID_REQUEST.
+pub fn invalid(message: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidRequest, message)
+}
+
+/// An identifier in a path; one that is malformed names nothing, so it is not found.
+///
+/// # Errors
+/// `missing`.
+pub fn id<I: FromStr>(text: &str, missing: Code, what: &str) -> Result<I, Problem> {
+    text.parse().map_err(|_| Problem::new(missing, format!("no such {what}")))
+}
+
+/// The account of a path.
+///
+/// # Errors
+/// `PARTNER_NOT_FOUND`.
+pub fn account_id(text: &str) -> Result<AccountId, Problem> {
+    id(text, Code::PartnerNotFound, "account")
+}
+
+/// A page's size: 1 to 1000, 100 by default.
+///
+/// # Errors
+/// `INVALID_PARAM`.
+pub fn page(limit: Option<&str>) -> Result<usize, Problem> {
+    let Some(text) = limit else { return Ok(100) };
+    let within = text.parse().ok().filter(|limit| (1..=1000).contains(limit));
+    within.ok_or_else(|| invalid_param("limit is a number from 1 to 1000"))
+}
