@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -30,6 +31,9 @@ impl Ingest {
     /// Whether a request may go on to the log of this partition; asked before anything is taken.
     pub fn admit(&self, kind: Kind, partition: u32) -> Result<(), Problem> {
         let parts = self.parts();
+        if self.inner.closing.load(Ordering::Acquire) {
+            return Err(Problem::unavailable("the server is shutting down"));
+        }
         let status = parts.log.status();
         if let Some(why) = status.failed {
             tracing::error!(%why, "refused: the log is out of service");

@@ -10,6 +10,7 @@ mod submit;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -111,6 +112,7 @@ struct Inner {
     parts: Parts,
     guard: admission::SendGuard,
     used_keys: Mutex<HashSet<(KeyId, Hour)>>,
+    closing: AtomicBool,
 }
 
 /// What the write side is made of.
@@ -142,8 +144,18 @@ pub struct Parts {
 impl Ingest {
     /// A write side.
     pub fn new(parts: Parts) -> Self {
-        let inner = Inner { parts, guard: admission::SendGuard::default(), used_keys: Mutex::default() };
+        let inner = Inner {
+            parts,
+            guard: admission::SendGuard::default(),
+            used_keys: Mutex::default(),
+            closing: AtomicBool::new(false),
+        };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Lets nothing more in: the server stops.
+    pub fn close(&self) {
+        self.inner.closing.store(true, Ordering::Release);
     }
 
     fn parts(&self) -> &Parts {

@@ -221,7 +221,11 @@ impl Shared {
     }
 }
 
-fn lock(folder: &Path) -> Result<File, Error> {
+/// Locks the log of a folder, as long as the file is held.
+///
+/// # Errors
+/// [`Error::Settings`] when another process holds it.
+pub fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("LOCK");
     let file = File::create(&path).map_err(io(format!("create {}", path.display())))?;
     file.try_lock().map_err(|_| Error::Settings(format!("{} is in use by another process", folder.display())))?;

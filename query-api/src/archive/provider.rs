@@ -109,7 +109,11 @@ impl TableProvider for EventsTable {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::new();
         if !self.tail.is_empty() || self.files.is_empty() {
-            inputs.push(MemorySourceConfig::try_new_exec(std::slice::from_ref(&self.tail), schema(), projection.cloned())?);
+            inputs.push(MemorySourceConfig::try_new_exec(
+                std::slice::from_ref(&self.tail),
+                schema(),
+                projection.cloned(),
+            )?);
         }
         if !self.files.is_empty() {
             let options = state.config_options();

@@ -144,13 +144,15 @@ struct QuotasView {
 
 /// Show what may be sent today, and how fast.
 #[utoipa::path(get, path = "/quotas", tag = "statistics", responses((status = 200, description = "the quotas")))]
-pub(super) async fn quotas(State(query): State<Query>, Extension(owner): Extension<KeyOwner>) -> Result<Response, Problem> {
+pub(super) async fn quotas(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+) -> Result<Response, Problem> {
     let reputation = find(&query, &owner).await?;
     let config = &reputation.config;
     // A day that is over says nothing of today.
     let today = reputation.usage_day == query.parts().clock.now().day();
-    let (sent, sandbox) =
-        if today { (reputation.sent_today, reputation.sandbox_sent_today) } else { (0, 0) };
+    let (sent, sandbox) = if today { (reputation.sent_today, reputation.sandbox_sent_today) } else { (0, 0) };
     Ok(ok(QuotasView {
         daily_send_quota: config.daily_quota(),
         peak_send_rate_per_second: config.peak_rate(),

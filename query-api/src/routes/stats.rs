@@ -272,7 +272,11 @@ pub(super) async fn stats(
         complaint_rate: rate(answer.totals.complaints),
         sums: answer.totals.into(),
     };
-    let bucket = |((start, group), sums): ((Millis, Option<String>), Sums)| BucketView { bucket: text(start), group, sums: sums.into() };
+    let bucket = |((start, group), sums): ((Millis, Option<String>), Sums)| BucketView {
+        bucket: text(start),
+        group,
+        sums: sums.into(),
+    };
     Ok(ok(StatsView {
         from: wanted.from,
         to: wanted.to,
@@ -286,7 +290,8 @@ pub(super) async fn stats(
 /// Sums whole hours from the rollups; what begins or ends within an hour, and hours that overflow, from the events.
 async fn sum_up(query: &Query, account: AccountId, wanted: &Wanted) -> Result<Answer, Error> {
     let mut answer = Answer::default();
-    let first_whole = Millis(wanted.from.0.div_euclid(HOUR) * HOUR + if wanted.from.0.rem_euclid(HOUR) == 0 { 0 } else { HOUR });
+    let first_whole =
+        Millis(wanted.from.0.div_euclid(HOUR) * HOUR + if wanted.from.0.rem_euclid(HOUR) == 0 { 0 } else { HOUR });
     let last_whole = Millis(wanted.to.0.div_euclid(HOUR) * HOUR);
     let mut scanned: Vec<(Millis, Millis)> = Vec::new();
     if first_whole > last_whole {
@@ -331,7 +336,9 @@ mod tests {
     #[test]
     fn the_default_is_14_utc_days_with_today() {
         let now = Millis::parse("2026-05-15T13:00:00Z").unwrap();
-        let text = |params: StatsParams| params.span(now).map(|(from, to)| (from.to_string(), to.to_string())).map_err(|p| p.code);
+        let text = |params: StatsParams| {
+            params.span(now).map(|(from, to)| (from.to_string(), to.to_string())).map_err(|p| p.code)
+        };
         let days = |from: &str, to: &str| Ok((format!("{from}T00:00:00.000Z"), format!("{to}T00:00:00.000Z")));
         assert_eq!(text(params()), days("2026-05-02", "2026-05-16"));
         assert_eq!(text(StatsParams { days: Some("1".into()), ..params() }), days("2026-05-15", "2026-05-16"));

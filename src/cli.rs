@@ -1,0 +1,232 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Sendtrail: send mail, stream delivery events, and know what happened to every message.
+#[derive(Parser, Debug)]
+#[command(version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the server
+    Serve(Serve),
+    /// Show everything in a minute: a server, five partners, 20 days of traffic, every figure checked
+    Demo(Demo),
+    /// Stream events into a running server and print rate and latency
+    Loadgen(Loadgen),
+    /// Create, list and change accounts, through the API
+    #[command(subcommand)]
+    Accounts(Accounts),
+    /// Create, list and revoke keys, through the API
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Look at records that could not be applied, and try them again
+    #[command(name = "dead-letters", subcommand)]
+    DeadLetters(DeadLetters),
+    /// Print the effective settings, the defaults, or every error in a file
+    Config(ConfigArgs),
+    /// Ask a server whether it is well; exits with 1 when it is not
+    Healthcheck {
+        /// The server
+        #[arg(long, default_value = "http://127.0.0.1:8420")]
+        url: String,
+    },
+    /// Make the sums of /stats anew from the archive, while the server is stopped
+    RebuildProjections(Serve),
+}
+
+/// Where the server keeps things and listens.
+#[derive(Args, Debug, Clone)]
+pub struct Serve {
+    /// A settings file; see `sendtrail config --default`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The data folder, instead of the settings'
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The address and port, instead of the settings'; port 0 picks a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+}
+
+/// How to demonstrate.
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// Leave the server up at the end, until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+    /// Replay a file of Amazon SES events, one a line, instead of made-up traffic
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Events to make up
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    pub count: u64,
+    /// Seed of what is made up
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// How to load.
+#[derive(Args, Debug)]
+pub struct Loadgen {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8420")]
+    pub url: String,
+    /// An account's key
+    #[arg(long, env = "SENDTRAIL_KEY", hide_env_values = true)]
+    pub key: String,
+    /// Seconds to go on
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// Requests at once
+    #[arg(long, default_value_t = 4)]
+    pub connections: usize,
+    /// Events a request
+    #[arg(long, default_value_t = 500)]
+    pub batch: usize,
+    /// Events a second, all connections together; 0: as many as are taken
+    #[arg(long, default_value_t = 0)]
+    pub rate: u64,
+}
+
+/// How to reach the administrator's routes.
+#[derive(Args, Debug, Clone)]
+pub struct Admin {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8420")]
+    pub url: String,
+    /// The administrator's key
+    #[arg(long, env = "SENDTRAIL_ADMIN_KEY", hide_env_values = true)]
+    pub admin_key: String,
+}
+
+/// What to do with accounts.
+#[derive(Subcommand, Debug)]
+pub enum Accounts {
+    /// Create an account
+    Create {
+        #[command(flatten)]
+        admin: Admin,
+        /// Its name
+        #[arg(long)]
+        name: String,
+        /// Who is mailed when it is at risk or paused
+        #[arg(long)]
+        contact_email: String,
+        /// `sandbox` or `production`
+        #[arg(long, default_value = "sandbox")]
+        mode: String,
+        /// `splashify` or `zmailer`
+        #[arg(long)]
+        policy: Option<String>,
+    },
+    /// List accounts
+    List {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Pause an account
+    Pause {
+        #[command(flatten)]
+        admin: Admin,
+        /// Which
+        account_id: String,
+        /// Why
+        #[arg(long)]
+        reason: String,
+    },
+    /// Resume an account
+    Resume {
+        #[command(flatten)]
+        admin: Admin,
+        /// Which
+        account_id: String,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        /// The mode to go on in
+        #[arg(long)]
+        mode: Option<String>,
+    },
+}
+
+/// What to do with keys.
+#[derive(Subcommand, Debug)]
+pub enum Keys {
+    /// Create a key; it is shown once
+    Create {
+        #[command(flatten)]
+        admin: Admin,
+        /// Whose
+        account_id: String,
+        /// What to call it
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List an account's keys
+    List {
+        #[command(flatten)]
+        admin: Admin,
+        /// Whose
+        account_id: String,
+    },
+    /// Revoke a key
+    Revoke {
+        #[command(flatten)]
+        admin: Admin,
+        /// Whose
+        account_id: String,
+        /// Which
+        key_id: String,
+    },
+}
+
+/// What to do with dead letters.
+#[derive(Subcommand, Debug)]
+pub enum DeadLetters {
+    /// List them
+    List {
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Show one with its payload
+    Show {
+        #[command(flatten)]
+        admin: Admin,
+        /// Its partition
+        partition: u32,
+        /// Its number
+        seq: u64,
+    },
+    /// Put one back at the end of intake
+    Retry {
+        #[command(flatten)]
+        admin: Admin,
+        /// Its partition
+        partition: u32,
+        /// Its number
+        seq: u64,
+    },
+}
+
+/// What to print.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// A settings file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the commented defaults instead
+    #[arg(long, conflicts_with = "check")]
+    pub default: bool,
+    /// Print every error there is, and exit with 1 if there is one
+    #[arg(long)]
+    pub check: bool,
+}

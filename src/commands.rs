@@ -1,0 +1,199 @@
+//! What each command does.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use comfy_table::Table;
+use http::Method;
+use sendtrail_processor::{Projections, Store, archive};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Serve};
+use crate::client::Api;
+use crate::config::{Config, DEFAULTS};
+use crate::{demo, loadgen, shutdown, telemetry};
+
+/// Runs a command.
+///
+/// # Errors
+/// What went wrong, for people.
+pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Serve(args) => serve(&args).await?,
+        Command::Demo(args) => return demo::run(args).await,
+        Command::Loadgen(args) => loadgen::run(args).await?,
+        Command::Accounts(command) => accounts(command).await?,
+        Command::Keys(command) => keys(command).await?,
+        Command::DeadLetters(command) => dead_letters(command).await?,
+        Command::Config(args) => return Ok(config(&args)),
+        Command::Healthcheck { url } => return healthcheck(&url).await,
+        Command::RebuildProjections(args) => rebuild_projections(&args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load(args: &Serve) -> anyhow::Result<Config> {
+    let mut config = Config::load(args.config.as_deref())?;
+    if let Some(data) = &args.data {
+        config.data.dir.clone_from(data);
+    }
+    if let Some(listen) = &args.listen {
+        config.server.listen.clone_from(listen);
+    }
+    Ok(config)
+}
+
+async fn serve(args: &Serve) -> anyhow::Result<()> {
+    let config = load(args)?;
+    telemetry::log(&config.telemetry)?;
+    // Asked for before anything is opened, so that no signal finds nobody.
+    let signal = shutdown::signal()?;
+    let app = App::start(&config).await?;
+    if let Some(key) = &app.fresh_admin_key {
+        println!("admin key, shown this once: {key}");
+    }
+    println!("listening on http://{}", app.address);
+    tracing::info!(address = %app.address, data = %config.data.dir.display(), "serving");
+    signal.await;
+    app.stop().await;
+    Ok(())
+}
+
+fn config(args: &ConfigArgs) -> ExitCode {
+    if args.default {
+        print!("{DEFAULTS}");
+        return ExitCode::SUCCESS;
+    }
+    match Config::load(args.config.as_deref()) {
+        Ok(_) if args.check => println!("the settings are sound"),
+        Ok(config) => print!("{}", config.show()),
+        Err(invalid) => {
+            for error in invalid.0 {
+                println!("{error}");
+            }
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+async fn healthcheck(url: &str) -> anyhow::Result<ExitCode> {
+    let reply = Api::new(url, "").call(Method::GET, "/health", &[], "").await?;
+    println!("{}", String::from_utf8_lossy(&reply.body));
+    Ok(if reply.status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
+    let config = load(args)?;
+    telemetry::log(&config.telemetry)?;
+    let data = &config.data.dir;
+    // The log's lock tells whether a server is running.
+    let _lock = sendtrail_eventlog::embedded::lock(&data.join("log")).context("the server must be stopped")?;
+    let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
+    let table = archive::Table::open(&data.join("archive/events")).await?;
+    let mut projections = Projections::open(store.database())?;
+    let rows = sendtrail_processor::rebuild_projections(&table, &mut projections, config.log.partitions).await?;
+    println!("sums made anew from {rows} archived events; the server adds the rest when it starts");
+    Ok(())
+}
+
+fn api(admin: &Admin) -> Api {
+    Api::new(&admin.url, &admin.admin_key)
+}
+
+const ACCOUNTS: &str = "/api/v1/admin/accounts";
+
+async fn accounts(command: Accounts) -> anyhow::Result<()> {
+    match command {
+        Accounts::Create { admin, name, contact_email, mode, policy } => {
+            let mut body = json!({"name": name, "contact_email": contact_email, "mode": mode});
+            if let Some(policy) = policy {
+                body["policy"] = json!({"name": policy});
+            }
+            print_json(&api(&admin).post(ACCOUNTS, &body).await?["account"]);
+        }
+        Accounts::List { admin } => {
+            let rows = all(&api(&admin), ACCOUNTS, "accounts").await?;
+            print_table(&["account_id", "name", "mode", "reputation_status", "created_at"], &rows);
+        }
+        Accounts::Pause { admin, account_id, reason } => {
+            let path = format!("{ACCOUNTS}/{account_id}/pause");
+            print_json(&api(&admin).post(&path, &json!({"reason": reason})).await?["account"]);
+        }
+        Accounts::Resume { admin, account_id, reason, mode } => {
+            let path = format!("{ACCOUNTS}/{account_id}/resume");
+            print_json(&api(&admin).post(&path, &json!({"reason": reason, "mode": mode})).await?["account"]);
+        }
+    }
+    Ok(())
+}
+
+async fn keys(command: Keys) -> anyhow::Result<()> {
+    let path = |account: &str| format!("{ACCOUNTS}/{account}/keys");
+    match command {
+        Keys::Create { admin, account_id, name } => {
+            print_json(&api(&admin).post(&path(&account_id), &json!({"name": name})).await?["key"]);
+        }
+        Keys::List { admin, account_id } => {
+            let rows = all(&api(&admin), &path(&account_id), "keys").await?;
+            print_table(&["key_id", "name", "prefix", "created_at", "last_used_at", "revoked_at"], &rows);
+        }
+        Keys::Revoke { admin, account_id, key_id } => {
+            let path = format!("{}/{key_id}", path(&account_id));
+            api(&admin).call(Method::DELETE, &path, &[], "").await?.success()?;
+            println!("revoked");
+        }
+    }
+    Ok(())
+}
+
+async fn dead_letters(command: DeadLetters) -> anyhow::Result<()> {
+    const LETTERS: &str = "/api/v1/admin/dead-letters";
+    match command {
+        DeadLetters::List { admin } => {
+            let rows = all(&api(&admin), LETTERS, "dead_letters").await?;
+            print_table(&["partition", "seq", "offset", "at", "payload_bytes", "reason"], &rows);
+        }
+        DeadLetters::Show { admin, partition, seq } => {
+            print_json(&api(&admin).get(&format!("{LETTERS}/{partition}/{seq}")).await?["dead_letter"]);
+        }
+        DeadLetters::Retry { admin, partition, seq } => {
+            let path = format!("{LETTERS}/{partition}/{seq}/retry");
+            let put = api(&admin).post(&path, &json!({})).await?;
+            println!("back in intake: partition {}, offset {}", put["partition"], put["offset"]);
+        }
+    }
+    Ok(())
+}
+
+/// Every page of a list.
+async fn all(api: &Api, path: &str, name: &str) -> anyhow::Result<Vec<Value>> {
+    let mut rows = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let page = api.get(&format!("{path}?limit=1000{cursor}")).await?;
+        rows.extend(page[name].as_array().cloned().unwrap_or_default());
+        match page["next_cursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => return Ok(rows),
+        }
+    }
+}
+
+fn print_json(value: &Value) {
+    println!("{value:#}");
+}
+
+fn print_table(columns: &[&str], rows: &[Value]) {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(columns);
+    for row in rows {
+        table.add_row(columns.iter().map(|column| match &row[*column] {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }));
+    }
+    println!("{table}");
+}

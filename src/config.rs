@@ -1,0 +1,253 @@
+//! Settings: the defaults file, a file of one's own, the environment, in this order. All errors are told at once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::{Dict, Value};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The defaults, with what they mean.
+pub const DEFAULTS: &str = include_str!("../config.default.toml");
+/// How the environment names settings: `SENDTRAIL__SECTION__KEY`.
+const ENVIRONMENT: &str = "SENDTRAIL__";
+
+macro_rules! sections {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? })*) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+            #[serde(deny_unknown_fields)]
+            #[expect(missing_docs, reason = "each field is told in config.default.toml")]
+            pub struct $name { $(pub $field: $kind),* }
+        )*
+    };
+}
+
+sections! {
+    /// All settings.
+    Config {
+        server: Server, data: Data, log: Log, state: State, intake: Intake, sending: Sending, dedup: Dedup,
+        identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query, blobs: Blobs,
+        secrets: Secrets, telemetry: Telemetry,
+    }
+    /// The HTTP server.
+    Server {
+        listen: String, max_connections: usize, max_header_bytes: usize, header_timeout_ms: u64, body_timeout_ms: u64,
+        max_body_bytes: usize, shutdown_grace_seconds: u64,
+    }
+    /// Where everything is kept.
+    Data { dir: PathBuf }
+    /// The event log.
+    Log {
+        partitions: u32, simulated: bool, segment_bytes: u64, cache_bytes: usize, queue_bytes: u64, disk_budget_bytes: u64,
+    }
+    /// The state store.
+    State { cache_bytes: u64, checkpoint_ms: u64 }
+    /// Event intake.
+    Intake { max_events: usize, max_lag_ms: u64, inline_bytes: usize }
+    /// Sends.
+    Sending { decision_timeout_ms: u64, system_sender: String }
+    /// Duplicates.
+    Dedup { repeatable_horizon_hours: u32 }
+    /// Sending identities.
+    Identities { mail_domain: String, dkim_selector: String }
+    /// The delivery simulator.
+    Simulator {
+        permanent_bounce_ppm: u32, delay_ppm: u32, complaint_ppm: u32, open_ppm: u32, click_ppm: u32,
+        delivery_delay_ms: u32, reaction_delay_ms: u32,
+    }
+    /// Webhooks.
+    Webhooks { allow_http: bool, allow_private_networks: Vec<IpNet>, concurrency_per_destination: usize }
+    /// The Parquet archive.
+    Archive { commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
+    /// Queries.
+    Query { timeout_ms: u64, concurrency: usize, threads: usize, cache_bytes: usize }
+    /// Large message bodies.
+    Blobs { retention_days: u32 }
+    /// Keys.
+    Secrets { key: String }
+    /// What is logged.
+    Telemetry { log: String, format: String }
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings have {} error(s):\n  {}", .0.len(), .0.join("\n  "))]
+pub struct Invalid(pub Vec<String>);
+
+impl Config {
+    /// The defaults.
+    pub fn defaults() -> Self {
+        // A test reads them.
+        #[expect(clippy::expect_used, reason = "the file is part of the program")]
+        Figment::from(Toml::string(DEFAULTS)).extract().expect("config.default.toml fits the program")
+    }
+
+    /// Reads a file, if one is given, and the environment over the defaults.
+    ///
+    /// # Errors
+    /// [`Invalid`] with every error there is.
+    pub fn load(file: Option<&Path>) -> Result<Self, Invalid> {
+        let mut given = Figment::new();
+        if let Some(file) = file {
+            if !file.is_file() {
+                return Err(Invalid(vec![format!("{} is not a file", file.display())]));
+            }
+            given = given.merge(Toml::file(file));
+        }
+        Self::read(given.merge(Env::prefixed(ENVIRONMENT).split("__")))
+    }
+
+    /// Reads what was given over the defaults.
+    fn read(given: Figment) -> Result<Self, Invalid> {
+        let whole: Dict =
+            given.extract().map_err(|cause| Invalid(cause.into_iter().map(|e| e.to_string()).collect()))?;
+        let mut errors = Vec::new();
+        let mut leaves = Vec::new();
+        gather("", &Value::from(whole), &mut leaves);
+        // Each setting is tried by itself, so that one error does not hide another.
+        let mut sound = Figment::from(Toml::string(DEFAULTS));
+        for (path, value) in leaves {
+            let alone = Figment::from(Toml::string(DEFAULTS)).merge(Serialized::global(&path, &value));
+            match alone.extract::<Self>() {
+                Ok(_) => sound = sound.merge(Serialized::global(&path, &value)),
+                Err(cause) => errors.extend(cause.into_iter().map(|error| format!("{path}: {}", error.kind))),
+            }
+        }
+        match sound.extract::<Self>() {
+            Ok(config) => {
+                config.check(&mut errors);
+                if errors.is_empty() { Ok(config) } else { Err(Invalid(errors)) }
+            }
+            Err(cause) => {
+                errors.extend(cause.into_iter().map(|error| error.to_string()));
+                Err(Invalid(errors))
+            }
+        }
+    }
+
+    /// What types cannot tell.
+    fn check(&self, errors: &mut Vec<String>) {
+        let mut need = |holds: bool, what: &str| {
+            if !holds {
+                errors.push(what.to_owned());
+            }
+        };
+        need(self.server.listen.parse::<std::net::SocketAddr>().is_ok(), "server.listen: not an address and a port");
+        need(self.server.max_connections > 0, "server.max_connections: at least 1");
+        need(self.server.max_header_bytes >= 8_192, "server.max_header_bytes: at least 8192");
+        need(self.server.max_body_bytes >= 1_024, "server.max_body_bytes: at least 1024");
+        need((1..=65_535).contains(&self.log.partitions), "log.partitions: 1 to 65535");
+        need((1 << 16..=2 << 30).contains(&self.log.segment_bytes), "log.segment_bytes: 64 KiB to 2 GiB");
+        need(self.log.queue_bytes >= 1 << 20, "log.queue_bytes: at least 1 MiB");
+        need(self.log.disk_budget_bytes >= 2 * self.log.segment_bytes, "log.disk_budget_bytes: at least two segments");
+        need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
+        need(self.intake.max_events > 0, "intake.max_events: at least 1");
+        need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
+        need((1..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 1 to 360");
+        let sender = &self.sending.system_sender;
+        let reads = sendtrail_schemas::address::parse_mailbox(sender).is_ok();
+        need(sender.is_empty() || reads, "sending.system_sender: not an e-mail address");
+        let shares = &self.simulator;
+        let shares =
+            [shares.permanent_bounce_ppm, shares.delay_ppm, shares.complaint_ppm, shares.open_ppm, shares.click_ppm];
+        need(shares.iter().all(|share| *share <= 1_000_000), "simulator: shares are at most 1000000 parts per million");
+        need(self.webhooks.concurrency_per_destination > 0, "webhooks.concurrency_per_destination: at least 1");
+        need(self.archive.commit_rows >= 1_000, "archive.commit_rows: at least 1000");
+        need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
+        need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
+        need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
+        need(self.blobs.retention_days > 0, "blobs.retention_days: at least 1");
+        need(self.secrets.key.is_empty() || self.secret_key().is_some(), "secrets.key: not 32 bytes in base64");
+        need(
+            ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
+            "telemetry.format: auto, pretty or json",
+        );
+    }
+
+    /// The key that was given to seal secrets with.
+    pub fn secret_key(&self) -> Option<[u8; 32]> {
+        use base64::Engine;
+        base64::prelude::BASE64_STANDARD.decode(&self.secrets.key).ok()?.try_into().ok()
+    }
+
+    /// The settings as a file; the secret key is not shown.
+    pub fn show(&self) -> String {
+        let mut shown = self.clone();
+        if !shown.secrets.key.is_empty() {
+            shown.secrets.key = "(set)".into();
+        }
+        toml::to_string_pretty(&shown).unwrap_or_default()
+    }
+
+    /// How often the state is made durable.
+    pub fn checkpoint_every(&self) -> Duration {
+        Duration::from_millis(self.state.checkpoint_ms)
+    }
+}
+
+/// Every setting with its path.
+fn gather(path: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Dict(_, dict) => {
+            for (name, value) in dict {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                gather(&path, value, leaves);
+            }
+        }
+        leaf => leaves.push((path.to_owned(), leaf.clone())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, Invalid> {
+        Config::read(Figment::from(Toml::string(text)))
+    }
+
+    #[test]
+    fn the_defaults_are_sound_and_complete() {
+        let defaults = Config::defaults();
+        let mut errors = Vec::new();
+        defaults.check(&mut errors);
+        assert_eq!(errors, [""; 0]);
+        assert_eq!(read("").unwrap(), defaults);
+        assert_eq!(read(&defaults.show()).unwrap(), defaults);
+    }
+
+    #[test]
+    fn every_error_is_told_at_once() {
+        let Invalid(errors) = read(
+            r#"
+            [server]
+            listen = "nowhere"
+            max_connections = "many"
+            [log]
+            partitions = 0
+            colour = "blue"
+            [nonsense]
+            x = 1
+            "#,
+        )
+        .unwrap_err();
+        let all = errors.join("\n");
+        for part in ["server.listen", "server.max_connections", "log.partitions", "log.colour", "nonsense.x"] {
+            assert!(all.contains(part), "{part} is not told in:\n{all}");
+        }
+        assert_eq!(errors.len(), 5, "{all}");
+    }
+
+    #[test]
+    fn what_is_given_overrides() {
+        let config =
+            read("[webhooks]\nallow_private_networks = [\"10.0.0.0/8\"]\n[server]\nlisten = \"0.0.0.0:1\"").unwrap();
+        assert_eq!(config.webhooks.allow_private_networks.len(), 1);
+        assert_eq!(config.server.listen, "0.0.0.0:1");
+        assert_eq!(config.server.max_connections, Config::defaults().server.max_connections);
+    }
+}

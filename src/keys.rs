@@ -1,0 +1,121 @@
+//! The two keys of a data folder: the administrator's, of which only the hash is kept, and the one that seals secrets.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use rand::Rng;
+use rand::distr::{Alphanumeric, SampleString};
+use sendtrail_schemas::directory::hash_key;
+use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex};
+
+use crate::config::Config;
+
+/// Presets the administrator's key of an empty folder.
+pub const ADMIN_KEY_VARIABLE: &str = "SENDTRAIL_ADMIN_KEY";
+
+/// The administrator's key: its hash, and the key itself when it was made just now.
+pub struct AdminKey {
+    /// SHA-256.
+    pub hash: [u8; 32],
+    /// To be shown once.
+    pub fresh: Option<String>,
+}
+
+/// Reads the hash of the administrator's key, or makes a key on the first start; `preset` is taken then, if given.
+///
+/// # Errors
+/// When the folder cannot be read or written, or the file in it is not a hash.
+pub fn admin_key(data: &Path, preset: Option<String>) -> anyhow::Result<AdminKey> {
+    let path = data.join("admin-key.sha256");
+    if let Ok(text) = fs::read_to_string(&path) {
+        let hash = unhex(text.trim()).with_context(|| format!("{} holds no hash", path.display()))?;
+        return Ok(AdminKey { hash, fresh: None });
+    }
+    let (key, fresh) = match preset {
+        Some(key) if key.len() < 16 => bail!("{ADMIN_KEY_VARIABLE} has at least 16 characters"),
+        Some(key) => (key, false),
+        None => (format!("admin_{}", Alphanumeric.sample_string(&mut rand::rng(), 56)), true),
+    };
+    let hash = hash_key(&key);
+    write_private(&path, hex(&hash).as_bytes())?;
+    Ok(AdminKey { hash, fresh: fresh.then_some(key) })
+}
+
+/// The vault for webhook secrets: with the key of the settings, or one that is made in the folder.
+///
+/// # Errors
+/// When the folder cannot be read or written, or the file in it is not a key.
+pub fn vault(data: &Path, config: &Config) -> anyhow::Result<Vault> {
+    if let Some(key) = config.secret_key() {
+        return Ok(Vault::new(&key));
+    }
+    let path = data.join("secret.key");
+    if let Ok(text) = fs::read_to_string(&path) {
+        let key = unhex(text.trim()).with_context(|| format!("{} holds no key", path.display()))?;
+        return Ok(Vault::new(&key));
+    }
+    let mut key = [0u8; KEY_LENGTH];
+    rand::rng().fill_bytes(&mut key);
+    write_private(&path, hex(&key).as_bytes())?;
+    Ok(Vault::new(&key))
+}
+
+/// Writes a file that only its owner reads, durable when this returns.
+fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::File::open(path.parent().unwrap_or(path))?.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0u8; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_key_is_made_once_and_only_its_hash_is_kept() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let first = admin_key(folder.path(), None).unwrap();
+        let key = first.fresh.unwrap();
+        assert_eq!(first.hash, hash_key(&key));
+        let again = admin_key(folder.path(), Some("another key, too late".into())).unwrap();
+        assert_eq!((again.hash, again.fresh), (first.hash, None));
+        let path = folder.path().join("admin-key.sha256");
+        assert!(!fs::read_to_string(&path).unwrap().contains(&key));
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_preset_key_is_not_shown() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let key = admin_key(folder.path(), Some("preset-key-of-an-empty-folder".into())).unwrap();
+        assert_eq!((key.hash, key.fresh), (hash_key("preset-key-of-an-empty-folder"), None));
+        assert!(admin_key(tempfile::TempDir::new().unwrap().path(), Some("short".into())).is_err());
+    }
+
+    #[test]
+    fn the_vault_opens_after_a_restart() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let config = Config::defaults();
+        let sealed = vault(folder.path(), &config).unwrap().seal(b"s", [1; 24], b"x");
+        assert_eq!(vault(folder.path(), &config).unwrap().open(&sealed, b"x").unwrap(), b"s");
+    }
+}

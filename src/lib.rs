@@ -1,0 +1,18 @@
+//! Sendtrail: send mail, stream delivery events, and know what happened to every message.
+//!
+//! The rooms are crates; this one puts them together ([`app`]) and is the command line.
+#![allow(clippy::print_stdout, reason = "a command line program prints")]
+
+pub mod app;
+pub mod cli;
+pub mod client;
+pub mod commands;
+pub mod config;
+mod demo;
+pub mod health;
+pub mod keys;
+mod loadgen;
+mod ports;
+mod server;
+mod shutdown;
+pub mod telemetry;

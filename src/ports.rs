@@ -1,0 +1,135 @@
+//! The ports of the edge, filled by what the processor keeps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sendtrail_eventlog::{EventLog, Pulse};
+use sendtrail_ingest::SuppressionQuery;
+use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Views};
+use sendtrail_query_api::DeliveryState;
+use sendtrail_schemas::account::Suppression;
+use sendtrail_schemas::ids::{AccountId, DestinationId};
+use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
+use sendtrail_schemas::reputation::Reputation;
+use sendtrail_schemas::rollup::HourRows;
+use sendtrail_schemas::time::{Hour, Millis};
+use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
+use tokio::sync::oneshot;
+
+/// How long a reader waits for what was acknowledged before it asked. Beyond, it is told what is there.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// Suppression lists, from the views.
+pub struct SuppressionLists(pub Views);
+
+impl sendtrail_ingest::Suppressions for SuppressionLists {
+    fn list(&self, account: AccountId, query: &SuppressionQuery) -> Result<Vec<Suppression>, sendtrail_ingest::Error> {
+        let keep = |row: &Suppression| {
+            query.reason.as_ref().is_none_or(|reason| *reason == row.reason)
+                && query.search.as_ref().is_none_or(|search| row.email.to_lowercase().contains(search))
+        };
+        let found = self.0.suppressions(account, query.after.as_deref(), query.limit, keep);
+        found.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+
+    fn get(&self, account: AccountId, email: &str) -> Result<Option<Suppression>, sendtrail_ingest::Error> {
+        self.0.suppression(account, email).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+}
+
+/// Dead letters, from the projections.
+pub struct DeadLetterBox(pub ProjectionReader);
+
+impl sendtrail_ingest::DeadLetters for DeadLetterBox {
+    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+        self.0.dead_letters(from, limit).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+
+    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
+        self.0.dead_letter(partition, seq).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+}
+
+/// Accounts, from the partitions that own them.
+pub struct OwnedAccounts {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// Where to ask, by partition.
+    pub inquiries: Vec<Inquiries>,
+    /// How far the partitions are.
+    pub pulses: Vec<Arc<Pulse>>,
+    /// What shows events to readers.
+    pub sink: Arc<SinkHandle>,
+}
+
+impl OwnedAccounts {
+    fn end(&self, topic: Topic, partition: u32) -> u64 {
+        *self.log.end(TopicPartition::new(topic, partition)).borrow()
+    }
+
+    async fn settle_partition(&self, partition: u32) {
+        let intake = self.end(Topic::Intake, partition);
+        if let Some(pulse) = self.pulses.get(partition as usize) {
+            // A partition that ended tells nothing new.
+            let _ = pulse.applied().wait_for(|next| *next >= intake).await;
+        }
+        self.sink.seen(partition, self.end(Topic::Events, partition)).await;
+    }
+}
+
+#[async_trait]
+impl sendtrail_query_api::Accounts for OwnedAccounts {
+    async fn settle(&self, account: AccountId) {
+        let partition = partition_of(account, self.inquiries.len() as u32);
+        // Overload must not make readers wait for ever.
+        let _ = tokio::time::timeout(SETTLE, self.settle_partition(partition)).await;
+    }
+
+    async fn reputation(&self, account: AccountId) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
+        let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
+        let partition = partition_of(account, self.inquiries.len() as u32);
+        let asked = self.inquiries.get(partition as usize).ok_or_else(|| port("no such partition"))?;
+        let ask = async |after: u64| {
+            let (answer, wait) = oneshot::channel();
+            asked.send(Inquiry { account, after, answer }).await.map_err(|_| port("the partition has ended"))?;
+            wait.await.map_err(|_| port("the partition has ended"))
+        };
+        let settled = tokio::time::timeout(SETTLE, ask(self.end(Topic::Intake, partition))).await;
+        match settled {
+            Ok(answer) => answer,
+            // Behind by more than a reader should wait for: what is known so far.
+            Err(_) => tokio::time::timeout(SETTLE, ask(0)).await.map_err(|_| port("the partition does not answer"))?,
+        }
+    }
+}
+
+/// Sums, from the projections.
+pub struct Sums(pub ProjectionReader);
+
+impl sendtrail_query_api::Rollups for Sums {
+    fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, sendtrail_query_api::Error> {
+        self.0.rollups(account, from, to).map_err(|error| sendtrail_query_api::Error::Port(error.to_string()))
+    }
+}
+
+/// Webhook deliveries, from the projections.
+pub struct DeliveryStates(pub ProjectionReader);
+
+impl sendtrail_query_api::Deliveries for DeliveryStates {
+    fn state(
+        &self,
+        partition: u32,
+        seq: u64,
+        destination: DestinationId,
+    ) -> Result<Option<DeliveryState>, sendtrail_query_api::Error> {
+        let found = self.0.last_attempt(partition, seq, destination);
+        let found = found.map_err(|error| sendtrail_query_api::Error::Port(error.to_string()))?;
+        Ok(found.map(|last| DeliveryState {
+            status: DeliveryStatus::try_from(last.status).unwrap_or(DeliveryStatus::Pending),
+            attempts: last.attempts,
+            last_status_code: last.status_code,
+            finished_at: Millis(last.finished_at),
+        }))
+    }
+}

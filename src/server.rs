@@ -1,0 +1,140 @@
+//! The HTTP server: bounded in connections, headers and time, and stopped without cutting a request short.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use sendtrail_ingest::Ingest;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tower_service::Service;
+
+use crate::config;
+
+/// Headers of one request.
+const MAX_HEADERS: usize = 100;
+
+/// How the server is bounded.
+pub struct ServerOptions {
+    listen: String,
+    max_connections: usize,
+    max_header_bytes: usize,
+    header_timeout: Duration,
+    grace: Duration,
+}
+
+impl ServerOptions {
+    /// From the settings.
+    pub fn of(config: &config::Server) -> Self {
+        Self {
+            listen: config.listen.clone(),
+            max_connections: config.max_connections,
+            max_header_bytes: config.max_header_bytes,
+            header_timeout: Duration::from_millis(config.header_timeout_ms),
+            grace: Duration::from_secs(config.shutdown_grace_seconds),
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    ingest: Ingest,
+}
+
+impl Server {
+    /// Listens and serves.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn start(options: &ServerOptions, router: Router, ingest: Ingest) -> anyhow::Result<Self> {
+        let listener =
+            TcpListener::bind(&options.listen).await.with_context(|| format!("listen on {}", options.listen))?;
+        let address = listener.local_addr()?;
+        let stop = CancellationToken::new();
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(options.header_timeout)
+            .max_buf_size(options.max_header_bytes)
+            .max_headers(MAX_HEADERS);
+        builder.http2().timer(TokioTimer::new()).max_header_list_size(options.max_header_bytes as u32);
+        let accepting = Accepting {
+            builder,
+            router,
+            room: Arc::new(Semaphore::new(options.max_connections)),
+            grace: options.grace,
+        };
+        let task = tokio::spawn(accepting.run(listener, stop.clone()));
+        Ok(Self { address, stop, task, ingest })
+    }
+
+    /// Refuses what is new and waits for what is under way.
+    pub async fn stop(self) {
+        self.ingest.close();
+        self.stop.cancel();
+        // A panic in it was logged by the panic hook.
+        let _ = self.task.await;
+    }
+}
+
+struct Accepting {
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    room: Arc<Semaphore>,
+    grace: Duration,
+}
+
+impl Accepting {
+    async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let graceful = GracefulShutdown::new();
+        loop {
+            // Never closed, so there is always a permit to wait for.
+            let Ok(permit) = self.room.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => self.serve(stream, permit, &graceful),
+                Err(cause) => {
+                    // Out of descriptors, most likely: let some connections end.
+                    tracing::warn!(%cause, "a connection was not accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        if tokio::time::timeout(self.grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!("requests under way were cut short");
+        }
+    }
+
+    fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit, graceful: &GracefulShutdown) {
+        // Small answers are not held back; a socket that refuses this is no worse.
+        let _ = stream.set_nodelay(true);
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| router.clone().call(request));
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection.into_owned());
+        tokio::spawn(async move {
+            if let Err(cause) = connection.await {
+                tracing::debug!(%cause, "a connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
