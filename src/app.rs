@@ -17,7 +17,7 @@ use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
 use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
 use sendtrail_processor::{Partition, PartitionHandle, Projections, Sink, SinkHandle, SinkOptions, Store, Views};
 use sendtrail_query_api::{DataFusionAnalytics, Query};
-use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::time::Millis;
@@ -51,6 +51,18 @@ pub struct App {
     sink_stop: CancellationToken,
     sink: Arc<SinkHandle>,
     log: Arc<EmbeddedLog>,
+    archive: Arc<ArchiveCell>,
+}
+
+/// What the archive's files hold.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ArchiveTotals {
+    /// Files.
+    pub files: usize,
+    /// Their rows.
+    pub rows: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// What several rooms are handed.
@@ -182,7 +194,7 @@ impl App {
             }),
             rollups: Arc::new(Sums(reader.clone())),
             deliveries: Arc::new(DeliveryStates(reader)),
-            analytics: Arc::new(DataFusionAnalytics::new(cell, config.query.cache_bytes, config.query.threads)),
+            analytics: Arc::new(DataFusionAnalytics::new(cell.clone(), config.query.cache_bytes, config.query.threads)),
             clock: shared.clock.clone(),
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
@@ -201,7 +213,15 @@ impl App {
             sink_stop,
             sink,
             log: shared.log,
+            archive: cell,
         })
+    }
+
+    /// What is in Parquet files by now.
+    pub fn archive(&self) -> ArchiveTotals {
+        let view = self.archive.load();
+        let sum = |of: fn(&ArchivedFile) -> u64| view.files.iter().map(|file| of(file)).sum();
+        ArchiveTotals { files: view.files.len(), rows: sum(|file| file.rows), bytes: sum(|file| file.bytes) }
     }
 
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.

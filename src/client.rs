@@ -7,6 +7,8 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use sendtrail_ingest::SIMULATED_TIME;
+use sendtrail_schemas::time::Millis;
 use serde_json::Value;
 
 /// Calls one server with one key.
@@ -14,6 +16,7 @@ use serde_json::Value;
 pub struct Api {
     base: String,
     key: String,
+    time: Option<Millis>,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
@@ -53,13 +56,19 @@ impl Api {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Self { base: base.trim_end_matches('/').to_owned(), key: key.to_owned(), client }
+        Self { base: base.trim_end_matches('/').to_owned(), key: key.to_owned(), time: None, client }
     }
 
     /// The same server with another key.
     #[must_use]
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: key.to_owned(), ..self.clone() }
+    }
+
+    /// The same server at a simulated time, which each call carries. Heeded only where time is simulated.
+    #[must_use]
+    pub fn at(&self, time: Millis) -> Self {
+        Self { time: Some(time), ..self.clone() }
     }
 
     /// Where the server is.
@@ -82,6 +91,9 @@ impl Api {
         let mut request = Request::builder().method(method).uri(&uri);
         if !self.key.is_empty() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", self.key));
+        }
+        if let Some(time) = self.time {
+            request = request.header(SIMULATED_TIME, time.to_string());
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -116,5 +128,23 @@ impl Api {
     /// When the server cannot be reached, or refuses.
     pub async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         self.send(Method::POST, path, body).await
+    }
+
+    /// Every row of a list, page after page.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses.
+    pub async fn rows(&self, path: &str, name: &str) -> anyhow::Result<Vec<Value>> {
+        let mut rows = Vec::new();
+        let mut cursor = String::new();
+        let joint = if path.contains('?') { '&' } else { '?' };
+        loop {
+            let page = self.get(&format!("{path}{joint}limit=1000{cursor}")).await?;
+            rows.extend(page[name].as_array().cloned().unwrap_or_default());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(rows),
+            }
+        }
     }
 }

@@ -114,7 +114,7 @@ async fn accounts(command: Accounts) -> anyhow::Result<()> {
             print_json(&api(&admin).post(ACCOUNTS, &body).await?["account"]);
         }
         Accounts::List { admin } => {
-            let rows = all(&api(&admin), ACCOUNTS, "accounts").await?;
+            let rows = api(&admin).rows(ACCOUNTS, "accounts").await?;
             print_table(&["account_id", "name", "mode", "reputation_status", "created_at"], &rows);
         }
         Accounts::Pause { admin, account_id, reason } => {
@@ -136,7 +136,7 @@ async fn keys(command: Keys) -> anyhow::Result<()> {
             print_json(&api(&admin).post(&path(&account_id), &json!({"name": name})).await?["key"]);
         }
         Keys::List { admin, account_id } => {
-            let rows = all(&api(&admin), &path(&account_id), "keys").await?;
+            let rows = api(&admin).rows(&path(&account_id), "keys").await?;
             print_table(&["key_id", "name", "prefix", "created_at", "last_used_at", "revoked_at"], &rows);
         }
         Keys::Revoke { admin, account_id, key_id } => {
@@ -152,7 +152,7 @@ async fn dead_letters(command: DeadLetters) -> anyhow::Result<()> {
     const LETTERS: &str = "/api/v1/admin/dead-letters";
     match command {
         DeadLetters::List { admin } => {
-            let rows = all(&api(&admin), LETTERS, "dead_letters").await?;
+            let rows = api(&admin).rows(LETTERS, "dead_letters").await?;
             print_table(&["partition", "seq", "offset", "at", "payload_bytes", "reason"], &rows);
         }
         DeadLetters::Show { admin, partition, seq } => {
@@ -165,20 +165,6 @@ async fn dead_letters(command: DeadLetters) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Every page of a list.
-async fn all(api: &Api, path: &str, name: &str) -> anyhow::Result<Vec<Value>> {
-    let mut rows = Vec::new();
-    let mut cursor = String::new();
-    loop {
-        let page = api.get(&format!("{path}?limit=1000{cursor}")).await?;
-        rows.extend(page[name].as_array().cloned().unwrap_or_default());
-        match page["next_cursor"].as_str() {
-            Some(next) => cursor = format!("&cursor={next}"),
-            None => return Ok(rows),
-        }
-    }
 }
 
 fn print_json(value: &Value) {

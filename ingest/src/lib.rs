@@ -23,6 +23,7 @@ use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Hour;
 
 pub use routes::{admin_routes, partner_routes};
+pub use submit::SIMULATED_TIME;
 
 /// What can go wrong at the door, besides what is the client's.
 #[derive(Debug, thiserror::Error)]

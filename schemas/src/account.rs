@@ -380,7 +380,7 @@ impl Dialect {
     /// Whether the dialect has a name for the type; if not, the event is not sent.
     pub fn speaks_of(self, kind: EventType) -> bool {
         match self {
-            Self::Splashify => kind.is_matchable(),
+            Self::Splashify => kind.is_streamable() && kind != EventType::Subscription,
             Self::Standard => kind != EventType::Unspecified,
         }
     }

@@ -144,11 +144,6 @@ impl EventType {
     pub fn is_streamable(self) -> bool {
         self != Self::Unspecified && !self.is_status()
     }
-
-    /// Whether a destination may name this type in `matching_event_types`.
-    pub fn is_matchable(self) -> bool {
-        self.is_streamable() && self != Self::Subscription
-    }
 }
 
 #[cfg(test)]

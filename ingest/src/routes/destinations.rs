@@ -78,8 +78,8 @@ impl DestinationRequest {
         });
         let types = self.matching_event_types.as_ref().map(|names| {
             let read = |name: &String| {
-                let kind = EventType::parse(name).filter(|kind| kind.is_matchable());
-                kind.map(|kind| kind as i32)
+                EventType::parse(name)
+                    .map(|kind| kind as i32)
                     .ok_or_else(|| invalid(format!("matching_event_types: {name:?} is no event type")))
             };
             names.iter().map(read).collect::<Result<Vec<_>, _>>()

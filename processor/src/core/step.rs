@@ -80,14 +80,14 @@ pub fn step(
     received_at: Millis,
     effects: &mut Effects,
 ) {
+    // First of all: whether time is simulated holds for the record that says so, too.
+    if let Some(Body::Settings(settings)) = &record.body {
+        overlay.progress.settings = Some(settings.clone());
+    }
     let t = overlay.advance(received_at, record.simulated_time);
     let account = record.account();
     let mut step = Step { overlay, effects, t, offset };
     let outcome = match (record.body, account) {
-        (Some(Body::Settings(settings)), _) => {
-            step.overlay.progress.settings = Some(settings);
-            None
-        }
         (Some(Body::Fact(fact)), Some(account)) => {
             step.fact(account, fact, keys);
             None
@@ -96,7 +96,7 @@ pub fn step(
         (Some(Body::Command(Command { change: Some(change) })), Some(account)) => {
             Some(step.command(account, change, keys))
         }
-        // A skip was honoured when its offset was reached; a tick only moves the time.
+        // Settings hold already; a skip was honoured when its offset was reached; a tick only moves the time.
         _ => None,
     };
     step.overlay.progress.next_offset = offset + 1;

@@ -13,7 +13,7 @@ use sendtrail_schemas::record::{
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis, SECOND};
 use uuid::Uuid;
 
-use super::machine::{ACCOUNT, Machine, code, fact, record, send};
+use super::machine::{Machine, code, fact, record, send};
 use crate::core::effects::SuppressionChange;
 
 const START: Millis = Millis(20_000 * DAY + 10 * HOUR);
@@ -629,11 +629,14 @@ fn simulated_time_is_honoured_only_on_a_simulated_log() {
     let body = || Body::Fact(fact(EventType::Open, "a", "a@b.co"));
     assert_eq!(m.apply(later(body())).events[0].received_at, START.0);
     let settings = sendtrail_schemas::record::Settings { simulated: true, ..crate::core::step::default_settings() };
+    // The very first record of a simulated log: not even it is of the wall clock's time.
+    m.now = m.now.plus(60 * DAY);
     m.apply(sendtrail_schemas::record::Record {
         version: 1,
         body: Some(Body::Settings(settings)),
         ..Default::default()
     });
+    m.now = m.now.plus(-60 * DAY);
     assert_eq!(m.apply(later(body())).events[0].received_at, START.0 + DAY);
     m.now = m.now.plus(30 * DAY);
     assert_eq!(m.apply(record(body())).events[0].received_at, START.0 + DAY);
@@ -647,7 +650,6 @@ fn unknown_accounts_are_refused_and_their_facts_become_dead_letters() {
     let effects = m.apply(record(Body::Fact(fact(EventType::Open, "m", "a@b.co"))));
     assert!(effects.events.is_empty());
     assert_eq!(effects.dead_letters[0].reason, "no such account");
-    let _ = ACCOUNT;
 }
 
 #[test]

@@ -1,4 +1,0 @@
-use std::process::ExitCode;
-pub async fn run(_: crate::cli::Demo) -> anyhow::Result<ExitCode> {
-    Ok(ExitCode::FAILURE)
-}
