@@ -76,11 +76,12 @@ impl Model {
             _ => true,
         };
         let identity = identity(fact);
+        // A permanent bounce is a fact of its own beside the transient ones, whatever their identifiers.
+        let mut alike = self.events.iter().filter(same).filter(|kept| kept.permanent == permanent);
         let duplicate = if once {
-            self.events.iter().filter(same).any(|kept| kept.permanent == permanent && t < kept.t + 15 * DAY)
+            alike.any(|kept| t < kept.t + 15 * DAY)
         } else {
-            identity.is_some()
-                && self.events.iter().filter(same).any(|kept| kept.identity == identity && t < kept.t + 72 * HOUR)
+            identity.is_some() && alike.any(|kept| kept.identity == identity && t < kept.t + 72 * HOUR)
         };
         if duplicate {
             return None;
