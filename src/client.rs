@@ -76,6 +76,11 @@ impl Api {
         &self.base
     }
 
+    /// The key that it calls with.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Calls, with a body and further headers.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use crate::config;
@@ -77,6 +78,7 @@ impl Server {
             router,
             room: Arc::new(Semaphore::new(options.max_connections)),
             grace: options.grace,
+            connections: TaskTracker::new(),
         };
         let task = tokio::spawn(accepting.run(listener, stop.clone()));
         Ok(Self { address, stop, task, ingest })
@@ -96,6 +98,7 @@ struct Accepting {
     router: Router,
     room: Arc<Semaphore>,
     grace: Duration,
+    connections: TaskTracker,
 }
 
 impl Accepting {
@@ -118,7 +121,13 @@ impl Accepting {
             }
         }
         drop(listener);
-        if tokio::time::timeout(self.grace, graceful.shutdown()).await.is_err() {
+        let done = async {
+            graceful.shutdown().await;
+            // Not before nothing holds a part of the server any more.
+            self.connections.close();
+            self.connections.wait().await;
+        };
+        if tokio::time::timeout(self.grace, done).await.is_err() {
             tracing::warn!("requests under way were cut short");
         }
     }
@@ -130,7 +139,7 @@ impl Accepting {
         let service = hyper::service::service_fn(move |request: Request<Incoming>| router.clone().call(request));
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
-        tokio::spawn(async move {
+        self.connections.spawn(async move {
             if let Err(cause) = connection.await {
                 tracing::debug!(%cause, "a connection ended");
             }

@@ -1,13 +1,16 @@
 //! Logs and metrics.
 
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::Once;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Telemetry;
 
+/// Libraries that tell at `info` what only their authors want to know; the settings may ask for more.
+const QUIET: &str = "lsm_tree=warn,fjall=warn,buoyant_kernel=warn,delta_kernel=warn,deltalake_core=warn";
 /// Where seconds fall, for histograms.
 const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
@@ -16,13 +19,14 @@ const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 /// # Errors
 /// When the directives do not parse.
 pub fn log(settings: &Telemetry) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&settings.log)?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", settings.log))?;
     let json = match settings.format.as_str() {
         "json" => true,
         "pretty" => false,
         _ => !std::io::stderr().is_terminal(),
     };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A second call is made only by tests, which log to the first's.
     let _ = if json { builder.json().flatten_event(true).try_init() } else { builder.try_init() };
     log_panics();
@@ -31,8 +35,8 @@ pub fn log(settings: &Telemetry) -> anyhow::Result<()> {
 
 /// A panic is a line of the log like any other.
 fn log_panics() {
-    static ONCE: OnceLock<()> = OnceLock::new();
-    ONCE.get_or_init(|| {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             tracing::error!(%panic, "panic");
@@ -46,11 +50,11 @@ fn log_panics() {
 /// # Errors
 /// When another recorder was installed before.
 pub fn metrics() -> anyhow::Result<PrometheusHandle> {
-    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
-    if let Some(handle) = HANDLE.get() {
+    static HANDLE: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+    let mut handle = HANDLE.lock();
+    if let Some(handle) = &*handle {
         return Ok(handle.clone());
     }
     let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?;
-    let handle = builder.install_recorder()?;
-    Ok(HANDLE.get_or_init(|| handle).clone())
+    Ok(handle.insert(builder.install_recorder()?).clone())
 }

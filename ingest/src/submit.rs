@@ -18,6 +18,8 @@ use crate::{Error, Ingest};
 
 /// Tells a simulated log what time it is: RFC 3339. Without meaning on any other log.
 pub const SIMULATED_TIME: &str = "x-simulated-time";
+/// How long a reader waits for what was acknowledged before it asked.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The time that a request carries, where time is simulated.
 #[derive(Clone, Copy, Debug, Default)]
@@ -135,6 +137,15 @@ impl Ingest {
                  Idempotency-Key is safe",
             )
         })
+    }
+
+    /// Waits until what was acknowledged for an account is applied, but not for ever: then what is there is shown.
+    pub(crate) async fn settle(&self, account: AccountId) {
+        let partition = self.partition(account);
+        let Some(pulse) = self.parts().pulses.get(partition as usize) else { return };
+        let end = *self.parts().log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
+        let mut applied = pulse.applied();
+        let _ = tokio::time::timeout(SETTLE, applied.wait_for(|next| *next >= end)).await;
     }
 
     /// Makes a change and waits until it is made; whether anything is other than before.

@@ -177,8 +177,8 @@ pub type EventIds<'a> = &'a (dyn Fn(&Change) -> Option<String> + Sync);
 
 /// Webhooks that a partner should have received: path, event, how many.
 pub fn hooks(partner: &Partner) -> Vec<(&'static str, &'static str, u64)> {
-    let kind = |kind| partner.recount.kinds.get(&kind).copied().unwrap_or_default();
-    let changes = |to| partner.recount.changes.iter().filter(|change| change.to == to).count() as u64;
+    let kind = |kind| partner.recount.hooked.get(&kind).copied().unwrap_or_default();
+    let changes = |to| partner.recount.changes.iter().filter(|change| change.to == to).count() as u64 * partner.sets;
     vec![
         ("splashify", "Bounce", kind(Kind::HardBounce) + kind(Kind::SoftBounce)),
         ("splashify", "Complaint", kind(Kind::Complaint)),

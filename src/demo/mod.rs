@@ -8,6 +8,7 @@ mod ses;
 mod stage;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
@@ -68,7 +69,7 @@ async fn made_up(stage: &Stage, args: &Demo) -> anyhow::Result<ExitCode> {
     let mut partners = Vec::new();
     let mut traffic = Vec::new();
     for profile in &PARTNERS {
-        partners.push(stage.partner(profile.name, profile.domain, begin).await?);
+        partners.push(stage.partner(profile.name, profile.domain, &[SET], begin).await?);
         traffic.push(Traffic::new(profile, begin, args.count, args.seed));
     }
     println!("Five partners stream {DAYS} days of events\n");
@@ -114,7 +115,7 @@ async fn made_up(stage: &Stage, args: &Demo) -> anyhow::Result<ExitCode> {
 
 fn own_event(profile: &Profile, change: &Change) -> Option<String> {
     let (kind, message, repeat) = change.fact;
-    Some(profile.event_id(&Fact { kind, message, repeat, recipient: 0, at: change.at }))
+    Some(profile.event_id(&Fact { kind, message, repeat, recipient: 0, at: change.at, hooked: true }))
 }
 
 /// Streams one partner's events of an hour, and recounts them.
@@ -141,7 +142,7 @@ async fn try_sends(partners: &mut [Partner], t: Millis) -> anyhow::Result<()> {
     for partner in partners {
         let (status, answer) = partner.send(t).await?;
         ensure!(status == 200, "a send was answered {status} {answer}");
-        let sent = Fact { kind: Kind::Send, message: u64::MAX, recipient: u64::MAX, repeat: 0, at: t };
+        let sent = Fact { kind: Kind::Send, message: u64::MAX, recipient: u64::MAX, repeat: 0, at: t, hooked: false };
         partner.recount.tell(&sent, t);
         // By the simulator, once its time has come.
         partner.recount.tell(&Fact { kind: Kind::Delivery, ..sent }, t);
@@ -154,7 +155,9 @@ async fn of_file(stage: &Stage, file: &Path, keep: bool) -> anyhow::Result<ExitC
     let batches = ses::read(file)?;
     let begin = batches.first().map_or(Millis(0), |batch| batch.t);
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut partner = stage.partner(&name, "file.example", begin).await?;
+    let sets: BTreeSet<&str> = batches.iter().flat_map(|batch| &batch.sets).map(String::as_str).collect();
+    let sets: Vec<&str> = sets.into_iter().collect();
+    let mut partner = stage.partner(&name, "file.example", &sets, begin).await?;
     let bar = progress(batches.iter().map(|batch| batch.facts.len() as u64).sum());
     let started = Instant::now();
     let mut now = begin;

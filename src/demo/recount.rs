@@ -54,8 +54,8 @@ pub struct Recount {
     pub changes: Vec<Change>,
     /// Recipients that must not be mailed again.
     pub suppressed: HashSet<u64>,
-    /// Facts by kind.
-    pub kinds: BTreeMap<Kind, u64>,
+    /// Facts that belong to a configuration set, by kind.
+    pub hooked: BTreeMap<Kind, u64>,
     seen: HashSet<(Kind, u64, u64)>,
     opened: HashSet<u64>,
     clicked: HashSet<u64>,
@@ -83,7 +83,7 @@ impl Recount {
             return;
         }
         self.distinct += 1;
-        *self.kinds.entry(fact.kind).or_default() += 1;
+        *self.hooked.entry(fact.kind).or_default() += u64::from(fact.hooked);
         let day = self.days.entry(fact.at.0.div_euclid(24 * HOUR)).or_default();
         match fact.kind {
             Kind::Send => day[0] += 1,

@@ -20,6 +20,8 @@ pub struct Batch {
     pub body: String,
     /// What it tells.
     pub facts: Vec<Fact>,
+    /// The configuration sets that it names.
+    pub sets: Vec<String>,
 }
 
 /// Reads a file. Lines that tell nothing are left in the bodies, for the server to reject.
@@ -33,9 +35,11 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<Batch>> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let mut t = Millis(i64::MIN);
     for lines in lines.chunks(LINES) {
-        let facts: Vec<Fact> = lines.iter().filter_map(|line| facts(line, &mut numbers)).flatten().collect();
+        let told = lines.iter().filter_map(|line| facts(line, &mut numbers));
+        let (facts, sets): (Vec<Vec<Fact>>, Vec<Option<String>>) = told.unzip();
+        let facts = facts.concat();
         t = facts.iter().map(|fact| fact.at).fold(t, Millis::max);
-        batches.push(Batch { t, body: lines.join("\n"), facts });
+        batches.push(Batch { t, body: lines.join("\n"), facts, sets: sets.into_iter().flatten().collect() });
     }
     ensure!(batches.iter().any(|batch| !batch.facts.is_empty()), "{} holds no event of SES", path.display());
     // Lines before the first event are received with it.
@@ -55,8 +59,8 @@ impl Numbers {
     }
 }
 
-/// The events of a line: one a recipient.
-fn facts(line: &str, numbers: &mut Numbers) -> Option<Vec<Fact>> {
+/// The events of a line, one a recipient, and the configuration set that they name.
+fn facts(line: &str, numbers: &mut Numbers) -> Option<(Vec<Fact>, Option<String>)> {
     let mut document: Value = serde_json::from_str(line).ok()?;
     if let Some(message) = document["Message"].as_str() {
         document = serde_json::from_str(message).ok()?;
@@ -99,6 +103,7 @@ fn facts(line: &str, numbers: &mut Numbers) -> Option<Vec<Fact>> {
     if recipients.is_empty() {
         recipients = listed(&mail["destination"]);
     }
+    let set = mail["tags"]["ses:configuration-set"][0].as_str().map(str::to_owned);
     let message = mail["messageId"].as_str()?;
     let repeatable = matches!(kind, Kind::SoftBounce | Kind::Delay | Kind::Open | Kind::Click)
         || (kind == Kind::Other && name == "Subscription");
@@ -108,6 +113,7 @@ fn facts(line: &str, numbers: &mut Numbers) -> Option<Vec<Fact>> {
         repeat: if repeatable { numbers.of(format!("r {name} {time} {}", document[block])) } else { 0 },
         recipient: numbers.of(recipient),
         at,
+        hooked: set.is_some(),
     });
-    Some(told.collect())
+    Some((told.collect(), set))
 }

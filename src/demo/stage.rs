@@ -12,6 +12,7 @@ use super::traffic::HOUR;
 use crate::app::App;
 use crate::client::Api;
 use crate::config::Config;
+use crate::keys::ADMIN_KEY_VARIABLE;
 
 const PARTNER: &str = "/api/v1/partner/email";
 /// The name of each partner's configuration set.
@@ -37,6 +38,8 @@ pub struct Partner {
     pub api: Api,
     /// Its key.
     pub key: String,
+    /// How many configuration sets it has.
+    pub sets: u64,
     /// What should be.
     pub recount: Recount,
     /// Requests that were answered 503 and sent again.
@@ -69,16 +72,18 @@ impl Stage {
             }
             started => started?,
         };
-        let key = app.fresh_admin_key.clone().unwrap_or_default();
+        // None was made if the environment presets one.
+        let preset = || std::env::var(ADMIN_KEY_VARIABLE).unwrap_or_default();
+        let key = app.fresh_admin_key.clone().unwrap_or_else(preset);
         let admin = Api::new(&format!("http://{}", app.address), &key);
         Ok(Self { app, admin, receiver })
     }
 
-    /// Creates a partner in production with a verified domain, a configuration set and two webhooks.
+    /// Creates a partner in production with a verified domain, and configuration sets with two webhooks each.
     ///
     /// # Errors
     /// When the server refuses.
-    pub async fn partner(&self, name: &str, domain: &str, begin: Millis) -> anyhow::Result<Partner> {
+    pub async fn partner(&self, name: &str, domain: &str, sets: &[&str], begin: Millis) -> anyhow::Result<Partner> {
         let admin = self.admin.at(begin);
         let body = json!({"name": name, "contact_email": format!("postmaster@{domain}"), "mode": "production"});
         let account = admin.post("/api/v1/admin/accounts", &body).await?;
@@ -90,7 +95,24 @@ impl Stage {
         api.post(&format!("{PARTNER}/identities"), &identity).await?;
         let path = format!("{account}/identities/DOMAIN/{domain}/override");
         admin.post(&path, &json!({"status": "VERIFIED"})).await?;
-        let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": SET})).await?;
+        for set in sets {
+            self.webhooks(&api, domain, set).await?;
+        }
+        Ok(Partner {
+            name: name.to_owned(),
+            domain: domain.to_owned(),
+            api,
+            key,
+            sets: sets.len() as u64,
+            recount: Recount::new(begin.0.div_euclid(HOUR) - 24 * 400),
+            held_back: 0,
+            rejected: 0,
+            refusal: None,
+        })
+    }
+
+    async fn webhooks(&self, api: &Api, domain: &str, set: &str) -> anyhow::Result<()> {
+        let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": set})).await?;
         let set = text(&set["configuration_set"]["config_set_id"]).to_owned();
         let to = |dialect: &str| format!("http://{}/{domain}/{dialect}", self.receiver.address);
         for destination in [
@@ -103,16 +125,7 @@ impl Stage {
         ] {
             api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &destination).await?;
         }
-        Ok(Partner {
-            name: name.to_owned(),
-            domain: domain.to_owned(),
-            api,
-            key,
-            recount: Recount::new(begin.0.div_euclid(HOUR) - 24 * 400),
-            held_back: 0,
-            rejected: 0,
-            refusal: None,
-        })
+        Ok(())
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Fact {
     pub repeat: u64,
     /// When it happened.
     pub at: Millis,
+    /// Whether it belongs to a configuration set, and so goes to webhooks.
+    pub hooked: bool,
 }
 
 /// A partner: how much it sends, and what becomes of it.
@@ -193,7 +195,7 @@ impl Traffic {
         let profile = self.profile;
         let at = self.begin.plus(i64::from(hour) * HOUR + self.random.random_range(0..HOUR - 120_000));
         let recipient = self.random.random_range(0..self.mailboxes);
-        let fact = Fact { kind: Kind::Send, message: self.next_message, recipient, repeat: 0, at };
+        let fact = Fact { kind: Kind::Send, message: self.next_message, recipient, repeat: 0, at, hooked: true };
         self.next_message += 1;
         self.tell(fact);
         let bounces = match profile.degrades {

@@ -72,6 +72,7 @@ pub(super) async fn list(
         limit: limit + 1,
     };
     let account = owner.account.id();
+    ingest.settle(account).await;
     let shown = ingest.clone();
     let found = tokio::task::spawn_blocking(move || shown.parts().suppressions.list(account, &wanted));
     let mut found = found.await.map_err(|_| Problem::internal())??;
@@ -99,6 +100,7 @@ pub(super) async fn get(
     Extension(owner): Extension<KeyOwner>,
     Path(email): Path<String>,
 ) -> Result<Response, Problem> {
+    ingest.settle(owner.account.id()).await;
     Ok(ok(One { suppression: view(find(&ingest, &owner, &email)?) }))
 }
 

@@ -31,7 +31,8 @@ use sendtrail_schemas::record::{Body, Change, Command, DestinationName, Destinat
 use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use client::{Answer, Poster, Reach, is_public};
@@ -159,6 +160,11 @@ struct Destined {
     destination_ids: Vec<Bytes>,
 }
 
+/// What an attempt came to; a panic in one sends the dispatcher back to its marks.
+fn ended(joined: Result<Outcome, JoinError>) -> Result<Outcome, Error> {
+    joined.map_err(|cause| Error::Io { what: "attempt a webhook".into(), cause: cause.into() })
+}
+
 struct Running {
     of: Arc<Dispatcher>,
     book: Book,
@@ -172,8 +178,8 @@ struct Running {
     /// Attempts recorded after the marks, until the events they belong to are folded again.
     known: HashMap<DeliveryKey, Attempt>,
     end: watch::Receiver<u64>,
-    outcomes: (mpsc::UnboundedSender<Outcome>, mpsc::UnboundedReceiver<Outcome>),
-    under_way: usize,
+    /// Ended when this is dropped: at a stop, or when the dispatcher goes back to its marks.
+    under_way: JoinSet<Outcome>,
     next_due: Option<i64>,
     checkpointed: Instant,
 }
@@ -190,8 +196,7 @@ impl Running {
             unbooked: BTreeMap::new(),
             known: HashMap::new(),
             end: of.log.end(of.of(Topic::Events)),
-            outcomes: mpsc::unbounded_channel(),
-            under_way: 0,
+            under_way: JoinSet::new(),
             next_due: Some(0),
             checkpointed: Instant::now(),
             book,
@@ -261,7 +266,7 @@ impl Running {
     async fn wait(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         let until_due = self.next_due.map_or(1_000, |due| due - Millis::wall().0).clamp(1, 1_000);
         let first = tokio::select! {
-            outcome = self.outcomes.1.recv() => outcome,
+            Some(outcome) = self.under_way.join_next() => Some(ended(outcome)?),
             _ = self.end.changed() => None,
             () = tokio::time::sleep(Duration::from_millis(until_due as u64)) => None,
             () = stop.cancelled() => None,
@@ -368,13 +373,8 @@ impl Running {
                 && let Some(job) = lane.take()
             {
                 lane.under_way += 1;
-                self.under_way += 1;
-                let (of, outcomes) = (self.of.clone(), self.outcomes.0.clone());
-                tokio::spawn(async move {
-                    let outcome = of.attempt(destination, job).await;
-                    // The dispatcher may have gone back to its marks meanwhile.
-                    let _ = outcomes.send(outcome);
-                });
+                let of = self.of.clone();
+                self.under_way.spawn(async move { of.attempt(destination, job).await });
             }
             if lane.is_idle() {
                 self.lanes.remove(&destination);
@@ -385,18 +385,18 @@ impl Running {
 
     /// Records what has ended, without waiting for more.
     async fn take_outcomes(&mut self) -> Result<(), Error> {
-        match self.outcomes.1.try_recv() {
-            Ok(first) => self.record(vec![first]).await,
-            Err(_) => Ok(()),
+        match self.under_way.try_join_next() {
+            Some(first) => self.record(vec![ended(first)?]).await,
+            None => Ok(()),
         }
     }
 
     /// Makes attempts durable, then acts on them.
     async fn record(&mut self, mut outcomes: Vec<Outcome>) -> Result<(), Error> {
         while outcomes.len() < RECORD_TOGETHER
-            && let Ok(outcome) = self.outcomes.1.try_recv()
+            && let Some(outcome) = self.under_way.try_join_next()
         {
-            outcomes.push(outcome);
+            outcomes.push(ended(outcome)?);
         }
         let mut batch = Batch::new();
         let mut decided = Vec::with_capacity(outcomes.len());
@@ -416,7 +416,6 @@ impl Running {
 
     fn settle(&mut self, outcome: Outcome, attempt: &Attempt, next: Next) -> Result<(), Error> {
         let Outcome { job, destination, .. } = outcome;
-        self.under_way -= 1;
         let lane = self.lane(destination);
         lane.under_way -= 1;
         lane.done(&job);
@@ -486,12 +485,11 @@ impl Running {
     /// Waits a little for attempts under way and makes the marks durable.
     async fn finish(&mut self) -> Result<(), Error> {
         let deadline = tokio::time::Instant::now() + GRACE;
-        while self.under_way > 0 {
-            match tokio::time::timeout_at(deadline, self.outcomes.1.recv()).await {
-                Ok(Some(outcome)) => self.record(vec![outcome]).await?,
-                _ => break,
-            }
+        while let Ok(Some(outcome)) = tokio::time::timeout_at(deadline, self.under_way.join_next()).await {
+            self.record(vec![ended(outcome)?]).await?;
         }
+        // What hangs still is tried again after the start.
+        self.under_way.shutdown().await;
         self.checkpoint()
     }
 }

@@ -1,0 +1,119 @@
+//! The archive is a Delta Lake table that others open as it is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::support::*;
+
+/// A Python with the `deltalake` package; none where it cannot be had, which is an error in CI.
+fn python() -> Option<PathBuf> {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
+    let python = home.join("bin/python");
+    let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
+    if run(Command::new(&python).args(["-c", "import deltalake, pyarrow, duckdb"])) {
+        return Some(python);
+    }
+    let made = run(Command::new("python3").args(["-m", "venv"]).arg(&home))
+        && run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "deltalake>=1.6", "pyarrow", "duckdb"]));
+    if made {
+        return Some(python);
+    }
+    assert!(std::env::var_os("CI").is_none(), "Python packages could not be installed");
+    println!("SKIPPED: Python with the deltalake package is not to be had here");
+    None
+}
+
+const COUNT: &str = r#"
+import sys, json, duckdb
+from deltalake import DeltaTable
+table = DeltaTable(sys.argv[1])
+rows = table.to_pyarrow_table()
+files = [f if "://" not in f else f[7:] for f in table.file_uris()]
+duck = duckdb.sql("select count(*), count(distinct (account_id, message_id)), sum(bounce.bounceType = 'Permanent') from read_parquet(?, hive_partitioning=true)", params=[files]).fetchall()[0]
+first = rows.sort_by([("seq", "ascending")]).slice(0, 1).to_pylist()[0]
+print(json.dumps({"rows": rows.num_rows, "columns": rows.schema.names, "duck": duck, "files": len(files),
+    "types": {f.name: str(f.type) for f in rows.schema}, "partitions": table.metadata().partition_columns, "first": first}, default=str))
+"#;
+
+#[tokio::test]
+async fn python_opens_it_and_counts_the_same() {
+    let server = Server::start().await;
+    let partner = server.partner("audit").await;
+    let mut told: Vec<Value> = (0..200).map(|_| partner.event("Send")).collect();
+    told[0]["tags"] = json!({"campaign": "june"});
+    told[0]["metadata"] = json!({"order": 7});
+    partner.stream(&told).await;
+    // On another day of receipt.
+    partner.at(noon().plus(DAY)).stream(&(0..8).map(|_| partner.event("HardBounce")).collect::<Vec<_>>()).await;
+    let log = partner.on(&server).log().await;
+    let stopped = server.stop().await;
+    let table = stopped.config.data.dir.join("archive/events");
+    let Some(python) = python() else { return };
+    let output = Command::new(python).args(["-c", COUNT]).arg(&table).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["rows"], log.len(), "after a clean stop it holds every event");
+    assert_eq!(told["duck"][0], log.len());
+    assert_eq!(told["duck"][2], 8);
+    assert_eq!(told["partitions"], json!(["dt"]));
+    for column in [
+        "account_id",
+        "event_id",
+        "event_type",
+        "occurred_at",
+        "received_at",
+        "partition",
+        "seq",
+        "offset",
+        "message_id",
+        "send_id",
+        "recipient",
+        "from",
+        "subject",
+        "configuration_set_name",
+        "customer_id",
+        "category",
+        "tags",
+        "metadata",
+        "bounce",
+        "dt",
+    ] {
+        assert!(told["columns"].as_array().unwrap().contains(&column.into()), "{column}: {}", told["columns"]);
+    }
+    let first = &told["first"];
+    assert_eq!((&first["message_id"], &first["account_id"]), (&log[0]["message_id"], &json!(partner.account_id)));
+    assert_eq!((&first["dt"], &first["tags"]), (&json!("2026-05-01"), &json!([["campaign", "june"]])));
+    assert_eq!(first["metadata"], r#"{"order":7}"#);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_event_is_missing_or_doubled_while_files_are_made_and_merged() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.archive.commit_rows = 1_000;
+    })
+    .await;
+    let partner = server.partner("seam").await;
+    let mut told = 0;
+    let mut looks = 0;
+    for round in 0..40 {
+        let events: Vec<Value> = (0..250).map(|_| partner.event("Send")).collect();
+        partner.stream(&events).await;
+        told += events.len() as u64;
+        // Within two seconds, the contract says; what was acknowledged is there at once.
+        let totals = partner.get("/stats?from=2026-05-01&to=2026-05-02").await;
+        assert_eq!(totals["totals"]["sends"], told);
+        if round % 8 == 7 {
+            let found = partner.rows("/events", "events").await;
+            let seqs: std::collections::BTreeSet<u64> =
+                found.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+            assert_eq!((found.len() as u64, seqs.len() as u64), (told, told));
+            assert_eq!(seqs.last().copied(), Some(told - 1));
+            looks += 1;
+            tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        }
+    }
+    assert_eq!(looks, 5);
+    eventually("files are merged", async || server.app.archive().files < 4).await;
+    assert_eq!(partner.rows("/events", "events").await.len() as u64, told);
+}

@@ -1,0 +1,142 @@
+//! The program itself, as an operator runs it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+use super::support::*;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sendtrail");
+pub const ADMIN_KEY: &str = "an administrator's key for tests";
+
+/// A server in a process of its own; killed when dropped.
+pub struct Process {
+    child: Child,
+    pub base: String,
+    /// What it printed before it listened.
+    pub greeting: Vec<String>,
+}
+
+impl Process {
+    pub fn start(data: &std::path::Path, settings: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(PROGRAM);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
+        command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut process = Self { child, base: String::new(), greeting: Vec::new() };
+        while process.base.is_empty() {
+            let line = lines.next().expect("the server listens").unwrap();
+            match line.strip_prefix("listening on ") {
+                Some(base) => process.base = base.to_owned(),
+                None => process.greeting.push(line),
+            }
+        }
+        process
+    }
+
+    pub fn signal(&mut self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(args: &[impl AsRef<std::ffi::OsStr>]) -> Output {
+    Command::new(PROGRAM).args(args).env("SENDTRAIL_ADMIN_KEY", ADMIN_KEY).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+    told
+}
+
+#[test]
+fn an_operator_runs_a_server() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let mut server = Process::start(folder.path(), &[]);
+    let key =
+        server.greeting.iter().find_map(|line| line.strip_prefix("admin key, shown this once: ")).unwrap().to_owned();
+    let at = ["--url", &server.base, "--admin-key", &key];
+    let with = |args: &[&str]| -> Vec<String> { args.iter().chain(&at).map(|arg| (*arg).to_owned()).collect() };
+    let account = text(&run(&with(&["accounts", "create", "--name", "Acme", "--contact-email", "a@acme.example"])));
+    let account: Value = serde_json::from_str(&account).unwrap();
+    let id = account["account_id"].as_str().unwrap();
+    assert_eq!(account["mode"], "sandbox");
+    let made: Value = serde_json::from_str(&text(&run(&with(&["keys", "create", id, "--name", "main"])))).unwrap();
+    let api_key = made["api_key"].as_str().unwrap();
+    assert_eq!((api_key.len(), &api_key[..8]), (64, "pk_live_"));
+    assert!(text(&run(&with(&["keys", "list", id]))).contains("main"));
+    assert!(text(&run(&with(&["accounts", "list"]))).contains(id));
+    assert!(text(&run(&with(&["accounts", "pause", id, "--reason", "test"]))).contains("PAUSED"));
+    assert!(text(&run(&with(&["accounts", "resume", id, "--reason", "test"]))).contains("HEALTHY"));
+    text(&run(&with(&["keys", "revoke", id, made["key_id"].as_str().unwrap()])));
+    text(&run(&with(&["dead-letters", "list"])));
+    assert!(text(&run(&["healthcheck", "--url", &server.base])).contains(r#""status":"ok""#));
+    let wrong = run(&["accounts", "list", "--url", &server.base, "--admin-key", "not the key, but long"]);
+    assert!(!wrong.status.success());
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("401"), "{}", String::from_utf8_lossy(&wrong.stderr));
+
+    server.signal("-TERM");
+    assert!(server.wait().success());
+    assert!(!run(&["healthcheck", "--url", &server.base]).status.success());
+    let stopped = run(&["rebuild-projections", "--data", folder.path().to_str().unwrap()]);
+    assert!(text(&stopped).contains("sums made anew"));
+    let again = Process::start(folder.path(), &[]);
+    assert!(again.greeting.is_empty(), "the key is shown once");
+    let busy = run(&["rebuild-projections", "--data", folder.path().to_str().unwrap()]);
+    assert!(!busy.status.success(), "not while the server runs");
+    let second = run(&["serve", "--listen", "127.0.0.1:0", "--data", folder.path().to_str().unwrap()]);
+    assert!(!second.status.success(), "a folder has one server");
+}
+
+#[test]
+fn settings_are_checked_and_told() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let defaults = text(&run(&["config", "--default"]));
+    let file = folder.path().join("settings.toml");
+    std::fs::write(&file, &defaults).unwrap();
+    let file = file.to_str().unwrap();
+    assert!(text(&run(&["config", "--check", "--config", file])).contains("sound"));
+    assert_eq!(text(&run(&["config", "--config", file])), text(&run(&["config"])), "the defaults are the defaults");
+    let shown = Command::new(PROGRAM).arg("config").env("SENDTRAIL__SERVER__LISTEN", "0.0.0.0:99").output().unwrap();
+    assert!(text(&shown).contains("0.0.0.0:99"));
+    std::fs::write(file, "[server]\nlisten = \"nowhere\"\n[log]\npartitions = 0\n[moon]\nx = 1\n").unwrap();
+    let bad = run(&["config", "--check", "--config", file]);
+    assert!(!bad.status.success());
+    let told = String::from_utf8_lossy(&bad.stdout);
+    assert!(["server.listen", "log.partitions", "moon.x"].iter().all(|part| told.contains(part)), "{told}");
+}
+
+#[test]
+fn the_demonstration_checks_itself() {
+    let demo = run(&["demo", "--count", "5000", "--seed", "7"]);
+    let told = text(&demo);
+    assert!(told.contains("all equal"), "{told}");
+    assert!(told.contains("Dune Outlet"), "{told}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let document = |n: u32, kind: &str, block: &str| {
+        format!(
+            r#"{{"eventType":"{kind}","mail":{{"timestamp":"2025-05-01T10:00:00Z","messageId":"m{n}","source":"a@b.example","destination":["x{n}@y.example"],"tags":{{"ses:configuration-set":["set-{}"]}}}}{block}}}"#,
+            n % 2
+        )
+    };
+    let bounce = r#","bounce":{"bounceType":"Permanent","timestamp":"2025-05-01T11:00:00Z","bouncedRecipients":[{"emailAddress":"A@y.example"},{"emailAddress":"b@y.example"}]}"#;
+    let mut lines: Vec<String> = (0..60).map(|n| document(n, "Send", r#","send":{}"#)).collect();
+    lines.extend((0..4).map(|n| document(n, "Bounce", bounce)));
+    lines.push(lines[60].clone());
+    lines.push("nonsense".into());
+    std::fs::write(file.path(), lines.join("\n")).unwrap();
+    let told = text(&run(&["demo", "--events", file.path().to_str().unwrap()]));
+    assert!(told.contains("all equal") && told.contains("PAUSED") && told.contains("1 lines rejected"), "{told}");
+}

@@ -1,0 +1,88 @@
+//! SIGKILL at any moment: what was acknowledged is there, once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use sendtrail::client::Api;
+
+use super::binary::{ADMIN_KEY, Process};
+use super::support::*;
+
+const KILLS: u64 = 6;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_acknowledged_event_survives_a_kill() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let settings = [
+        ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+        ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
+        ("SENDTRAIL__STATE__CHECKPOINT_MS", "100"),
+    ];
+    let mut process = Process::start(folder.path(), &settings);
+    let admin = Api::new(&process.base, ADMIN_KEY);
+    let body = json!({"name": "kill", "contact_email": "a@b.example", "mode": "production", "policy": {"minimum_sends": 1_000_000_000}});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let account = format!("{ADMIN}/accounts/{}", account["account"]["account_id"].as_str().unwrap());
+    let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap()["key"]["api_key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let mut random = StdRng::seed_from_u64(7);
+    let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
+    for round in 0..KILLS {
+        let mut streams = tokio::task::JoinSet::new();
+        for stream in 0..3 {
+            let (api, acknowledged) = (Api::new(&process.base, &key), acknowledged.clone());
+            streams.spawn(async move {
+                for batch in 0.. {
+                    let ids: Vec<String> = (0..20).map(|n| format!("{round}-{stream}-{batch}-{n}")).collect();
+                    let mut events: Vec<Value> = ids.iter().map(|id| event("Send", id)).collect();
+                    // A copy, and a bounce that uses up part of the list.
+                    events.push(event("Send", &ids[0]));
+                    events.push(event("HardBounce", &ids[1]));
+                    let body: String = events.iter().map(|event| format!("{event}\n")).collect();
+                    let headers = [("content-type", "application/x-ndjson")];
+                    let reply = api.call(http::Method::POST, &format!("{PARTNER}/events"), &headers, body).await;
+                    match reply {
+                        Ok(reply) if reply.status == 200 => acknowledged.lock().extend(ids),
+                        Ok(reply) => assert_eq!(reply.status, 503, "{}", reply.json()),
+                        Err(_) => return,
+                    }
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(200..900))).await;
+        process.signal("-KILL");
+        process.wait();
+        streams.join_all().await;
+        process = Process::start(folder.path(), &settings);
+    }
+    let api = Api::new(&process.base, &key);
+    let mut log = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    log.sort_by_key(|event| event["seq"].as_u64());
+    for (at, event) in log.iter().enumerate() {
+        assert_eq!(event["seq"], at, "numbers are dense");
+    }
+    let of = |kind: &str| {
+        log.iter()
+            .filter(|event| event["event_type"] == kind)
+            .map(|event| event["message_id"].as_str().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let (sends, bounces) = (of("Send"), of("Bounce"));
+    let found: HashSet<&str> = sends.iter().copied().collect();
+    assert_eq!(found.len(), sends.len(), "nothing twice");
+    let acknowledged = acknowledged.lock().clone();
+    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    let lost = acknowledged.iter().filter(|id| !found.contains(id.as_str())).count();
+    assert_eq!(lost, 0, "of {}", acknowledged.len());
+    let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+    assert_eq!((&reputation["sent"], &reputation["bounced"]), (&json!(sends.len()), &json!(bounces.len())));
+    let totals = &api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"];
+    assert_eq!((&totals["sends"], &totals["permanent_bounces"]), (&json!(sends.len()), &json!(bounces.len())));
+    assert_eq!(api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap().len(), bounces.len());
+}

@@ -1,0 +1,91 @@
+//! What cannot be applied goes to the dead letters with its offset and reason, and the rest goes on.
+
+use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_eventlog::{Batch, EventLog};
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+
+use super::support::*;
+
+/// Appends bytes to intake behind the server's back.
+async fn poison(stopped: &Stopped, payloads: &[&[u8]]) -> u64 {
+    let config = &stopped.config;
+    let options = Options {
+        partitions: config.log.partitions,
+        simulated: config.log.simulated,
+        segment_bytes: config.log.segment_bytes,
+        cache_bytes: config.log.cache_bytes,
+        queue_bytes: config.log.queue_bytes,
+        disk_budget: config.log.disk_budget_bytes,
+    };
+    let log = EmbeddedLog::open(&config.data.dir.join("log"), options).unwrap();
+    let mut batch = Batch::new();
+    payloads.iter().for_each(|payload| batch.push_bytes(payload));
+    let offset = log.append(TopicPartition::new(Topic::Intake, 0), batch).await.unwrap();
+    log.close();
+    offset
+}
+
+#[tokio::test]
+async fn nonsense_is_kept_with_its_reason_and_can_be_tried_again() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.log.partitions = 1;
+    })
+    .await;
+    let partner = server.partner("poison").await;
+    partner.stream(&[partner.event("Send")]).await;
+    let stopped = server.stop().await;
+    let offset = poison(&stopped, &[b"\x08\x01\xffnonsense", b""]).await;
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    partner.stream(&[partner.event("Send"), event("Delivery", "poison.example-0")]).await;
+    assert_eq!(partner.log().await.len(), 3, "the rest goes on");
+
+    let path = format!("{ADMIN}/dead-letters");
+    let list = async || server.admin.rows(&path, "dead_letters").await.unwrap();
+    eventually("a dead letter", async || !list().await.is_empty()).await;
+    let letters = list().await;
+    let letter = &letters[0];
+    assert_eq!((&letter["topic"], &letter["offset"]), (&json!("sendtrail.intake"), &json!(offset)));
+    assert!(!letter["reason"].as_str().unwrap().is_empty());
+    let one = server.admin.get(&format!("{path}/0/0")).await.unwrap();
+    assert_eq!(one["dead_letter"]["payload_base64"], "CAH/bm9uc2Vuc2U=");
+
+    let retried = server.admin.post(&format!("{path}/0/0/retry"), &json!({})).await.unwrap();
+    assert!(retried["offset"].as_u64().unwrap() > offset);
+    let before = letters.len();
+    eventually("it fails again", async || list().await.len() > before).await;
+    let unknown = server.admin.call(http::Method::POST, &format!("{path}/0/99/retry"), &[], "").await.unwrap();
+    assert_eq!((unknown.status.as_u16(), &unknown.json()["error"]), (404, &json!("NOT_FOUND")));
+
+    // Skips are records, so a restart skips the same.
+    let server = server.restart().await;
+    assert_eq!(partner.on(&server).log().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_version_halts_its_partition_with_503() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.log.partitions = 1;
+    })
+    .await;
+    let partner = server.partner("newer").await;
+    partner.stream(&[partner.event("Send")]).await;
+    let stopped = server.stop().await;
+    // Field 1, the version, is 2.
+    poison(&stopped, &[b"\x08\x02"]).await;
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    let health = server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();
+    assert_eq!(health.status, 503);
+    let told = health.json()["checks"]["processor"].as_str().unwrap().to_owned();
+    assert!(told.contains("version"), "{told}");
+    let (status, reply) = partner.try_send(&["success@inbox.example"]).await;
+    assert_eq!(status, 503, "{reply}");
+    let reply = partner.call(http::Method::POST, "/events", &[], partner.event("Send").to_string()).await;
+    assert_eq!(reply.status, 503, "{}", reply.json());
+    assert_eq!(partner.log().await.len(), 1, "what was applied can still be read");
+    let letters = server.admin.rows(&format!("{ADMIN}/dead-letters"), "dead_letters").await.unwrap();
+    assert!(letters.is_empty(), "it is not poison");
+}

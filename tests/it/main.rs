@@ -1,0 +1,21 @@
+//! Scenarios through the real HTTP surface, one file each.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it is a test, and a skipped one says so")]
+
+mod archive;
+mod binary;
+mod codes;
+mod crash;
+mod cursors;
+mod dead_letters;
+mod events;
+mod idempotency;
+mod late;
+mod pause;
+mod quotas;
+mod restart;
+mod send;
+mod ses;
+mod stats;
+mod support;
+mod suppression;
+mod webhooks;

@@ -1,0 +1,102 @@
+//! A restart in the middle loses nothing and doubles nothing.
+
+use super::support::*;
+
+#[tokio::test]
+async fn everything_is_as_it_was() {
+    let server = Server::start().await;
+    let partner = server.partner("before").await;
+    let set = partner.set(json!({"name": "set", "tags": {"team": "a"}})).await;
+    let hook = json!({"webhook_url": "https://hook.example/x", "webhook_secret": "s3cret"});
+    partner.destination(&set, hook).await;
+    let mut told: Vec<Value> = (0..300).map(|_| partner.event("Send")).collect();
+    told.extend((0..20).map(|_| partner.event("HardBounce")));
+    told.iter_mut().for_each(|event| event["configuration_set_name"] = "set".into());
+    partner.stream(&told).await;
+    let paths = [
+        "/reputation",
+        "/quotas",
+        "/events?limit=1000",
+        "/suppression?limit=1000",
+        "/configuration-sets",
+        "/identities",
+        "/stats?from=2026-05-01&to=2026-05-02&granularity=hour&group_by=tag",
+    ];
+    // Webhooks go on; all else stays.
+    let look = async |partner: &Partner, path: &str| {
+        let mut told = partner.get(path).await;
+        for event in told["events"].as_array_mut().into_iter().flatten() {
+            event["deliveries"].take();
+        }
+        told
+    };
+    let mut before = Vec::new();
+    for path in paths {
+        before.push(look(&partner, path).await);
+    }
+    let server = server.restart().await;
+    let partner = partner.on(&server);
+    for (path, before) in paths.into_iter().zip(before) {
+        assert!(look(&partner, path).await == before, "{path} differs");
+    }
+    // Copies are still known.
+    partner.stream(&told).await;
+    assert_eq!(partner.log().await.len(), 321, "300 sends, 20 bounces and a warning");
+    let text = walk(&server.config.data.dir.join("log"));
+    assert!(!text.windows(6).any(|bytes| bytes == b"s3cret"), "secrets are never in the clear");
+}
+
+/// Every byte of a folder.
+fn walk(folder: &std::path::Path) -> Vec<u8> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path()).ok())
+        .flatten()
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn stopping_in_the_middle_of_a_stream_keeps_what_was_acknowledged() {
+    let server = Server::start().await;
+    let partner = server.partner("middle").await;
+    let acknowledged = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let mut streams = tokio::task::JoinSet::new();
+    for stream in 0..4 {
+        let (api, acknowledged) = (partner.api.clone(), acknowledged.clone());
+        streams.spawn(async move {
+            for batch in 0.. {
+                let ids: Vec<String> = (0..50).map(|n| format!("{stream}-{batch}-{n}")).collect();
+                let body: String = ids.iter().map(|id| format!("{}\n", event("Send", id))).collect();
+                let headers = [("content-type", "application/x-ndjson")];
+                match api.call(http::Method::POST, &format!("{PARTNER}/events"), &headers, body).await {
+                    Ok(reply) if reply.status == 200 => acknowledged.lock().extend(ids),
+                    Ok(reply) => {
+                        assert_eq!(reply.status, 503, "{}", reply.json());
+                        assert!(reply.headers.contains_key("retry-after"));
+                    }
+                    // The server is gone.
+                    Err(_) => return,
+                }
+            }
+        });
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    let server = server.restart().await;
+    streams.join_all().await;
+    let partner = partner.on(&server);
+    let log = partner.log().await;
+    for (at, event) in log.iter().enumerate() {
+        assert_eq!(event["seq"], at, "numbers are dense");
+    }
+    let mut found: Vec<&str> = log.iter().map(|event| event["message_id"].as_str().unwrap()).collect();
+    let all = found.len();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(all, found.len(), "nothing twice");
+    let acknowledged = acknowledged.lock();
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    let found: std::collections::HashSet<&str> = found.into_iter().collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|id| !found.contains(id.as_str())).collect();
+    assert!(lost.is_empty(), "{} of {} lost", lost.len(), acknowledged.len());
+}

@@ -1,0 +1,268 @@
+//! A server in this process, partners on it, and a receiver of webhooks.
+
+mod receiver;
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use http::Method;
+use sendtrail::app::App;
+use sendtrail::client::{Api, Reply};
+use sendtrail::config::Config;
+use sendtrail_schemas::time::Millis;
+pub use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub use self::receiver::{Answer, Receiver};
+
+pub const ADMIN: &str = "/api/v1/admin";
+pub const PARTNER: &str = "/api/v1/partner/email";
+pub const MINUTE: i64 = 60_000;
+pub const HOUR: i64 = 60 * MINUTE;
+pub const DAY: i64 = 24 * HOUR;
+
+/// When simulated tests begin: a Friday at noon.
+pub fn noon() -> Millis {
+    Millis::parse("2026-05-01T12:00:00Z").unwrap()
+}
+
+/// A server on a folder of its own.
+pub struct Server {
+    pub app: App,
+    pub admin: Api,
+    pub config: Config,
+    key: String,
+    folder: TempDir,
+}
+
+impl Server {
+    /// With simulated time.
+    pub async fn start() -> Self {
+        Self::start_with(|config| config.log.simulated = true).await
+    }
+
+    pub async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut config = Config::defaults();
+        config.data.dir = folder.path().to_path_buf();
+        config.server.listen = "127.0.0.1:0".into();
+        config.log.partitions = 3;
+        config.log.segment_bytes = 1 << 20;
+        config.state.checkpoint_ms = 200;
+        config.archive.commit_seconds = 1;
+        config.archive.merge_seconds = 1;
+        config.webhooks.allow_http = true;
+        config.webhooks.allow_private_networks = vec!["127.0.0.0/8".parse().unwrap()];
+        change(&mut config);
+        Self::open(folder, config, None).await
+    }
+
+    async fn open(folder: TempDir, config: Config, key: Option<String>) -> Self {
+        let app = App::start(&config).await.unwrap();
+        let key = app.fresh_admin_key.clone().or(key).unwrap();
+        let admin = Api::new(&format!("http://{}", app.address), &key);
+        Self { app, admin, config, key, folder }
+    }
+
+    /// Stops it; what it kept stays in the folder.
+    pub async fn stop(self) -> Stopped {
+        self.app.stop().await;
+        Stopped { config: self.config, key: self.key, folder: self.folder }
+    }
+
+    /// Stops it and starts it on the same folder.
+    pub async fn restart(self) -> Self {
+        self.stop().await.start().await
+    }
+
+    /// A partner in production that may send as fast as it likes, from a verified domain.
+    pub async fn partner(&self, name: &str) -> Partner {
+        self.partner_with(json!({"name": name, "mode": "production", "daily_send_quota": 100_000_000,
+            "peak_send_rate_per_second": 1_000_000}))
+            .await
+    }
+
+    pub async fn partner_with(&self, fields: Value) -> Partner {
+        let admin = self.admin.at(noon());
+        let domain = format!("{}.example", fields["name"].as_str().unwrap());
+        let mut body = json!({"contact_email": "contact@partner.example"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+        let account_id = account["account"]["account_id"].as_str().unwrap().to_owned();
+        let account = format!("{ADMIN}/accounts/{account_id}");
+        let key = admin.post(&format!("{account}/keys"), &json!({"name": "test"})).await.unwrap();
+        let api = admin.with_key(key["key"]["api_key"].as_str().unwrap());
+        let identity = json!({"identity_type": "DOMAIN", "identity_value": domain});
+        api.post(&format!("{PARTNER}/identities"), &identity).await.unwrap();
+        let path = format!("{account}/identities/DOMAIN/{domain}/override");
+        admin.post(&path, &json!({"status": "VERIFIED"})).await.unwrap();
+        Partner { api, account_id, account, domain, messages: AtomicI64::new(0) }
+    }
+
+    /// Moves simulated time.
+    pub async fn tick(&self, t: Millis) {
+        self.admin.post(&format!("{ADMIN}/clock"), &json!({"now": t})).await.unwrap();
+    }
+}
+
+/// A folder without a server.
+pub struct Stopped {
+    pub config: Config,
+    key: String,
+    folder: TempDir,
+}
+
+impl Stopped {
+    pub async fn start(self) -> Server {
+        Server::open(self.folder, self.config, Some(self.key)).await
+    }
+}
+
+/// An account with a key.
+pub struct Partner {
+    /// At noon, where time is simulated.
+    pub api: Api,
+    pub account_id: String,
+    /// Below the administrator's routes.
+    pub account: String,
+    pub domain: String,
+    messages: AtomicI64,
+}
+
+impl Partner {
+    /// The same partner on a server that was started again.
+    pub fn on(&self, server: &Server) -> Self {
+        let key = self.api.key().to_owned();
+        Self {
+            api: server.admin.with_key(&key).at(noon()),
+            account_id: self.account_id.clone(),
+            account: self.account.clone(),
+            domain: self.domain.clone(),
+            messages: AtomicI64::new(self.messages.load(Ordering::Relaxed)),
+        }
+    }
+
+    pub fn at(&self, t: Millis) -> Self {
+        Self {
+            api: self.api.at(t),
+            account_id: self.account_id.clone(),
+            account: self.account.clone(),
+            domain: self.domain.clone(),
+            messages: AtomicI64::new(0),
+        }
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.api.get(&format!("{PARTNER}{path}")).await.unwrap()
+    }
+
+    pub async fn rows(&self, path: &str, name: &str) -> Vec<Value> {
+        self.api.rows(&format!("{PARTNER}{path}"), name).await.unwrap()
+    }
+
+    /// Every event, in the order of the log.
+    pub async fn log(&self) -> Vec<Value> {
+        let mut events = self.rows("/events?from=2000-01-01", "events").await;
+        events.sort_by_key(|event| event["seq"].as_u64());
+        events
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Value {
+        self.api.post(&format!("{PARTNER}{path}"), body).await.unwrap()
+    }
+
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<bytes::Bytes>,
+    ) -> Reply {
+        self.api.call(method, &format!("{PARTNER}{path}"), headers, body).await.unwrap()
+    }
+
+    /// Streams events; all must be accepted.
+    pub async fn stream(&self, events: &[Value]) {
+        for events in events.chunks(5_000) {
+            let body: String = events.iter().map(|event| format!("{event}\n")).collect();
+            let reply = self.stream_text(body).await;
+            assert_eq!(reply["accepted"], events.len(), "{reply}");
+        }
+    }
+
+    /// Streams a body, again and again while the server holds it back.
+    pub async fn stream_text(&self, body: String) -> Value {
+        let body = bytes::Bytes::from(body);
+        loop {
+            let reply =
+                self.call(Method::POST, "/events", &[("content-type", "application/x-ndjson")], body.clone()).await;
+            if reply.status != 503 {
+                return reply.success().unwrap();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn message(&self, to: &[&str]) -> Value {
+        json!({"from": format!("News <news@{}>", self.domain), "to": to, "subject": "Hello", "text_body": "Hello!"})
+    }
+
+    /// Tries to send: status and body.
+    pub async fn try_send(&self, to: &[&str]) -> (u16, Value) {
+        self.try_send_body(&self.message(to)).await
+    }
+
+    pub async fn try_send_body(&self, message: &Value) -> (u16, Value) {
+        let headers = [("content-type", "application/json")];
+        let reply = self.call(Method::POST, "/send", &headers, message.to_string()).await;
+        (reply.status.as_u16(), reply.json())
+    }
+
+    /// A configuration set; its id.
+    pub async fn set(&self, fields: Value) -> String {
+        let made = self.post("/configuration-sets", &fields).await;
+        made["configuration_set"]["config_set_id"].as_str().unwrap().to_owned()
+    }
+
+    /// A webhook on a set; its id.
+    pub async fn destination(&self, set: &str, fields: Value) -> String {
+        let mut body = json!({"name": "hook", "destination_type": "WEBHOOK"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let made = self.post(&format!("/configuration-sets/{set}/event-destinations"), &body).await;
+        made["event_destination"]["destination_id"].as_str().unwrap().to_owned()
+    }
+
+    /// An event of the next message.
+    pub fn event(&self, kind: &str) -> Value {
+        let n = self.messages.fetch_add(1, Ordering::Relaxed);
+        event(kind, &format!("{}-{n}", self.domain))
+    }
+}
+
+/// An event of a message to a recipient of its own.
+pub fn event(kind: &str, message: &str) -> Value {
+    let block = match kind {
+        "HardBounce" => json!({"bounce": {"bounceType": "Permanent", "bounceSubType": "General"}}),
+        "SoftBounce" => json!({"bounce": {"bounceType": "Transient", "bounceSubType": "General"}}),
+        _ => json!({}),
+    };
+    let name = if kind.ends_with("Bounce") { "Bounce" } else { kind };
+    let mut event =
+        json!({"event_type": name, "message_id": message, "recipient": format!("to-{message}@inbox.example")});
+    event.as_object_mut().unwrap().extend(block.as_object().unwrap().clone());
+    event
+}
+
+/// Waits until something holds, for ten seconds at most.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("{what}: not within ten seconds");
+}
+
+pub fn kinds(events: &[Value]) -> Vec<&str> {
+    events.iter().map(|event| event["event_type"].as_str().unwrap()).collect()
+}
