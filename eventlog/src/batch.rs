@@ -22,6 +22,13 @@ impl Batch {
         Self { first_number: Some(first), ..Self::default() }
     }
 
+    /// The same with room for so many bytes, so that it need not grow.
+    #[must_use]
+    pub fn with_room(mut self, bytes: usize) -> Self {
+        self.payload.reserve(bytes);
+        self
+    }
+
     /// Adds a record.
     pub fn push(&mut self, record: &impl Message) {
         let length = record.encoded_len();

@@ -18,6 +18,8 @@ use crate::{Error, Ingest};
 
 /// Tells a simulated log what time it is: RFC 3339. Without meaning on any other log.
 pub const SIMULATED_TIME: &str = "x-simulated-time";
+/// What an event usually takes in the log.
+const USUAL_BYTES: usize = 256;
 /// How long a reader waits for what was acknowledged before it asked.
 const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -112,7 +114,8 @@ impl Ingest {
         stamp: Stamp,
         facts: impl IntoIterator<Item = EventFact>,
     ) -> Result<(), Problem> {
-        let mut batch = Batch::new();
+        let facts = facts.into_iter();
+        let mut batch = Batch::new().with_room(facts.size_hint().0 * USUAL_BYTES);
         for fact in facts {
             batch.push(&record(account, stamp.0, None, Body::Fact(fact)));
         }

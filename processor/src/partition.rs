@@ -38,7 +38,9 @@ use completer::{Completer, Work};
 use prepare::{Prepared, prepare};
 
 /// Bytes of intake that are stepped together.
-const READ_BYTES: usize = 512 << 10;
+const READ_BYTES: usize = 256 << 10;
+/// What an output usually takes.
+const USUAL_BYTES: usize = 384;
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -405,7 +407,7 @@ fn at_fault() -> Outcome {
 
 /// A batch of a dense sequence whose last record has the number before `next`.
 fn numbered(next: u64, records: &[impl prost::Message]) -> Batch {
-    let mut batch = Batch::numbered(next - records.len() as u64);
+    let mut batch = Batch::numbered(next - records.len() as u64).with_room(records.len() * USUAL_BYTES);
     records.iter().for_each(|record| batch.push(record));
     batch
 }

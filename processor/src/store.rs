@@ -17,6 +17,8 @@ use crate::core::rows::{Row, RowKey, is_expired};
 use crate::projections::ATTEMPTS;
 
 const ROWS: &str = "state.rows";
+/// Rows are looked up more often than written, mostly in vain: small tables in memory and filters on disk tell so soonest.
+const MEMTABLE: u64 = 16 << 20;
 
 /// The LSM. Keys begin with the partition, two bytes.
 #[derive(Clone)]
@@ -81,7 +83,7 @@ impl Store {
         Ok(Self {
             partitions: keyspace("state.partitions")?,
             accounts: keyspace("state.accounts")?,
-            rows: keyspace(ROWS)?,
+            rows: database.keyspace(ROWS, || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE))?,
             hours,
             database,
         })

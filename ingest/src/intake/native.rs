@@ -1,8 +1,6 @@
 //! Events in our own form: flat, with SES's field names in the block of the type.
 
-use sendtrail_schemas::block::{
-    Block, Bounce, Click, Complaint, Delivery, DeliveryDelay, Open, Reject, RenderingFailure, Reply, Subscription,
-};
+use sendtrail_schemas::block::{Block, Bounce, Click, Open, Reject, RenderingFailure, Reply, Subscription};
 use sendtrail_schemas::event::{EventFact, Tags};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::time::parse_nanos;
@@ -41,12 +39,15 @@ pub struct NativeEvent<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
     metadata: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    bounce: Option<WithRecipients<Bounce>>,
+    bounce: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    complaint: Option<WithRecipients<Complaint>>,
+    complaint: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    delivery: Option<WithRecipients<Delivery>>,
+    delivery: Option<&'a RawValue>,
     #[schema(value_type = Option<Object>)]
     open: Option<Open>,
     #[schema(value_type = Option<Object>)]
@@ -54,8 +55,9 @@ pub struct NativeEvent<'a> {
     #[schema(value_type = Option<Object>)]
     reject: Option<Reject>,
     #[serde(rename = "deliveryDelay", alias = "delivery_delay")]
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    delivery_delay: Option<WithRecipients<DeliveryDelay>>,
+    delivery_delay: Option<&'a RawValue>,
     #[serde(rename = "renderingFailure", alias = "rendering_failure")]
     #[schema(value_type = Option<Object>)]
     rendering_failure: Option<RenderingFailure>,
@@ -65,11 +67,9 @@ pub struct NativeEvent<'a> {
     subscription: Option<Subscription>,
 }
 
-/// A block in which SES would name its recipients.
+/// The recipients that SES names in a block.
 #[derive(Deserialize)]
-struct WithRecipients<B> {
-    #[serde(flatten)]
-    block: B,
+struct Recipients {
     #[serde(
         default,
         alias = "bouncedRecipients",
@@ -78,6 +78,21 @@ struct WithRecipients<B> {
         alias = "recipients"
     )]
     nested: Vec<NestedRecipient>,
+}
+
+/// A block, and the recipients that it names.
+fn with_recipients<'a, B: Deserialize<'a>>(
+    given: Option<&'a RawValue>,
+    nested: &mut Vec<NestedRecipient>,
+) -> Result<Option<B>, Fault> {
+    let Some(text) = given.map(RawValue::get) else { return Ok(None) };
+    let malformed = |cause: serde_json::Error| Fault::invalid(cause.to_string());
+    // Few have any, and looking is cheaper than reading twice.
+    if text.contains("ecipients\"") {
+        *nested =
+            serde_json::from_str::<Option<Recipients>>(text).map_err(malformed)?.map_or_else(Vec::new, |r| r.nested);
+    }
+    serde_json::from_str(text).map_err(malformed)
 }
 
 /// A recipient in a block: SES writes objects, and for deliveries plain addresses.
@@ -133,28 +148,18 @@ pub fn read(text: &str) -> Result<EventFact, Fault> {
     }
     let mut nested = Vec::new();
     let block = match kind {
-        EventType::Bounce => event.bounce.map(|mut given| {
-            nested = given.nested;
+        EventType::Bounce => with_recipients(event.bounce, &mut nested)?.map(|mut bounce: Bounce| {
             if nested.len() == 1
                 && let Some(recipient) = nested.pop()
             {
                 nested.push(NestedRecipient::Address(recipient.address().to_owned()));
-                recipient.lend(&mut given.block);
+                recipient.lend(&mut bounce);
             }
-            Block::Bounce(given.block)
+            Block::Bounce(bounce)
         }),
-        EventType::Complaint => event.complaint.map(|given| {
-            nested = given.nested;
-            Block::Complaint(given.block)
-        }),
-        EventType::Delivery => event.delivery.map(|given| {
-            nested = given.nested;
-            Block::Delivery(given.block)
-        }),
-        EventType::DeliveryDelay => event.delivery_delay.map(|given| {
-            nested = given.nested;
-            Block::DeliveryDelay(given.block)
-        }),
+        EventType::Complaint => with_recipients(event.complaint, &mut nested)?.map(Block::Complaint),
+        EventType::Delivery => with_recipients(event.delivery, &mut nested)?.map(Block::Delivery),
+        EventType::DeliveryDelay => with_recipients(event.delivery_delay, &mut nested)?.map(Block::DeliveryDelay),
         EventType::Open => event.open.map(Block::Open),
         EventType::Click => event.click.map(Block::Click),
         EventType::Reject => event.reject.map(Block::Reject),

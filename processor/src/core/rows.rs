@@ -82,12 +82,13 @@ impl RowKey {
         Self { account, kind: RowKind::Answered, hash: hash128(&[key.route.as_bytes(), key.key.as_bytes()]) }
     }
 
-    /// The key in a store: account, kind, hash.
+    /// The key in a store: hash, account, kind. The hash is first because it tells keys apart soonest, and rows are
+    /// never read in order.
     pub fn bytes(&self) -> [u8; 33] {
         let mut bytes = [0u8; 33];
-        bytes[..16].copy_from_slice(self.account.bytes());
-        bytes[16] = self.kind as u8;
-        bytes[17..].copy_from_slice(&self.hash.to_be_bytes());
+        bytes[..16].copy_from_slice(&self.hash.to_be_bytes());
+        bytes[16..32].copy_from_slice(self.account.bytes());
+        bytes[32] = self.kind as u8;
         bytes
     }
 }
