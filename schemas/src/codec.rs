@@ -1,7 +1,6 @@
 //! How records become bytes: Protocol Buffers, with the format's version as the first field.
 //!
-//! The messages are written down for other languages in `schemas/proto/sendtrail.proto`. Fields are only ever added,
-//! so that an old record stays readable. A version is raised when an older program must not apply the record: it then
+//! Fields are only ever added, so that an old record stays readable. A version is raised when an older program must not apply the record: it then
 //! halts the partition rather than lose what it cannot see.
 
 use bytes::Bytes;

@@ -1,0 +1,209 @@
+//! A log that an earlier program wrote, and what it gave out: every later program must give the same, byte for byte.
+//!
+//! When logic is changed on purpose, the old logic stays behind `logic_version` and a new golden log is added beside the
+//! old one; `SENDTRAIL_BLESS=1` writes the newest. An old one is never written again.
+
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, BufMut};
+use prost::Message;
+use sendtrail_schemas::account::{ConfigSet, Destination, Dialect, Identity, IdentityStatus, IdentityType, Policy};
+use sendtrail_schemas::block::{Block, Bounce, Click, Subscription};
+use sendtrail_schemas::codec;
+use sendtrail_schemas::event::EventFact;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::record::{
+    Body, Change, Claim, Command, CreateDestination, Idempotency, IdentityName, Pause, Record, ReplyTo, Resume,
+    SendRequest, SetIdentityStatus, Tick,
+};
+use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis};
+
+use super::machine::{Machine, fact, record, send};
+use crate::core::effects::{Effects, SuppressionChange};
+use crate::core::overlay::StoreKey;
+
+const START: Millis = Millis(1_777_636_800_000);
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core/tests/golden").join(name)
+}
+
+/// The records of the newest golden log.
+fn script() -> Vec<(Millis, Record)> {
+    let mut log = Vec::new();
+    let mut at = START;
+    let mut tell = |wait: i64, body: Body| {
+        at = at.plus(wait);
+        let reply_to = (!matches!(body, Body::Fact(_) | Body::Tick(_))).then_some(ReplyTo { instance: 7, request: 9 });
+        log.push((at, Record { reply_to, ..record(body) }));
+    };
+    let command = |change| Body::Command(Command { change: Some(change) });
+    let domain = |value: &str| (IdentityType::Domain as i32, value.to_owned());
+    let (kind, value) = domain("acme.com");
+    tell(0, command(Change::CreateIdentity(Identity { kind, value: value.clone(), ..Identity::default() })));
+    let identity = Some(IdentityName { kind, value });
+    tell(
+        5,
+        command(Change::SetIdentityStatus(SetIdentityStatus { identity, status: IdentityStatus::Verified as i32 })),
+    );
+    let set = ConfigSet {
+        config_set_id: vec![1; 16],
+        name: "news".into(),
+        sending_enabled: true,
+        reputation_tracking_enabled: true,
+        tags: [("team".into(), "growth".into())].into(),
+        ..ConfigSet::default()
+    };
+    tell(5, command(Change::CreateConfigSet(set)));
+    for (id, dialect) in [(2, Dialect::Splashify), (3, Dialect::Standard)] {
+        let destination = Destination {
+            destination_id: vec![id; 16],
+            name: format!("hook {id}"),
+            webhook_url: "https://hook.example/".into(),
+            dialect: dialect as i32,
+            enabled: true,
+            ..Destination::default()
+        };
+        let destination = CreateDestination { config_set_id: vec![1; 16], destination: Some(destination) };
+        tell(5, command(Change::CreateDestination(destination)));
+    }
+    let request = |n: usize| SendRequest {
+        configuration_set_name: Some("news".into()),
+        tags: [("campaign".into(), "june".into()), ("bare".into(), String::new())].into(),
+        metadata: Some(format!(r#"{{"n":{n}}}"#)),
+        ..send(&format!("s{n}"), &[&format!("User{n}@mail.example"), "copy@mail.example"])
+    };
+    for n in 0..40 {
+        tell(7 * MINUTE, Body::Send(request(n)));
+        let to = format!("user{n}@MAIL.example");
+        let told = |kind, wait: i64| EventFact {
+            occurred_at_nanos: Some((START.0 + n as i64 * 7 * MINUTE + wait) * 1_000_000),
+            ..fact(kind, &format!("s{n}-0"), &to)
+        };
+        match n % 5 {
+            0 => tell(900, Body::Fact(told(EventType::Delivery, 900))),
+            1 => {
+                let click = Click { link: Some("https://a.example/".into()), ..Click::default() };
+                let click = EventFact { block: Some(Block::Click(click)), ..told(EventType::Click, HOUR) };
+                tell(HOUR, Body::Fact(click.clone()));
+                tell(1, Body::Fact(click));
+            }
+            2 if n > 20 => {
+                let block = Bounce { bounce_type: Some("Permanent".into()), ..Bounce::default() };
+                let bounce = EventFact { block: Some(Block::Bounce(block)), ..told(EventType::Bounce, MINUTE) };
+                tell(MINUTE, Body::Fact(EventFact { event_id: Some(format!("b{n}")), ..bounce.clone() }));
+                tell(MINUTE, Body::Fact(bounce));
+            }
+            2 => tell(MINUTE, Body::Fact(told(EventType::Bounce, -20 * DAY))),
+            3 => tell(2, Body::Fact(told(EventType::Open, 3 * DAY))),
+            _ => {
+                let block = Subscription { unsubscribe_all: Some(true), ..Subscription::default() };
+                tell(
+                    2,
+                    Body::Fact(EventFact {
+                        block: Some(Block::Subscription(block)),
+                        ..told(EventType::Subscription, 5)
+                    }),
+                );
+            }
+        }
+    }
+    let key = Idempotency { route: "send".into(), key: "k".into(), body_hash: vec![5; 32] };
+    for _ in 0..2 {
+        tell(1, Body::Send(SendRequest { idempotency: Some(key.clone()), ..request(100) }));
+    }
+    let claim = Idempotency { route: "events".into(), ..key };
+    tell(1, command(Change::Claim(Claim { idempotency: Some(claim), response: b"{}".to_vec() })));
+    tell(HOUR, command(Change::Pause(Pause { reason: "by hand".into() })));
+    tell(1, Body::Send(request(101)));
+    tell(HOUR, command(Change::Resume(Resume { reason: "well".into(), mode: None })));
+    tell(1, Body::Send(send("s103", &["USER4@mail.example", "user5@mail.example"])));
+    for n in 0..60 {
+        tell(
+            3,
+            Body::Fact(EventFact {
+                event_id: Some(format!("c{n}")),
+                ..fact(EventType::Send, &format!("x{n}"), "a@b.example")
+            }),
+        );
+    }
+    for n in 0..5 {
+        tell(3, Body::Fact(fact(EventType::Complaint, &format!("x{n}"), "a@b.example")));
+    }
+    tell(16 * DAY, Body::Tick(Tick {}));
+    tell(1, Body::Fact(fact(EventType::Complaint, "x0", "a@b.example")));
+    log
+}
+
+/// Everything that a record gave out, as bytes.
+fn write(effects: &Effects, out: &mut Vec<u8>) {
+    let mut put = |kind: u8, bytes: Vec<u8>| {
+        out.put_u8(kind);
+        out.put_u32_le(bytes.len() as u32);
+        out.put_slice(&bytes);
+    };
+    effects.events.iter().for_each(|event| put(1, event.encode_to_vec()));
+    effects.mail.iter().for_each(|mail| put(2, mail.encode_to_vec()));
+    effects.dead_letters.iter().for_each(|letter| put(3, letter.encode_to_vec()));
+    effects.decisions.iter().for_each(|(_, decision)| put(4, decision.encode_to_vec()));
+    for (_, change) in &effects.suppressions {
+        match change {
+            SuppressionChange::Put(row) => put(5, row.encode_to_vec()),
+            SuppressionChange::Delete(email) => put(6, email.clone().into_bytes()),
+        }
+    }
+}
+
+fn replay(mut log: &[u8]) -> Vec<u8> {
+    let mut machine = Machine::with_account(START, Policy::splashify());
+    let mut out = Vec::new();
+    let mut at = 0;
+    while log.has_remaining() {
+        machine.now = Millis(log.get_i64_le());
+        let length = log.get_u32_le() as usize;
+        let record: Record = codec::decode(&log[..length]).unwrap();
+        log.advance(length);
+        write(&machine.apply(record), &mut out);
+        at += 1;
+        if at % 17 == 0 {
+            machine.restart();
+        }
+    }
+    machine.checkpoint();
+    for (key, value) in machine.store_bytes() {
+        let (kind, key) = match key {
+            StoreKey::Account(key) => (8, key),
+            StoreKey::Row(key) => (9, key),
+        };
+        out.put_u8(kind);
+        out.put_slice(&key);
+        out.put_u32_le(value.len() as u32);
+        out.put_slice(&value);
+    }
+    out
+}
+
+#[test]
+fn the_log_of_0_1_gives_what_it_gave() {
+    let (intake, effects) = (file("0.1.intake"), file("0.1.effects"));
+    if std::env::var_os("SENDTRAIL_BLESS").is_some() {
+        let mut log = Vec::new();
+        for (at, record) in script() {
+            log.put_i64_le(at.0);
+            let bytes = codec::encode(&record);
+            log.put_u32_le(bytes.len() as u32);
+            log.put_slice(&bytes);
+        }
+        std::fs::create_dir_all(intake.parent().unwrap()).unwrap();
+        std::fs::write(&intake, &log).unwrap();
+        std::fs::write(&effects, replay(&log)).unwrap();
+    }
+    let should = std::fs::read(effects).unwrap();
+    let is = replay(&std::fs::read(intake).unwrap());
+    let differs = should.iter().zip(&is).position(|(one, other)| one != other);
+    assert_eq!((is.len(), differs), (should.len(), None), "the first byte that differs");
+    // It is worth something: warned, paused, resumed, duplicates, refusals.
+    for told in ["AT_RISK", "PAUSED", "by hand", "SENDING_PAUSED", "address on suppression list"] {
+        assert!(is.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
+    }
+}
