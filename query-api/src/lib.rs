@@ -20,7 +20,7 @@ use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
 use tokio::sync::Semaphore;
 
-pub use analytics::Analytics;
+pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
 pub use routes::{admin_routes, partner_routes};
 
