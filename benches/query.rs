@@ -1,4 +1,4 @@
-//! `/stats` and `/events` on 20 million events; `benches/duckdb.py` asks DuckDB the same of the same files.
+//! `/stats` and `/events` on 20 million events; `benches/compare_duckdb.py` asks DuckDB the same of the same files.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

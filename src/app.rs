@@ -8,7 +8,7 @@ use anyhow::Context;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use rand::Rng;
-use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_eventlog::embedded::EmbeddedLog;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
 use sendtrail_processor::archive::{Table, Upkeep, UpkeepOptions};
@@ -252,15 +252,7 @@ impl App {
 
 fn open(config: &Config) -> anyhow::Result<Shared> {
     let data = &config.data.dir;
-    let options = Options {
-        partitions: config.log.partitions,
-        simulated: config.log.simulated,
-        segment_bytes: config.log.segment_bytes,
-        cache_bytes: config.log.cache_bytes,
-        queue_bytes: config.log.queue_bytes,
-        disk_budget: config.log.disk_budget_bytes,
-    };
-    let log = Arc::new(EmbeddedLog::open(&data.join("log"), options).context("open the log")?);
+    let log = Arc::new(EmbeddedLog::open(&data.join("log"), config.log_options()).context("open the log")?);
     let store =
         Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes).context("open the state")?;
     let directory = Arc::new(Directory::default());

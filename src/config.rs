@@ -7,6 +7,7 @@ use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use ipnet::IpNet;
+use sendtrail_eventlog::embedded::Options;
 use serde::{Deserialize, Serialize};
 
 /// The defaults, with what they mean.
@@ -181,6 +182,19 @@ impl Config {
             shown.secrets.key = "(set)".into();
         }
         toml::to_string_pretty(&shown).unwrap_or_default()
+    }
+
+    /// How the embedded log is opened.
+    pub fn log_options(&self) -> Options {
+        let log = &self.log;
+        Options {
+            partitions: log.partitions,
+            simulated: log.simulated,
+            segment_bytes: log.segment_bytes,
+            cache_bytes: log.cache_bytes,
+            queue_bytes: log.queue_bytes,
+            disk_budget: log.disk_budget_bytes,
+        }
     }
 
     /// How often the state is made durable.

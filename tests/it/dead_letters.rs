@@ -1,6 +1,6 @@
 //! What cannot be applied goes to the dead letters with its offset and reason, and the rest goes on.
 
-use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_eventlog::embedded::EmbeddedLog;
 use sendtrail_eventlog::{Batch, EventLog};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 
@@ -9,15 +9,7 @@ use super::support::*;
 /// Appends bytes to intake behind the server's back.
 async fn poison(stopped: &Stopped, payloads: &[&[u8]]) -> u64 {
     let config = &stopped.config;
-    let options = Options {
-        partitions: config.log.partitions,
-        simulated: config.log.simulated,
-        segment_bytes: config.log.segment_bytes,
-        cache_bytes: config.log.cache_bytes,
-        queue_bytes: config.log.queue_bytes,
-        disk_budget: config.log.disk_budget_bytes,
-    };
-    let log = EmbeddedLog::open(&config.data.dir.join("log"), options).unwrap();
+    let log = EmbeddedLog::open(&config.data.dir.join("log"), config.log_options()).unwrap();
     let mut batch = Batch::new();
     payloads.iter().for_each(|payload| batch.push_bytes(payload));
     let offset = log.append(TopicPartition::new(Topic::Intake, 0), batch).await.unwrap();

@@ -1,4 +1,4 @@
-"""What DuckDB takes for the same answers of the same files: python benches/duckdb.py FOLDER ACCOUNT_ID"""
+"""What DuckDB takes for the same answers of the same files: python benches/compare_duckdb.py FOLDER ACCOUNT_ID"""
 
 import sys
 import time
@@ -11,8 +11,8 @@ files = [uri.removeprefix("file://") for uri in DeltaTable(folder).file_uris()]
 connection = duckdb.connect()
 connection.execute("set threads = 2")
 source = "read_parquet($files, hive_partitioning = true)"
-message = connection.execute(f"select message_id from {source} where account_id = $account limit 1", {"files": files, "account": account}).fetchone()[0]
-day = connection.execute(f"select max(dt)::date - 1 from {source}", {"files": files}).fetchone()[0]
+message = connection.execute(f"select message_id from {source} where account_id = $account limit 1", {"files": files, "account": account}).fetchall()[0][0]
+day = connection.execute(f"select max(dt)::date - 1 from {source}", {"files": files}).fetchall()[0][0]
 questions = {
     "/stats: 14 days of one account, by hour and domain": f"""
         select date_trunc('hour', occurred_at), split_part(recipient, '@', 2), count(*) filter (event_type = 'Send'),
