@@ -25,7 +25,6 @@ use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::Config;
 use crate::health::{self, Health};
@@ -357,17 +356,6 @@ async fn drop_old_blobs(blobs: Blobs, clock: Clock, days: u32, stop: Cancellatio
             () = tokio::time::sleep(Duration::from_secs(3_600)) => {}
         }
     }
-}
-
-/// The routes without what serves them, for the API's document.
-pub fn documented_routes() -> (OpenApiRouter<Ingest>, OpenApiRouter<Query>) {
-    let ingest = OpenApiRouter::new()
-        .nest("/api/v1/partner/email", sendtrail_ingest::partner_routes())
-        .nest("/api/v1/admin", sendtrail_ingest::admin_routes());
-    let query = OpenApiRouter::new()
-        .nest("/api/v1/partner/email", sendtrail_query_api::partner_routes())
-        .nest("/api/v1/admin", sendtrail_query_api::admin_routes());
-    (ingest, query)
 }
 
 fn routes(ingest: Ingest, query: Query, health: Health) -> Router {

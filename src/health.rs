@@ -1,7 +1,7 @@
 //! What is told without a key: health, metrics, and the API's document with a page to read it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
@@ -11,14 +11,15 @@ use axum::{Json, Router};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_eventlog::{EventLog, Pulse};
+use sendtrail_ingest::Ingest;
 use sendtrail_processor::SinkHandle;
+use sendtrail_query_api::Query;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use serde::Serialize;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement};
-
-use crate::app::documented_routes;
+use utoipa_axum::router::OpenApiRouter;
 
 /// What health is judged by.
 #[derive(Clone)]
@@ -86,12 +87,13 @@ async fn metrics(State(health): State<Health>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], health.metrics.render()).into_response()
 }
 
-async fn document() -> Json<OpenApi> {
-    Json(openapi())
+async fn document() -> Json<&'static OpenApi> {
+    static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(openapi);
+    Json(&DOCUMENT)
 }
 
 /// The API's document, gathered from the routes themselves.
-pub fn openapi() -> OpenApi {
+fn openapi() -> OpenApi {
     let (ingest, query) = documented_routes();
     let info = InfoBuilder::new()
         .title("Sendtrail")
@@ -109,6 +111,17 @@ pub fn openapi() -> OpenApi {
     let (_, of_ingest) = ingest.split_for_parts();
     let (_, of_query) = query.split_for_parts();
     document.merge_from(of_ingest).merge_from(of_query)
+}
+
+/// The routes without what serves them, for the API's document.
+fn documented_routes() -> (OpenApiRouter<Ingest>, OpenApiRouter<Query>) {
+    let ingest = OpenApiRouter::new()
+        .nest("/api/v1/partner/email", sendtrail_ingest::partner_routes())
+        .nest("/api/v1/admin", sendtrail_ingest::admin_routes());
+    let query = OpenApiRouter::new()
+        .nest("/api/v1/partner/email", sendtrail_query_api::partner_routes())
+        .nest("/api/v1/admin", sendtrail_query_api::admin_routes());
+    (ingest, query)
 }
 
 /// Nothing is at this path.

@@ -7,6 +7,7 @@ mod codes;
 mod crash;
 mod cursors;
 mod dead_letters;
+mod document;
 mod events;
 mod idempotency;
 mod late;

@@ -1,0 +1,56 @@
+//! The API's document, and what is told without a key.
+
+use http::Method;
+
+use super::support::*;
+
+#[tokio::test]
+async fn every_documented_route_is_there_and_asks_for_a_key() {
+    let server = Server::start().await;
+    let nobody = sendtrail::client::Api::new(server.admin.base(), "");
+    let document = nobody.get("/openapi.json").await.unwrap();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let mut routes = 0;
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for method in methods.as_object().unwrap().keys() {
+            let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+            let reply = nobody.call(method.clone(), &path.replace(['{', '}'], "x"), &[], "").await.unwrap();
+            assert_eq!(
+                (reply.status.as_u16(), &reply.json()["error"]),
+                (401, &json!("MISSING_AUTH")),
+                "{method} {path}"
+            );
+            routes += 1;
+        }
+    }
+    assert!(routes >= 41, "{routes} routes");
+}
+
+#[tokio::test]
+async fn health_metrics_and_the_page_need_no_key() {
+    let server = Server::start().await;
+    let partner = server.partner("seen").await;
+    partner.stream(&[partner.event("Send")]).await;
+    let nobody = sendtrail::client::Api::new(server.admin.base(), "");
+    let health = nobody.get("/health").await.unwrap();
+    assert_eq!((&health["status"], &health["checks"]["log"]), (&json!("ok"), &json!("ok")));
+    assert!(health["checks"]["database"].is_string() && health["checks"]["ses_configured"].is_string());
+    let metrics = nobody.call(Method::GET, "/metrics", &[], "").await.unwrap();
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    for name in ["sendtrail_events_total", "sendtrail_log_disk_bytes", "sendtrail_partition_lag_seconds"] {
+        assert!(text.contains(name), "{name}");
+    }
+    assert!(!text.contains(partner.api.key()) && !text.contains(&partner.account_id), "nothing of an account");
+    let page = nobody.call(Method::GET, "/docs", &[], "").await.unwrap();
+    assert!(String::from_utf8_lossy(&page.body).contains("openapi.json"));
+}
+
+#[tokio::test]
+async fn a_key_shows_when_it_was_used() {
+    let server = Server::start().await;
+    let partner = server.partner("used").await;
+    partner.get("/quotas").await;
+    let path = format!("{}/keys", partner.account);
+    eventually("last used", async || server.admin.rows(&path, "keys").await.unwrap()[0]["last_used_at"].is_string())
+        .await;
+}
