@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use sendtrail_eventlog::{Batch, Clock, EventLog, Pulse, Replies, Retention};
+use sendtrail_eventlog::{Batch, Clock, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::Problem;
@@ -41,6 +41,8 @@ use prepare::{Prepared, prepare};
 const READ_BYTES: usize = 256 << 10;
 /// What an output usually takes.
 const USUAL_BYTES: usize = 384;
+/// Outputs of one batch.
+const BATCH_BYTES: usize = 8 << 20;
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -198,6 +200,8 @@ impl<'a> Session<'a> {
             append(of, handle, &record)?;
         }
         of.pulse.set_applied(progress.next_offset);
+        // A partition to which nothing comes must not keep the log from being trimmed.
+        of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);
         let completer = Completer::start(of, handle);
         let overlay = Overlay::new(of.number, progress);
         Ok(Self {
@@ -326,26 +330,30 @@ impl<'a> Session<'a> {
 
     /// Hands the effects of this piece on.
     fn emit(&mut self) -> Result<(), Ended> {
+        // Before its events can be read: whoever reads one acts by the configuration that it came under. It is as durable
+        // as the intake that it follows from.
+        for id in std::mem::take(&mut self.effects.changed) {
+            if let Some(account) = self.overlay.account(id) {
+                self.of.views.publish(account.config.clone())?;
+            }
+        }
         let (progress, effects) = (&self.overlay.progress, &mut self.effects);
         self.dirty = true;
         self.of.clock.reached(Millis(progress.last_t));
         counter!("sendtrail_events_total").increment(effects.events.len() as u64);
         let mut appends = Vec::new();
-        let mut append = |topic, batch: Batch| {
-            if !batch.is_empty() {
-                appends.push(self.of.log.append(TopicPartition::new(topic, self.of.number), batch));
-            }
+        let mut append = |topic, batches: Vec<Batch>| {
+            let to = TopicPartition::new(topic, self.of.number);
+            appends.extend(batches.into_iter().map(|batch| self.of.log.append(to, batch)));
         };
         append(Topic::Events, numbered(progress.next_event, &effects.events));
         append(Topic::Mail, numbered(progress.next_mail, &effects.mail));
         append(Topic::DeadLetter, numbered(progress.next_dead_letter, &effects.dead_letters));
-        let changed = std::mem::take(&mut effects.changed);
         let next_offset = progress.next_offset;
         let (decisions, suppressions) =
             (std::mem::take(&mut effects.decisions), std::mem::take(&mut effects.suppressions));
         effects.clear();
-        let changed = changed.into_iter().filter_map(|id| self.overlay.account(id).map(|a| a.config.clone())).collect();
-        self.completer.give(Work::Outputs { appends, changed, suppressions, decisions, next_offset })
+        self.completer.give(Work::Outputs { appends, suppressions, decisions, next_offset })
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), Ended> {
@@ -405,11 +413,23 @@ fn at_fault() -> Outcome {
     Outcome::Refused(Refusal { code: code.name().into(), message, retry_after_seconds: None })
 }
 
-/// A batch of a dense sequence whose last record has the number before `next`.
-fn numbered(next: u64, records: &[impl prost::Message]) -> Batch {
-    let mut batch = Batch::numbered(next - records.len() as u64).with_room(records.len() * USUAL_BYTES);
-    records.iter().for_each(|record| batch.push(record));
-    batch
+/// Batches of a dense sequence whose last record has the number before `next`. Several when there is much: one small
+/// record of intake may give rise to much.
+fn numbered(next: u64, records: &[impl prost::Message]) -> Vec<Batch> {
+    let mut number = next - records.len() as u64;
+    let mut batches = Vec::new();
+    let mut left = records;
+    while !left.is_empty() {
+        let mut batch = Batch::numbered(number).with_room((left.len() * USUAL_BYTES).min(BATCH_BYTES));
+        let end = left.iter().position(|record| {
+            batch.push(record);
+            batch.bytes() >= BATCH_BYTES
+        });
+        number += batch.len() as u64;
+        left = &left[end.map_or(left.len(), |at| at + 1)..];
+        batches.push(batch);
+    }
+    batches
 }
 
 fn append(of: &Partition, handle: &Handle, record: &Record) -> Result<(), Ended> {

@@ -128,8 +128,9 @@ impl Projections {
     /// # Errors
     /// [`Error::Store`].
     pub fn add_event(&mut self, event: &Event) -> Result<(), Error> {
+        self.add_sums(event)?;
         self.passed.insert(TopicPartition::new(Topic::Events, event.partition), event.seq + 1);
-        self.add_sums(event)
+        Ok(())
     }
 
     /// Adds an event up without moving a mark.

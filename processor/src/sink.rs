@@ -180,7 +180,7 @@ impl Running {
                 letters: sink.projections.mark(of(Topic::DeadLetter))?,
                 ends: TOPICS.map(|topic| sink.log.end(of(topic))),
             });
-            sink.retention.passed(Reader::Archive, of(Topic::Events), archived);
+            sink.retention.passed(Reader::Archive, of(Topic::Events), archived.min(summed));
         }
         sink.cell.update(|_| ArchiveView {
             root: table.root().to_owned(),
@@ -262,8 +262,6 @@ impl Running {
                 let why = format!("event {} of partition {partition} stands where {} should", event.seq, cursor.next);
                 return Err(Error::Missing(why));
             }
-            cursor.next += 1;
-            count += 1;
             if event.seq >= cursor.summed {
                 self.sink.projections.add_event(&event)?;
                 cursor.summed = event.seq + 1;
@@ -273,6 +271,9 @@ impl Running {
                 self.chunk.last.insert(partition, event.seq);
                 cursor.archived = event.seq + 1;
             }
+            // Last, so that what failed is read again.
+            cursor.next = event.seq + 1;
+            count += 1;
         }
         for (offset, attempt) in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.attempts)? {
             self.sink.projections.add_attempt(partition, offset, &attempt);

@@ -36,25 +36,23 @@ impl Position {
 
 /// A tag to look for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TagFilter {
-    /// Its name.
-    pub key: String,
-    /// Its value; `None`: any.
-    pub value: Option<String>,
-}
+pub struct TagFilter(String);
 
 impl TagFilter {
     /// Reads `key:value` or `key`.
     pub fn parse(text: &str) -> Self {
-        match text.split_once(':') {
-            Some((key, value)) => Self { key: key.into(), value: Some(value.into()) },
-            None => Self { key: text.into(), value: None },
-        }
+        Self(text.to_owned())
+    }
+
+    /// What it may mean: a name, or a name and a value. Names may hold colons, too.
+    pub fn meanings(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let parted = self.0.match_indices(':').map(|(at, _)| (&self.0[..at], Some(&self.0[at + 1..])));
+        std::iter::once((&*self.0, None)).chain(parted)
     }
 
     /// Whether tags have it.
     pub fn matches(&self, tags: &sendtrail_schemas::event::Tags) -> bool {
-        tags.get(&self.key).is_some_and(|found| self.value.as_ref().is_none_or(|value| value == found))
+        self.meanings().any(|(key, value)| tags.get(key).is_some_and(|found| value.is_none_or(|value| value == found)))
     }
 }
 

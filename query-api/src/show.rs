@@ -83,13 +83,13 @@ impl Serialize for BlockView {
     }
 }
 
-/// Shows an event with its deliveries.
+/// Shows an event with its deliveries; of those of events before `known_since`, what is still known.
 ///
 /// # Errors
 /// [`Error::Port`].
-pub fn event(event: Event, deliveries: &dyn Deliveries) -> Result<EventView, Error> {
-    let states = event.destinations().map(|destination| delivery(&event, destination, deliveries));
-    let states = states.collect::<Result<_, _>>()?;
+pub fn event(event: Event, deliveries: &dyn Deliveries, known_since: Millis) -> Result<EventView, Error> {
+    let states = event.destinations().map(|destination| delivery(&event, destination, deliveries, known_since));
+    let states = states.filter_map(Result::transpose).collect::<Result<_, _>>()?;
     let some = |text: String| (!text.is_empty()).then_some(text);
     Ok(EventView {
         event_type: event.kind().name(),
@@ -118,10 +118,19 @@ pub fn event(event: Event, deliveries: &dyn Deliveries) -> Result<EventView, Err
     })
 }
 
-fn delivery(event: &Event, destination: DestinationId, deliveries: &dyn Deliveries) -> Result<DeliveryView, Error> {
+fn delivery(
+    event: &Event,
+    destination: DestinationId,
+    deliveries: &dyn Deliveries,
+    known_since: Millis,
+) -> Result<Option<DeliveryView>, Error> {
     let state = deliveries.state(event.partition, event.seq, destination)?;
+    // Forgotten is not pending.
+    if state.is_none() && event.received() < known_since {
+        return Ok(None);
+    }
     let delivered = state.as_ref().filter(|state| state.status == DeliveryStatus::Delivered);
-    Ok(DeliveryView {
+    Ok(Some(DeliveryView {
         delivery_id: delivery_id(event.account(), event.partition, event.seq, destination).to_string(),
         destination_id: destination.to_string(),
         delivered_at: delivered.map(|state| state.finished_at),
@@ -129,7 +138,7 @@ fn delivery(event: &Event, destination: DestinationId, deliveries: &dyn Deliveri
         attempts: state.as_ref().map_or(0, |state| state.attempts),
         last_status_code: state.as_ref().and_then(|state| state.last_status_code),
         created_at: event.received(),
-    })
+    }))
 }
 
 /// What a message has come to, by its events in any order.

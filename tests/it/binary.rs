@@ -92,12 +92,14 @@ fn an_operator_runs_a_server() {
     assert!(!run(&["healthcheck", "--url", &server.base]).status.success());
     let stopped = run(&["rebuild-projections", "--data", folder.path().to_str().unwrap()]);
     assert!(text(&stopped).contains("sums made anew"));
-    let again = Process::start(folder.path(), &[]);
+    let mut again = Process::start(folder.path(), &[]);
     assert!(again.greeting.is_empty(), "the key is shown once");
     let busy = run(&["rebuild-projections", "--data", folder.path().to_str().unwrap()]);
     assert!(!busy.status.success(), "not while the server runs");
     let second = run(&["serve", "--listen", "127.0.0.1:0", "--data", folder.path().to_str().unwrap()]);
     assert!(!second.status.success(), "a folder has one server");
+    again.signal("-INT");
+    assert!(again.wait().success());
 }
 
 #[test]

@@ -62,7 +62,7 @@ async fn filters_find_what_a_plain_look_finds() {
         let mut event = partner.event(["Send", "Delivery", "Open", "Click", "HardBounce"][n % 5]);
         event["recipient"] = format!("User{}@inbox.example", n % 7).into();
         event["configuration_set_name"] = ["a", "b"][n % 2].into();
-        event["tags"] = [json!({"k": "v"}), json!({"k": "w", "bare": ""}), json!({})][n % 3].clone();
+        event["tags"] = [json!({"k": "v"}), json!({"k": "w", "bare": "", "a:b": "c"}), json!({})][n % 3].clone();
         event["occurred_at"] = noon().plus(-(n as i64) * 3 * HOUR).to_string().into();
         events.push(event);
     }
@@ -73,7 +73,7 @@ async fn filters_find_what_a_plain_look_finds() {
     let all = partner.rows("/events", "events").await;
     assert_eq!(all.len(), 120);
     type Keep = fn(&Value) -> bool;
-    let filters: [(&str, Keep); 9] = [
+    let filters: [(&str, Keep); 11] = [
         ("event_type=open", |event| event["event_type"] == "Open"),
         ("event_type=email.clicked,Bounce", |event| event["event_type"] == "Click" || event["event_type"] == "Bounce"),
         ("recipient=uSER3@inbox.example", |event| event["recipient"] == "User3@inbox.example"),
@@ -81,6 +81,8 @@ async fn filters_find_what_a_plain_look_finds() {
         ("configuration_set_name=b", |event| event["configuration_set_name"] == "b"),
         ("tag=k", |event| event["tags"]["k"].is_string()),
         ("tag=k:w", |event| event["tags"]["k"] == "w"),
+        ("tag=a:b", |event| event["tags"]["a:b"] == "c"),
+        ("tag=a:b:c", |event| event["tags"]["a:b"] == "c"),
         ("tag=bare", |event| event["tags"]["bare"] == ""),
         ("day_bucket=2026-04-28", |event| event["occurred_at"].as_str().unwrap().starts_with("2026-04-28")),
     ];

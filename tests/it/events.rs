@@ -61,6 +61,41 @@ async fn the_good_ones_are_kept_and_each_bad_one_is_named() {
 }
 
 #[tokio::test]
+async fn a_line_that_is_no_text_or_holds_a_header_too_many_is_one_rejection() {
+    let server = Server::start().await;
+    let partner = server.partner("lines").await;
+    let mut injected = partner.event("Send");
+    injected["subject"] = "a\r\nBcc: x@y.example".into();
+    let good = [partner.event("Send"), partner.event("Send")].map(|event| event.to_string().into_bytes());
+    let body = [good[0].clone(), b"\xff\xfe".to_vec(), injected.to_string().into_bytes(), good[1].clone()].join(&b'\n');
+    let reply = partner.call(Method::POST, "/events", &[("content-type", "application/x-ndjson")], body).await.json();
+    assert_eq!(reply["accepted"], 2, "{reply}");
+    let rejected: Vec<_> = reply["rejected"].as_array().unwrap().iter().map(|row| row["index"].as_u64()).collect();
+    assert_eq!(rejected, [Some(1), Some(2)]);
+}
+
+#[tokio::test]
+async fn a_few_bytes_that_become_many_are_carried_and_read_again() {
+    let server = Server::start().await;
+    let partner = server.partner("swell").await;
+    // Each open inherits what its send said: 1,000 small events of 32 KB each.
+    let mut send = partner.event("Send");
+    send["metadata"] = json!({"x": "y".repeat(32_000)});
+    partner.stream(&[send.clone()]).await;
+    let open = |n: usize| json!({"event_type": "Open", "message_id": send["message_id"], "recipient": send["recipient"], "event_id": format!("o{n}")});
+    partner.stream(&(0..1_000).map(open).collect::<Vec<_>>()).await;
+    let opens =
+        async |partner: &Partner| partner.get("/stats?from=2026-05-01&to=2026-05-02").await["totals"]["opens"].clone();
+    eventually("all are counted", async || opens(&partner).await == 1_000).await;
+    let server = server.restart().await;
+    assert_eq!(opens(&partner.on(&server)).await, 1_000);
+    let path = format!("/emails/{}", send["message_id"].as_str().unwrap());
+    let email = partner.on(&server).get(&path).await;
+    assert_eq!(email["email"]["events"].as_array().unwrap().len(), 1_001, "all of them, the send first");
+    assert_eq!(email["email"]["events"][0]["event_type"], "Send");
+}
+
+#[tokio::test]
 async fn duplicates_change_nothing_anywhere() {
     let server = Server::start().await;
     let partner = server.partner("twice").await;

@@ -100,3 +100,28 @@ async fn stopping_in_the_middle_of_a_stream_keeps_what_was_acknowledged() {
     let lost: Vec<_> = acknowledged.iter().filter(|id| !found.contains(id.as_str())).collect();
     assert!(lost.is_empty(), "{} of {} lost", lost.len(), acknowledged.len());
 }
+
+#[tokio::test]
+async fn sums_that_are_made_anew_are_the_same() {
+    let server = Server::start().await;
+    let partner = server.partner("anew").await;
+    partner.stream(&(0..300).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+    partner.stream(&(0..9).map(|_| partner.event("HardBounce")).collect::<Vec<_>>()).await;
+    let path = "/stats?from=2026-05-01&to=2026-05-02&granularity=hour&group_by=recipient_domain";
+    let before = partner.get(path).await;
+    assert_eq!(before["totals"]["sends"], 300);
+    let stopped = server.stop().await;
+    let rebuild = std::process::Command::new(super::binary::PROGRAM)
+        .args(["rebuild-projections", "--data"])
+        .arg(&stopped.config.data.dir)
+        .env("SENDTRAIL__LOG__PARTITIONS", "3")
+        .output()
+        .unwrap();
+    assert!(rebuild.status.success(), "{}", String::from_utf8_lossy(&rebuild.stderr));
+    assert!(String::from_utf8_lossy(&rebuild.stdout).contains("from 309 archived events"), "{rebuild:?}");
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    assert_eq!(partner.get(path).await, before);
+    partner.stream(&[event("Send", "one-more")]).await;
+    assert_eq!(partner.get(path).await["totals"]["sends"], 301);
+}

@@ -48,6 +48,29 @@ async fn bare_in_sns_and_in_eventbridge() {
 }
 
 #[tokio::test]
+async fn what_ses_hands_on_is_no_fault_and_many_recipients_are_bounded() {
+    let server = Server::start().await;
+    let partner = server.partner("odd").await;
+    let mut long = bounce("m-long");
+    long["mail"]["headers"] = json!([{"name": "X-Long", "value": "x".repeat(40_000)}]);
+    long["mail"]["commonHeaders"]["subject"] = "folded\r\n subject".into();
+    long["mail"]["tags"]["wordy"] = json!(["w".repeat(300)]);
+    let reply = partner.call(Method::POST, "/events?format=ses", &[], long.to_string()).await.json();
+    assert_eq!(reply["accepted"], 2, "{reply}");
+    assert_eq!(partner.log().await[0]["subject"], "folded   subject");
+
+    let mut crowd = bounce("m-crowd");
+    crowd["bounce"]["bouncedRecipients"] =
+        (0..1_001).map(|n| json!({"emailAddress": format!("a{n}@x.example")})).collect();
+    let reply = partner.call(Method::POST, "/events?format=ses", &[], crowd.to_string()).await.json();
+    assert_eq!((&reply["accepted"], &reply["rejected"][0]["index"]), (&json!(0), &json!(0)));
+    crowd["bounce"]["bouncedRecipients"].as_array_mut().unwrap().truncate(900);
+    let many: Vec<&Value> = (0..12).map(|_| &crowd).collect();
+    let reply = partner.call(Method::POST, "/events?format=ses", &[], json!(many).to_string()).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["error"]), (413, &json!("PAYLOAD_TOO_LARGE")));
+}
+
+#[tokio::test]
 async fn an_unsubscribe_from_everything_suppresses() {
     let server = Server::start().await;
     let partner = server.partner("topics").await;

@@ -160,6 +160,31 @@ async fn an_attempt_that_is_due_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn what_was_delivered_beside_one_that_hangs_is_not_posted_again_after_a_restart() {
+    let server = Server::start().await;
+    let receiver = Receiver::start(|path, _| match path {
+        "/stuck" => Answer { after: Duration::from_secs(60), ..Answer::status(200) },
+        _ => Answer::status(200),
+    })
+    .await;
+    let (partner, set) = hooked(&server, "stuck", &receiver, "splashify", json!({})).await;
+    partner.destination(&set, json!({"name": "well", "webhook_url": format!("{}/fine", receiver.base)})).await;
+    partner.stream(&(0..50).map(|_| in_set(partner.event("Send"))).collect::<Vec<_>>()).await;
+    receiver.wait("/fine", 50).await;
+    let delivered = async || {
+        let log = partner.log().await;
+        let all = log.iter().flat_map(|event| event["deliveries"].as_array().unwrap());
+        all.filter(|delivery| delivery["status"] == "delivered").count()
+    };
+    eventually("all are recorded", async || delivered().await == 50).await;
+    let server = server.restart().await;
+    partner.on(&server).stream(&[in_set(event("Send", "after"))]).await;
+    receiver.wait("/fine", 51).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(receiver.posts("/fine").len(), 51);
+}
+
+#[tokio::test]
 async fn one_that_hangs_delays_nobody_else() {
     let server = Server::start().await;
     let receiver = Receiver::start(|path, _| match path {

@@ -19,6 +19,8 @@ pub(super) struct Committer {
     next: Marks,
     stamp: i64,
     buffer: Vec<u8>,
+    /// Why nothing is written any more.
+    failed: Option<String>,
 }
 
 /// A batch that is being written.
@@ -35,7 +37,7 @@ impl Committer {
             let index = shared.index.read();
             (index.marks(), index.last_stamp())
         };
-        Self { shared, folder, segment, next, stamp, buffer: Vec::new() }
+        Self { shared, folder, segment, next, stamp, buffer: Vec::new(), failed: None }
     }
 
     pub(super) fn run(mut self) {
@@ -61,6 +63,10 @@ impl Committer {
     }
 
     fn commit(&mut self, pending: Vec<Pending>) -> Vec<Answer> {
+        if let Some(why) = &self.failed {
+            // Where the file stands is in doubt, and a second fsync would not tell.
+            return refuse(pending, &Error::Failed(why.clone()));
+        }
         if let Err(error) = self.make_room() {
             return refuse(pending, &error);
         }
@@ -73,6 +79,7 @@ impl Committer {
                 if let Error::Failed(why) = &error {
                     tracing::error!(%why, "the log is out of service");
                     self.shared.queue.lock().failed = Some(why.clone());
+                    self.failed = Some(why.clone());
                 }
                 answers.into_iter().map(|(done, answer)| (done, answer.and(Err(error.clone())))).collect()
             }

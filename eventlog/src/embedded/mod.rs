@@ -22,6 +22,7 @@ use tokio::sync::{oneshot, watch};
 use crate::batch::{Batch, StoredBatch};
 use crate::{Error, EventLog, Status};
 use committer::Committer;
+use frame::MAX_PAYLOAD;
 use index::Index;
 use segment::{Segment, list};
 
@@ -203,6 +204,9 @@ impl Shared {
         }
         let (done, wait) = oneshot::channel();
         let bytes = batch.bytes() as u64;
+        if batch.bytes() > MAX_PAYLOAD {
+            return Err(Error::Write(format!("a batch of {bytes} bytes is more than a frame holds")));
+        }
         let mut queue = self.queue.lock();
         if let Some(why) = &queue.failed {
             return Err(Error::Failed(why.clone()));

@@ -182,6 +182,8 @@ impl Segment {
         if at < bytes.len() {
             self.cut_tail(&bytes, at)?;
         }
+        // What a killed process left may be in memory only, and counts as durable from now on.
+        self.file.sync_all().map_err(io(format!("sync {}", self.path.display())))?;
         Ok(frames)
     }
 

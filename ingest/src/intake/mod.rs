@@ -63,6 +63,12 @@ fn check(fact: &EventFact) -> Result<(), Fault> {
         Some(text) if text.contains('\0') => Err(Fault::invalid(format!("{name} holds a NUL"))),
         _ => Ok(()),
     };
+    let header = |name: &str, text: Option<&String>| match text {
+        Some(text) if sendtrail_schemas::address::has_line_break(text) => {
+            Err(Fault::invalid(format!("{name} holds a line break or NUL")))
+        }
+        text => bounded(name, text, MAX_HEADER),
+    };
     if fact.message_id.is_empty() {
         return Err(Fault::invalid("message_id is missing"));
     }
@@ -79,8 +85,8 @@ fn check(fact: &EventFact) -> Result<(), Fault> {
     bounded("send_id", fact.send_id.as_ref(), MAX_ID)?;
     bounded("customer_id", fact.customer_id.as_ref(), MAX_ID)?;
     bounded("configuration_set_name", fact.configuration_set_name.as_ref(), MAX_TAG)?;
-    bounded("from", fact.from.as_ref(), MAX_HEADER)?;
-    bounded("subject", fact.subject.as_ref(), MAX_HEADER)?;
+    header("from", fact.from.as_ref())?;
+    header("subject", fact.subject.as_ref())?;
     bounded("metadata", fact.metadata.as_ref(), MAX_METADATA)?;
     check_tags(&fact.tags).map_err(Fault::invalid)
 }

@@ -15,9 +15,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::native::NestedRecipient;
-use super::{Fault, check};
+use super::{Fault, MAX_HEADER, MAX_METADATA, MAX_TAG, MAX_TAGS, check};
 
 type Object = Map<String, Value>;
+
+/// Recipients of a document; SES sends to at most 50.
+const MAX_RECIPIENTS: usize = 1_000;
 
 /// Reads one document: an event for each of its recipients.
 ///
@@ -63,6 +66,9 @@ fn facts(mut document: Object) -> Result<Vec<EventFact>, Fault> {
     let occurred_at = happened_at.map(|text| parse_nanos(&text)).transpose();
     let occurred_at_nanos = occurred_at.map_err(|cause| Fault::invalid(format!("timestamp: {cause}")))?;
     let recipients = recipients(kind, &mut block, &mut mail)?;
+    if recipients.len() > MAX_RECIPIENTS {
+        return Err(Fault::invalid(format!("more than {MAX_RECIPIENTS} recipients")));
+    }
     let (tags, configuration_set_name) = take_tags(&mut mail);
     let mut headers = take_object(&mut mail, "commonHeaders").unwrap_or_default();
     let source = take_text(&mut mail, "source");
@@ -71,14 +77,22 @@ fn facts(mut document: Object) -> Result<Vec<EventFact>, Fault> {
         kind: kind as i32,
         message_id: take_text(&mut mail, "messageId").unwrap_or_default(),
         occurred_at_nanos,
-        from,
-        subject: take_text(&mut headers, "subject"),
+        from: from.map(|text| fit(text, MAX_HEADER)),
+        subject: take_text(&mut headers, "subject").map(|text| fit(text, MAX_HEADER)),
         configuration_set_name,
-        tags,
+        tags: tags.into_iter().map(|(name, value)| (fit(name, MAX_TAG), fit(value, MAX_TAG))).take(MAX_TAGS).collect(),
         block: read_block(kind, &mut block)?,
         ..EventFact::default()
     };
-    let metadata = rest(document, mail, headers, block_name(kind), block);
+    // The headers of a message can be long, and they are in the message, too.
+    let mut metadata = rest(document.clone(), mail.clone(), headers, block_name(kind), block);
+    if metadata.as_ref().is_some_and(|text| text.len() > MAX_METADATA) {
+        mail.remove("headers");
+        metadata = rest(document, mail, Object::new(), block_name(kind), Object::new());
+        if metadata.as_ref().is_some_and(|text| text.len() > MAX_METADATA) {
+            metadata = Some(r#"{"truncated":true}"#.into());
+        }
+    }
     let per_recipient = recipients.into_iter().map(|recipient| {
         let mut fact =
             EventFact { recipient: recipient.address().to_owned(), metadata: metadata.clone(), ..shared.clone() };
@@ -88,6 +102,17 @@ fn facts(mut document: Object) -> Result<Vec<EventFact>, Fault> {
         fact
     });
     Ok(per_recipient.collect())
+}
+
+/// A header in one line and no longer than it may be: SES hands on what was in the message, and that is no fault of the
+/// event's.
+fn fit(text: String, most: usize) -> String {
+    let mut text = text;
+    if address::has_line_break(&text) {
+        text = text.replace(['\r', '\n', '\0'], " ");
+    }
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 fn block_name(kind: EventType) -> &'static str {

@@ -1,11 +1,13 @@
 //! A body as a list of JSON texts: an object, an array, or lines.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use sendtrail_schemas::problem::{Code, Problem};
 use serde_json::value::RawValue;
 
-/// The texts of a body, borrowed from it. A line need not be JSON: that is found when it is read.
-pub type Items<'a> = Vec<&'a str>;
+/// The texts of a body. A line need not be JSON: that is found when it is read. What is not UTF-8 in it is not either.
+pub type Items<'a> = Vec<Cow<'a, str>>;
 
 /// Splits a body.
 ///
@@ -14,22 +16,28 @@ pub type Items<'a> = Vec<&'a str>;
 /// `PAYLOAD_TOO_LARGE` beyond `most` items.
 pub fn split(body: &Bytes, lines: bool, most: usize) -> Result<Items<'_>, Problem> {
     let malformed = |cause: String| Problem::new(Code::InvalidRequest, format!("the body is not JSON: {cause}"));
+    if lines {
+        let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+        return bounded(lines.map(String::from_utf8_lossy).collect(), most);
+    }
     let text = std::str::from_utf8(body).map_err(|cause| malformed(cause.to_string()))?;
     let trimmed = text.trim_start();
-    let items: Items<'_> = if lines {
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect()
-    } else if trimmed.is_empty() {
+    let items: Items<'_> = if trimmed.is_empty() {
         Vec::new()
     } else if trimmed.starts_with('[') {
         let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|cause| malformed(cause.to_string()))?;
-        items.into_iter().map(RawValue::get).collect()
+        items.into_iter().map(|item| item.get().into()).collect()
     } else {
         let item: &RawValue = serde_json::from_str(text).map_err(|cause| malformed(cause.to_string()))?;
         if !trimmed.starts_with('{') {
             return Err(malformed("neither an object nor an array".into()));
         }
-        vec![item.get()]
+        vec![item.get().into()]
     };
+    bounded(items, most)
+}
+
+fn bounded(items: Items<'_>, most: usize) -> Result<Items<'_>, Problem> {
     if items.is_empty() {
         return Err(Problem::new(Code::MissingParam, "there is no event in the body"));
     }

@@ -21,6 +21,9 @@ use crate::body::Payload;
 use crate::intake::{Rejection, native, ses, split};
 use crate::submit::{Stamp, refused};
 
+/// Bytes of metadata that a request may become.
+const MAX_EXPANDED: usize = 64 << 20;
+
 #[derive(Deserialize)]
 pub(super) struct Format {
     format: Option<String>,
@@ -88,14 +91,24 @@ fn read(payload: &Payload, ses: bool, most: usize) -> Result<(Vec<EventFact>, Ve
     let items = split(&payload.bytes, payload.lines, most)?;
     let mut facts = Vec::with_capacity(items.len());
     let mut rejected = Vec::new();
+    let mut bytes = 0;
     for (index, text) in items.into_iter().enumerate() {
         if ses {
-            match ses::read(text) {
-                Ok(found) => facts.extend(found),
+            match ses::read(&text) {
+                Ok(found) => {
+                    bytes += found.iter().filter_map(|fact| fact.metadata.as_ref()).map(String::len).sum::<usize>();
+                    facts.extend(found);
+                }
                 Err(fault) => rejected.push(fault.at(index)),
             }
+            // A document becomes an event for each recipient, with all that it says.
+            if facts.len() > most || bytes > MAX_EXPANDED {
+                let message =
+                    format!("more than {most} events, or {MAX_EXPANDED} bytes, once there is one a recipient");
+                return Err(Problem::new(Code::PayloadTooLarge, message));
+            }
         } else {
-            match native::read(text) {
+            match native::read(&text) {
                 Ok(fact) => facts.push(fact),
                 Err(fault) => rejected.push(fault.at(index)),
             }

@@ -1,6 +1,7 @@
 //! Keeps the archive small in number of files: merges what is alike, deletes what nobody lists any more.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -97,6 +98,7 @@ impl Upkeep {
             let mut table = self.table.lock().await;
             table.replace(&chosen, merged).await?;
             publish(&self.cell, &table);
+            chosen.iter().for_each(|file| begin_to_age(&table.root().join(&file.path)));
             merges += 1;
         }
     }
@@ -184,6 +186,14 @@ fn merge_into_one(root: &Path, files: &[Arc<ArchivedFile>]) -> Result<ArchivedFi
         return Err(sendtrail_schemas::Error::Malformed(why).into());
     }
     Ok(merged)
+}
+
+/// Has a file that is listed no more look as young as that: readers may know it still.
+#[expect(clippy::disallowed_methods, reason = "a file's age is by the file system's clock")]
+fn begin_to_age(path: &Path) {
+    if let Err(error) = File::open(path).and_then(|file| file.set_modified(SystemTime::now())) {
+        tracing::warn!(path = %path.display(), %error, "a merged file may be deleted before its time");
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a file's age is by the file system's clock")]

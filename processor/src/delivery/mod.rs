@@ -166,6 +166,8 @@ impl Running {
         let marks = of.store.database().keyspace("delivery.marks", KeyspaceCreateOptions::default)?;
         let value = marks.get((of.partition as u16).to_be_bytes())?;
         let next = value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes);
+        // A partition without mail must not keep the log from being trimmed.
+        of.retention.passed(Reader::Delivery, of.of(Topic::Mail), next);
         Ok(Self {
             marks,
             next,
@@ -234,7 +236,7 @@ impl Running {
             && batch.len() < 1_000
         {
             self.heap.pop();
-            told.push(mail);
+            told.push((due, mail, at));
             let Some(pending) = self.pending.get(&mail) else { continue };
             let Some(report) = pending.reports.get(at) else { continue };
             let mut fact = report.fact.clone();
@@ -250,8 +252,17 @@ impl Running {
         if batch.is_empty() {
             return Ok(());
         }
-        self.of.log.append(self.of.of(Topic::Intake), batch).await?;
-        for mail in told {
+        match self.of.log.append(self.of.of(Topic::Intake), batch).await {
+            Ok(_) => {}
+            Err(sendtrail_eventlog::Error::Full | sendtrail_eventlog::Error::Write(_)) => {
+                // Said again shortly: nobody must be mailed again for it.
+                self.heap.extend(told.into_iter().map(Reverse));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        for (_, mail, _) in told {
             self.waiting -= 1;
             if let Some(pending) = self.pending.get_mut(&mail) {
                 pending.left -= 1;

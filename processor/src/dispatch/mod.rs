@@ -173,8 +173,8 @@ struct Running {
     lanes: HashMap<DestinationId, Lane>,
     /// Lanes in which something may be started.
     ready: Vec<DestinationId>,
-    /// Events that have deliveries in memory only, and how many.
-    unbooked: BTreeMap<u64, usize>,
+    /// Events that have deliveries in memory only: how many, and the attempt before which none of theirs is.
+    unbooked: BTreeMap<u64, (usize, u64)>,
     /// Attempts recorded after the marks, until the events they belong to are folded again.
     known: HashMap<DeliveryKey, Attempt>,
     end: watch::Receiver<u64>,
@@ -182,6 +182,8 @@ struct Running {
     under_way: JoinSet<Outcome>,
     next_due: Option<i64>,
     checkpointed: Instant,
+    /// What the last checkpoint said.
+    marked: Marks,
 }
 
 impl Running {
@@ -199,6 +201,7 @@ impl Running {
             under_way: JoinSet::new(),
             next_due: Some(0),
             checkpointed: Instant::now(),
+            marked: marks,
             book,
             of,
         };
@@ -344,7 +347,7 @@ impl Running {
         let lane = self.lane(destination);
         if lane.has_room() {
             lane.push(Job { key, waiting, booked: false });
-            *self.unbooked.entry(key.seq).or_default() += 1;
+            self.unbooked.entry(key.seq).or_insert((0, self.next_attempt)).0 += 1;
             return Ok(());
         }
         lane.has_backlog = true;
@@ -443,8 +446,8 @@ impl Running {
         if !job.booked
             && let std::collections::btree_map::Entry::Occupied(mut count) = self.unbooked.entry(job.key.seq)
         {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
+            count.get_mut().0 -= 1;
+            if count.get().0 == 0 {
                 count.remove();
             }
         }
@@ -473,12 +476,18 @@ impl Running {
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
-        let event = self.unbooked.first_key_value().map_or(self.next_event, |(seq, _)| *seq);
-        self.book.checkpoint(Marks { event, attempt: self.next_attempt })?;
+        let end = (self.next_event, self.next_attempt);
+        // Who folds these events again must find the attempts at them.
+        let (event, attempt) = self.unbooked.first_key_value().map_or(end, |(seq, (_, attempt))| (*seq, *attempt));
+        let marks = Marks { event, attempt };
+        if marks != self.marked {
+            self.book.checkpoint(marks)?;
+            self.marked = marks;
+        }
         self.checkpointed = Instant::now();
         let retention = &self.of.retention;
         retention.passed(Reader::Dispatcher, self.of.of(Topic::Events), event);
-        retention.passed(Reader::Dispatcher, self.of.of(Topic::Attempts), self.next_attempt);
+        retention.passed(Reader::Dispatcher, self.of.of(Topic::Attempts), attempt);
         Ok(())
     }
 

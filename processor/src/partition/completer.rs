@@ -7,7 +7,6 @@ use futures::future::{BoxFuture, join_all};
 use metrics::histogram;
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Pulse, Reader, Replies, Retention};
-use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Decision, ReplyTo};
 use sendtrail_schemas::topic::TopicPartition;
@@ -28,7 +27,6 @@ pub enum Work {
     /// Outputs, and what follows from them once they are durable.
     Outputs {
         appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
-        changed: Vec<Arc<AccountConfig>>,
         suppressions: Vec<(AccountId, SuppressionChange)>,
         decisions: Vec<(ReplyTo, Decision)>,
         next_offset: u64,
@@ -112,8 +110,8 @@ impl Task {
         let mut committing: Option<JoinHandle<()>> = None;
         while let Some(work) = pieces.recv().await {
             let done = match work {
-                Work::Outputs { appends, changed, suppressions, decisions, next_offset } => {
-                    self.complete(appends, changed, suppressions, decisions, next_offset).await
+                Work::Outputs { appends, suppressions, decisions, next_offset } => {
+                    self.complete(appends, suppressions, decisions, next_offset).await
                 }
                 Work::Checkpoint(writes) => {
                     committing = Some(self.checkpoint(*writes));
@@ -134,16 +132,12 @@ impl Task {
     async fn complete(
         &self,
         appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
-        changed: Vec<Arc<AccountConfig>>,
         suppressions: Vec<(AccountId, SuppressionChange)>,
         decisions: Vec<(ReplyTo, Decision)>,
         next_offset: u64,
     ) -> Result<(), Error> {
         for appended in join_all(appends).await {
             appended?;
-        }
-        for config in changed {
-            self.views.publish(config)?;
         }
         for (account, change) in &suppressions {
             self.views.note(*account, change)?;

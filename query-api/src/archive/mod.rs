@@ -169,11 +169,11 @@ fn predicate(query: &EventQuery) -> Expr {
         all.push(col("recipient_folded").eq(folded()).or(as_given));
     }
     if let Some(tag) = &query.tag {
-        let found = map_extract(col("tags"), lit(&tag.key));
-        all.push(match &tag.value {
-            Some(value) => array_has(found, lit(value)),
-            None => has_key(&tag.key),
-        });
+        let meaning = |(key, value): (&str, Option<&str>)| match value {
+            Some(value) => array_has(map_extract(col("tags"), lit(key)), lit(value)),
+            None => has_key(key),
+        };
+        all.extend(tag.meanings().map(meaning).reduce(Expr::or));
     }
     if let Some(before) = &query.before {
         all.push(comes_after(before));

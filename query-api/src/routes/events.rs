@@ -16,8 +16,11 @@ use crate::analytics::{EventQuery, Position, TagFilter};
 use crate::show::{EventView, event as show, message_status};
 use crate::{Query, cursor};
 
-/// Events of one message that are shown.
-const MESSAGE_EVENTS: usize = 1_000;
+/// Events of one message that are looked for at once, and that are shown: the newest.
+const MESSAGE_PAGE: usize = 1_000;
+const MESSAGE_EVENTS: usize = 20_000;
+/// How long the outcome of a webhook is known (S2: 30 days).
+const OUTCOMES_KNOWN: i64 = 30 * DAY;
 
 #[derive(Deserialize)]
 pub(super) struct EventParams {
@@ -85,7 +88,8 @@ async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<(Vec<EventVi
 
 fn show_all(query: &Query, events: Vec<Event>) -> Result<Vec<EventView>, Problem> {
     let deliveries = &*query.parts().deliveries;
-    Ok(events.into_iter().map(|event| show(event, deliveries)).collect::<Result<_, _>>()?)
+    let known_since = query.parts().clock.now().plus(-OUTCOMES_KNOWN);
+    Ok(events.into_iter().map(|event| show(event, deliveries, known_since)).collect::<Result<_, _>>()?)
 }
 
 #[derive(Serialize)]
@@ -144,9 +148,18 @@ pub(super) async fn message(
     Path(message_id): Path<String>,
 ) -> Result<Response, Problem> {
     let account = owner.account.id();
-    let wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_EVENTS) };
+    let mut wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_PAGE) };
     query.parts().accounts.settle(account).await;
-    let mut events = query.bounded(query.parts().analytics.events(wanted)).await?;
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        let page = query.bounded(query.parts().analytics.events(wanted.clone())).await?;
+        let whole = page.len() == MESSAGE_PAGE;
+        events.extend(page);
+        wanted.before = events.last().map(Position::of);
+        if !whole || events.len() >= MESSAGE_EVENTS {
+            break;
+        }
+    }
     events.reverse();
     // Its Send tells most; without one, whatever came first does.
     let is_send = |event: &&Event| matches!(event.kind(), EventType::Send | EventType::Reject);

@@ -25,7 +25,7 @@ pub(super) struct Change {
 }
 
 impl Step<'_> {
-    /// Judges an account after a counted record, whose last event is the evidence.
+    /// Judges an account after a counted record, whose last counted event is the evidence.
     pub(super) fn judge(&mut self, id: AccountId, account: &mut Account) {
         let counts = account.judged_counts(self.t);
         let config = &account.config;
@@ -34,7 +34,9 @@ impl Step<'_> {
             None => policy::judge(&config.policy(), counts, config.status()),
         };
         if let Some(verdict) = verdict {
-            let event_id = self.effects.events.last().map(|event| event.event_id.clone()).unwrap_or_default();
+            // A call may have rejected recipients after those that count.
+            let crossing = self.effects.events.iter().rev().find(|event| event.counted);
+            let event_id = crossing.map(|event| event.event_id.clone()).unwrap_or_default();
             self.change_status(id, account, of_verdict(verdict, event_id));
         }
     }
