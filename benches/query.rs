@@ -140,7 +140,7 @@ async fn fill(table: &mut Table) {
         }
         batches.push(columns.finish().unwrap());
         let files = write_files(table.root(), &format!("part{file:04}"), &batches).unwrap();
-        table.append(&files, &BTreeMap::from([(0, (file + 1) * FILE - 1)])).await.unwrap();
+        table.append(&files, &BTreeMap::from([(0, (file * FILE, (file + 1) * FILE - 1))])).await.unwrap();
     }
     rate("rows into the archive, one thread", EVENTS, begun.elapsed());
 }

@@ -125,7 +125,8 @@ struct Demand {
 struct Chunk {
     batches: Vec<RecordBatch>,
     rows: usize,
-    last: BTreeMap<u32, u64>,
+    /// The first and the last of each partition.
+    events: BTreeMap<u32, (u64, u64)>,
     since: Option<Instant>,
 }
 
@@ -268,7 +269,7 @@ impl Running {
             }
             if event.seq >= cursor.archived {
                 self.columns.push(&event);
-                self.chunk.last.insert(partition, event.seq);
+                self.chunk.events.entry(partition).or_insert((event.seq, 0)).1 = event.seq;
                 cursor.archived = event.seq + 1;
             }
             // Last, so that what failed is read again.
@@ -366,10 +367,12 @@ impl Running {
             Err(error) => {
                 // Back in front of what was read since.
                 let rest = std::mem::take(&mut self.chunk);
-                let mut last = chunk.last.clone();
-                last.extend(rest.last);
+                let mut events = chunk.events.clone();
+                for (partition, (first, last)) in rest.events {
+                    events.entry(partition).or_insert((first, last)).1 = last;
+                }
                 let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
-                self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, last, since: chunk.since };
+                self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, events, since: chunk.since };
                 return Err(error);
             }
         }
@@ -378,7 +381,7 @@ impl Running {
         let passed = |reader, topic, partition, next| {
             self.sink.retention.passed(reader, TopicPartition::new(topic, partition), next);
         };
-        for (partition, last) in &chunk.last {
+        for (partition, (_, last)) in &chunk.events {
             passed(Reader::Archive, Topic::Events, *partition, last + 1);
         }
         for cursor in &self.cursors {
@@ -442,7 +445,7 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
     if files.is_empty() {
         return Ok(table);
     }
-    table.append(&files, &chunk.last).await?;
+    table.append(&files, &chunk.events).await?;
     counter!("sendtrail_archived_events_total").increment(chunk.rows as u64);
     histogram!("sendtrail_archive_commit_seconds").record(begun.elapsed().as_secs_f64());
     tracing::debug!(rows = chunk.rows, files = files.len(), version = table.version(), "archived");

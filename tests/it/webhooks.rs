@@ -185,6 +185,28 @@ async fn what_was_delivered_beside_one_that_hangs_is_not_posted_again_after_a_re
 }
 
 #[tokio::test]
+async fn a_delivery_keeps_the_dialect_that_it_was_made_in() {
+    let server = Server::start().await;
+    let receiver = Receiver::start(|_, before| Answer::status(if before == 0 { 500 } else { 200 })).await;
+    let (partner, set) =
+        hooked(&server, "switch", &receiver, "splashify", json!({"retry_schedule_seconds": [1]})).await;
+    partner.stream(&[in_set(partner.event("Send"))]).await;
+    receiver.wait("/switch", 1).await;
+    let path = format!("/configuration-sets/{set}/event-destinations");
+    let id = partner.get(&path).await["event_destinations"][0]["destination_id"].as_str().unwrap().to_owned();
+    partner
+        .api
+        .send(http::Method::PATCH, &format!("{PARTNER}{path}/{id}"), &json!({"dialect": "standard"}))
+        .await
+        .unwrap();
+    let second = receiver.wait("/switch", 2).await.remove(1);
+    assert_eq!((second.header("x-splashify-attempt"), second.header("webhook-id")), ("2", ""));
+    partner.stream(&[in_set(partner.event("Send"))]).await;
+    let third = receiver.wait("/switch", 3).await.remove(2);
+    standardwebhooks::Webhook::new(SECRET).unwrap().verify(&third.body, &third.headers).unwrap();
+}
+
+#[tokio::test]
 async fn one_that_hangs_delays_nobody_else() {
     let server = Server::start().await;
     let receiver = Receiver::start(|path, _| match path {

@@ -112,15 +112,24 @@ impl Table {
         Ok(last.map_or(0, |last| last as u64 + 1))
     }
 
-    /// Adds files that hold the events of each partition up to a number, exactly once: a commit whose outcome is in
-    /// doubt is looked up before it is tried again.
+    /// Adds files that hold the events of each partition from one number to another, both included, exactly once: a
+    /// commit whose outcome is in doubt is looked up before it is tried again.
     ///
     /// # Errors
-    /// [`Error::Delta`]: the files are not in the table.
-    pub async fn append(&mut self, files: &[ArchivedFile], last: &BTreeMap<u32, u64>) -> Result<(), Error> {
+    /// [`Error::Delta`]: the files are not in the table. [`Error::Missing`]: they do not begin where it ends.
+    pub async fn append(&mut self, files: &[ArchivedFile], events: &BTreeMap<u32, (u64, u64)>) -> Result<(), Error> {
+        for (partition, (first, _)) in events {
+            let next = self.mark(*partition).await?;
+            if next != *first {
+                let why = format!("partition {partition} of the archive goes on at {next}, not at {first}");
+                return Err(Error::Missing(why));
+            }
+        }
         let adds = files.iter().map(|file| Action::Add(add(file, true))).collect();
-        let transactions =
-            last.iter().map(|(partition, last)| Transaction::new(transaction(*partition), *last as i64)).collect();
+        let transactions = events
+            .iter()
+            .map(|(partition, (_, last))| Transaction::new(transaction(*partition), *last as i64))
+            .collect();
         let operation = DeltaOperation::Write {
             mode: SaveMode::Append,
             partition_by: Some(vec![PARTITION_COLUMN.into()]),
@@ -129,14 +138,14 @@ impl Table {
         if let Err(error) = self.commit(adds, transactions, operation).await {
             // What is there now was read; it may be another writer's commit of the same events.
             self.reload().await?;
-            return if self.has(last).await? { Ok(()) } else { Err(error) };
+            return if self.has(events).await? { Ok(()) } else { Err(error) };
         }
         self.files.extend(files.iter().map(|file| (file.path.clone(), Arc::new(file.clone()))));
         Ok(())
     }
 
-    async fn has(&self, last: &BTreeMap<u32, u64>) -> Result<bool, Error> {
-        for (partition, last) in last {
+    async fn has(&self, events: &BTreeMap<u32, (u64, u64)>) -> Result<bool, Error> {
+        for (partition, (_, last)) in events {
             if self.mark(*partition).await? <= *last {
                 return Ok(false);
             }

@@ -88,13 +88,26 @@ fn files_are_sorted_and_apart_by_day_and_lateness() {
     assert!(seen.into_iter().eq(0..20_000));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_go_on_where_the_table_ends_is_refused() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let mut table = Table::open(folder.path()).await.unwrap();
+    append(&mut table, 0, 0, 10).await;
+    for events in [(5, 12), (11, 12), (0, 9)] {
+        let refused = table.append(&[], &BTreeMap::from([(0, events)])).await;
+        assert!(matches!(refused, Err(crate::Error::Missing(_))), "{events:?}");
+    }
+    append(&mut table, 0, 10, 3).await;
+    assert_eq!(table.mark(0).await.unwrap(), 13);
+}
+
 async fn append(table: &mut Table, partition: u32, from: u64, count: u64) {
     let now = TODAY * DAY + HOUR;
     let events: Vec<Event> = (from..from + count)
         .map(|seq| Event { partition, ..event(seq, u128::from(seq % 5), now, now - (seq as i64 * 31 % 5000)) })
         .collect();
     let files = write_files(table.root(), &format!("{partition}-{from}"), &[batch(&events)]).unwrap();
-    table.append(&files, &BTreeMap::from([(partition, from + count - 1)])).await.unwrap();
+    table.append(&files, &BTreeMap::from([(partition, (from, from + count - 1))])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

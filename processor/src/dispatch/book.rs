@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use prost::Message;
+use sendtrail_schemas::account::Dialect;
 use sendtrail_schemas::ids::DestinationId;
 
 use crate::Error;
@@ -45,6 +46,9 @@ pub struct Waiting {
     /// Whether it is due, and named by its destination's backlog.
     #[prost(bool, tag = "7")]
     pub is_due: bool,
+    /// The dialect that the body is in; a patch of the destination's holds for later events.
+    #[prost(enumeration = "Dialect", tag = "8")]
+    pub dialect: i32,
 }
 
 /// Where a delivery stands in a backlog: when it was due, and its event.

@@ -121,7 +121,7 @@ impl Dispatcher {
             let answer = Answer { status: Err("the destination was deleted or disabled".into()), retry_after: None };
             return Outcome { job, destination, started_at, finished_at: started_at, answer, spoken: None };
         };
-        let dialect = found.dialect();
+        let dialect = job.waiting.dialect();
         let answer = match self.secret(found, destination) {
             Ok(secret) => {
                 let signed = Signed {
@@ -329,9 +329,11 @@ impl Running {
         let dialect =
             config.as_ref().and_then(|config| config.destination(destination)).map(|(_, found)| found.dialect());
         // A destination that is gone gets an attempt that says so, in the default dialect.
-        let Some(envelope) = render(dialect.unwrap_or(Dialect::Splashify), event) else { return Ok(()) };
+        let dialect = dialect.unwrap_or(Dialect::Splashify);
+        let Some(envelope) = render(dialect, event) else { return Ok(()) };
         let mut waiting = Waiting {
             account_id: event.account_id.clone(),
+            dialect: dialect as i32,
             event_name: envelope.event_name.into(),
             body: envelope.body.into(),
             due_at: Millis::wall().0,

@@ -321,6 +321,18 @@ fn a_send_that_reaches_the_floor_may_pause() {
 }
 
 #[test]
+fn the_evidence_is_what_counted_not_what_came_last() {
+    let mut m = machine();
+    for n in 0..6 {
+        m.fact(bounce(&format!("b{n}"), "a@b.co", "Permanent"));
+    }
+    sends(&mut m, 0..49);
+    let (effects, _) = m.send(send("fiftieth", &["x@y.co", "a@b.co"]));
+    assert_eq!(kinds(&effects.events), [EventType::Send, EventType::Reject, EventType::Paused]);
+    assert_eq!(m.config().paused.clone().unwrap().event_id, effects.events[0].event_id);
+}
+
+#[test]
 fn after_a_resume_only_what_came_after_is_judged() {
     let mut m = machine();
     sends(&mut m, 0..100);
