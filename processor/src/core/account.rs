@@ -143,7 +143,10 @@ impl Account {
 
     /// What the policy judges at `t`.
     pub fn judged_counts(&mut self, t: Millis) -> Counts {
+        // Sliding is a change, and must be written like one: a restart in between would leave other bytes.
+        self.touched = true;
         let tracked = self.judged.as_mut().unwrap_or(&mut self.window);
+        tracked.dirty = true;
         tracked.window.slide(t.hour());
         tracked.window.sum()
     }
