@@ -304,9 +304,8 @@ fn partition(config: &Config, shared: &Shared, number: u32, pulse: Arc<Pulse>) -
 async fn catch_up(log: &dyn EventLog, pulses: &[Arc<Pulse>]) {
     for (number, pulse) in pulses.iter().enumerate() {
         let end = *log.end(TopicPartition::new(Topic::Intake, number as u32)).borrow();
-        let mut applied = pulse.applied();
         loop {
-            let wait = tokio::time::timeout(Duration::from_millis(200), applied.wait_for(|next| *next >= end)).await;
+            let wait = tokio::time::timeout(Duration::from_millis(200), pulse.reached(end)).await;
             // A halted partition never catches up; the others serve, and health tells.
             if wait.is_ok() || pulse.halted().is_some() {
                 break;

@@ -1,10 +1,9 @@
 //! The ports of the edge, filled by what the processor keeps.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use sendtrail_eventlog::{EventLog, Pulse};
+use sendtrail_eventlog::{EventLog, Pulse, SETTLE};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::DeliveryState;
@@ -16,9 +15,6 @@ use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 use tokio::sync::oneshot;
-
-/// How long a reader waits for what was acknowledged before it asked. Beyond, it is told what is there.
-const SETTLE: Duration = Duration::from_secs(2);
 
 /// Suppression lists, from the views.
 pub struct SuppressionLists(pub Views);
@@ -71,8 +67,7 @@ impl OwnedAccounts {
     async fn settle_partition(&self, partition: u32) {
         let intake = self.end(Topic::Intake, partition);
         if let Some(pulse) = self.pulses.get(partition as usize) {
-            // A partition that ended tells nothing new.
-            let _ = pulse.applied().wait_for(|next| *next >= intake).await;
+            pulse.reached(intake).await;
         }
         self.sink.seen(partition, self.end(Topic::Events, partition)).await;
     }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 pub use batch::{Batch, Record, StoredBatch};
 pub use blobs::Blobs;
 pub use clock::Clock;
-pub use pulse::Pulse;
+pub use pulse::{Pulse, SETTLE};
 pub use replies::{LocalReplies, Replies, Waiting};
 pub use retention::{Reader, Retention};
 

@@ -1,10 +1,14 @@
 //! How far the processor of a partition is: what admission and health go by.
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sendtrail_schemas::time::Millis;
 use tokio::sync::watch;
+
+/// How long a reader waits for what was acknowledged before it asked. Beyond, it is told what is there.
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// The pulse of one partition. Written by its processor, read by the edge.
 pub struct Pulse {
@@ -24,6 +28,11 @@ impl Pulse {
     /// The offset after the last record whose outputs are durable.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.subscribe()
+    }
+
+    /// Waits until everything before an offset is applied, or nobody is left to apply it.
+    pub async fn reached(&self, next: u64) {
+        let _ = self.applied().wait_for(|applied| *applied >= next).await;
     }
 
     /// Notes that everything before an offset is applied.

@@ -2,7 +2,7 @@
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts as RequestParts;
-use sendtrail_eventlog::Batch;
+use sendtrail_eventlog::{Batch, SETTLE};
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::EventFact;
@@ -20,8 +20,6 @@ use crate::{Error, Ingest};
 pub const SIMULATED_TIME: &str = "x-simulated-time";
 /// What an event usually takes in the log.
 const USUAL_BYTES: usize = 256;
-/// How long a reader waits for what was acknowledged before it asked.
-const SETTLE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The time that a request carries, where time is simulated.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,8 +145,7 @@ impl Ingest {
         let partition = self.partition(account);
         let Some(pulse) = self.parts().pulses.get(partition as usize) else { return };
         let end = *self.parts().log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
-        let mut applied = pulse.applied();
-        let _ = tokio::time::timeout(SETTLE, applied.wait_for(|next| *next >= end)).await;
+        let _ = tokio::time::timeout(SETTLE, pulse.reached(end)).await;
     }
 
     /// Makes a change and waits until it is made; whether anything is other than before.

@@ -135,6 +135,24 @@ impl EventType {
         })
     }
 
+    /// The name of the type's block: `bounce`, `deliveryDelay`, …; `status` for changes of standing.
+    pub fn block_name(self) -> &'static str {
+        match self {
+            Self::Send => "send",
+            Self::Delivery => "delivery",
+            Self::Bounce => "bounce",
+            Self::Complaint => "complaint",
+            Self::Open => "open",
+            Self::Click => "click",
+            Self::Reject => "reject",
+            Self::RenderingFailure => "renderingFailure",
+            Self::DeliveryDelay => "deliveryDelay",
+            Self::Reply => "reply",
+            Self::Subscription => "subscription",
+            _ => "status",
+        }
+    }
+
     /// Whether the type speaks of an account's standing rather than of a message.
     pub fn is_status(self) -> bool {
         matches!(self, Self::AtRisk | Self::Paused | Self::Resumed | Self::Healthy)

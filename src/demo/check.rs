@@ -129,10 +129,8 @@ impl Checks {
         Ok(())
     }
 
-    /// Each webhook: delivered, once for each event, and signed.
-    ///
-    /// # Errors
-    /// Never; waits until they have come, or for [`PATIENCE`] without one.
+    /// Each webhook: delivered, once for each event, and signed. Waits until they have come, or for [`PATIENCE`] without
+    /// one.
     pub async fn webhooks(&mut self, stage: &Stage, partners: &[Partner]) {
         let should: u64 = partners.iter().map(|partner| hooks(partner).iter().map(|(_, _, n)| n).sum::<u64>()).sum();
         let (mut last, mut since) = (0, Instant::now());

@@ -84,15 +84,7 @@ fn facts(mut document: Object) -> Result<Vec<EventFact>, Fault> {
         block: read_block(kind, &mut block)?,
         ..EventFact::default()
     };
-    // The headers of a message can be long, and they are in the message, too.
-    let mut metadata = rest(document.clone(), mail.clone(), headers, block_name(kind), block);
-    if metadata.as_ref().is_some_and(|text| text.len() > MAX_METADATA) {
-        mail.remove("headers");
-        metadata = rest(document, mail, Object::new(), block_name(kind), Object::new());
-        if metadata.as_ref().is_some_and(|text| text.len() > MAX_METADATA) {
-            metadata = Some(r#"{"truncated":true}"#.into());
-        }
-    }
+    let metadata = rest(document, mail, headers, block_name(kind), block);
     let per_recipient = recipients.into_iter().map(|recipient| {
         let mut fact =
             EventFact { recipient: recipient.address().to_owned(), metadata: metadata.clone(), ..shared.clone() };
@@ -115,19 +107,9 @@ fn fit(text: String, most: usize) -> String {
     text
 }
 
+/// SES calls one block otherwise than S2 does.
 fn block_name(kind: EventType) -> &'static str {
-    match kind {
-        EventType::Send => "send",
-        EventType::Delivery => "delivery",
-        EventType::Bounce => "bounce",
-        EventType::Complaint => "complaint",
-        EventType::Open => "open",
-        EventType::Click => "click",
-        EventType::Reject => "reject",
-        EventType::RenderingFailure => "failure",
-        EventType::DeliveryDelay => "deliveryDelay",
-        _ => "subscription",
-    }
+    if kind == EventType::RenderingFailure { "failure" } else { kind.block_name() }
 }
 
 /// Whom the event speaks of: those in its block where it names them, else all the message went to.
@@ -227,7 +209,19 @@ fn rest(mut document: Object, mut mail: Object, headers: Object, block_name: &st
     put(&mut mail, "commonHeaders", headers);
     put(&mut document, "mail", mail);
     put(&mut document, block_name, block);
-    (!document.is_empty()).then(|| Value::Object(document).to_string())
+    if document.is_empty() {
+        return None;
+    }
+    let mut document = Value::Object(document);
+    let mut text = document.to_string();
+    if text.len() > MAX_METADATA
+        && let Some(mail) = document["mail"].as_object_mut()
+    {
+        // The headers of a message can be long, and they are in the message, too.
+        mail.remove("headers");
+        text = document.to_string();
+    }
+    Some(if text.len() > MAX_METADATA { r#"{"truncated":true}"#.into() } else { text })
 }
 
 fn take_text(object: &mut Object, name: &str) -> Option<String> {

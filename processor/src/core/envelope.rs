@@ -104,7 +104,7 @@ fn splashify(event: &Event) -> Value {
             });
             ("deliveryDelay", told)
         }
-        kind => (block_name(kind), with_timestamp(kind, timestamp, block_value(event))),
+        kind => (kind.block_name(), with_timestamp(kind, timestamp, block_value(event))),
     };
     json!({"eventType": event.kind().name(), "mail": mail, name: compact(block)})
 }
@@ -118,24 +118,6 @@ fn with_timestamp(kind: EventType, timestamp: Millis, block: Value) -> Value {
             Value::Object(told)
         }
         other => other,
-    }
-}
-
-/// The name of a type's block, as in SES's documents.
-pub fn block_name(kind: EventType) -> &'static str {
-    match kind {
-        EventType::Send => "send",
-        EventType::Delivery => "delivery",
-        EventType::Bounce => "bounce",
-        EventType::Complaint => "complaint",
-        EventType::Open => "open",
-        EventType::Click => "click",
-        EventType::Reject => "reject",
-        EventType::RenderingFailure => "renderingFailure",
-        EventType::DeliveryDelay => "deliveryDelay",
-        EventType::Reply => "reply",
-        EventType::Subscription => "subscription",
-        _ => "status",
     }
 }
 
@@ -180,7 +162,7 @@ fn standard(event: &Event) -> Value {
         data["tags"] = json!(event.tags);
     }
     if event.block.is_some() {
-        data[block_name(event.kind())] = block_value(event);
+        data[event.kind().block_name()] = block_value(event);
     }
     json!({"type": event.kind().dotted(), "timestamp": event.occurred(), "data": compact(data)})
 }
