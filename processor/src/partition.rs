@@ -31,11 +31,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay};
-use crate::core::step::{skip, step};
+use crate::core::step::{LOGIC_VERSION, skip, step};
 use crate::store::Writes;
 use crate::{Error, Store, Views};
 use completer::{Completer, Work};
-use prepare::{Prepared, prepare};
+use prepare::{Prepared, newer_logic, prepare};
 
 /// Bytes of intake that are stepped together.
 const READ_BYTES: usize = 256 << 10;
@@ -191,6 +191,9 @@ impl<'a> Session<'a> {
         let end = of.log.end(of.intake());
         let (skips, announced) = scan(of, progress.next_offset, *end.borrow())?;
         let known = announced.or_else(|| progress.settings.clone());
+        if let Some(version) = known.as_ref().map(|known| known.logic_version).filter(|known| *known > LOGIC_VERSION) {
+            return Err(Ended::Halted(newer_logic(version)));
+        }
         if known.as_ref() != Some(&of.settings) {
             let record = Record {
                 version: codec::VERSION,

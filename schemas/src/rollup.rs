@@ -25,6 +25,9 @@ pub struct Dims {
     /// The tags, all of them.
     #[prost(btree_map = "string, string", tag = "4")]
     pub tags: Tags,
+    /// The configuration set, when it existed; sixteen bytes. It is the same one under another name.
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub config_set_id: Option<Vec<u8>>,
 }
 
 /// What is summed.
@@ -133,10 +136,11 @@ pub enum HourRows {
 
 /// What an event is told apart by, as a hash that needs no copy.
 pub fn dims_hash(event: &Event) -> u128 {
-    let mut parts: Vec<&[u8]> = Vec::with_capacity(3 + 2 * event.tags.len());
+    let mut parts: Vec<&[u8]> = Vec::with_capacity(4 + 2 * event.tags.len());
     let from = address::domain(event.from.as_deref().unwrap_or_default());
     let to = address::domain(&event.recipient);
     parts.push(event.configuration_set_name.as_deref().unwrap_or("\0").as_bytes());
+    parts.push(event.config_set_id.as_deref().unwrap_or_default());
     parts.push(from.as_bytes());
     parts.push(to.as_bytes());
     for (key, value) in &event.tags {
@@ -154,6 +158,7 @@ pub fn dims(event: &Event) -> Dims {
         from_domain: some(&address::domain(event.from.as_deref().unwrap_or_default())),
         recipient_domain: some(&address::domain(&event.recipient)),
         tags: event.tags.clone(),
+        config_set_id: event.config_set_id.clone(),
     }
 }
 

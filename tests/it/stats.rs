@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use http::Method;
+
 use super::support::*;
 
 const FIGURES: [&str; 13] = [
@@ -189,6 +191,38 @@ async fn every_grouping_and_filter_equals_a_scan() {
     let by_id = partner.get(&format!("/stats?from=2026-04-20&to=2026-05-02&config_set_id={set}")).await;
     let by_name = partner.get("/stats?from=2026-04-20&to=2026-05-02&configuration_set_name=a").await;
     assert_eq!(by_id["totals"], by_name["totals"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_set_keeps_its_figures() {
+    let server = Server::start().await;
+    let partner = server.partner("renames").await;
+    let set = partner.set(json!({"name": "old"})).await;
+    let sent = |name: &str| {
+        let mut event = partner.event("Send");
+        event["configuration_set_name"] = name.into();
+        event
+    };
+    let first = sent("old");
+    partner.stream(std::slice::from_ref(&first)).await;
+    let path = format!("/configuration-sets/{set}");
+    assert_eq!(partner.call(Method::PATCH, &path, &[], r#"{"name": "new"}"#).await.status, 200);
+    let delivered =
+        json!({"event_type": "Delivery", "message_id": first["message_id"], "recipient": first["recipient"]});
+    // A name that no set has any more is a name only.
+    partner.stream(&[delivered, sent("new"), sent("old")]).await;
+    for (filter, sends, deliveries) in [
+        (format!("config_set_id={set}"), 2, 1),
+        ("configuration_set_name=new".into(), 1, 1),
+        ("configuration_set_name=old".into(), 2, 0),
+    ] {
+        let totals = &partner.get(&format!("/stats?{filter}")).await["totals"];
+        assert_eq!(
+            (totals["sends"].as_u64(), totals["deliveries"].as_u64()),
+            (Some(sends), Some(deliveries)),
+            "{filter}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

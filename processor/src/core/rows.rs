@@ -182,6 +182,9 @@ pub struct Profile {
     /// Its own tags; the set's are joined to each event anew.
     #[prost(btree_map = "string, string", tag = "5")]
     pub tags: Tags,
+    /// The configuration set, when it existed; sixteen bytes. It is the same one under another name.
+    #[prost(bytes = "vec", optional, tag = "6")]
+    pub config_set_id: Option<Vec<u8>>,
 }
 
 impl Profile {

@@ -5,7 +5,7 @@ mod fact;
 mod send;
 mod standing;
 
-use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::account::{AccountConfig, ConfigSet};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::{AccountId, event_id};
@@ -20,8 +20,11 @@ use super::effects::Effects;
 use super::overlay::{Keys, Overlay};
 use super::rows::RowKey;
 
-/// The logic that this program decides by. An older one would stay here beside it until every snapshot has passed it.
-pub const LOGIC_VERSION: u32 = 1;
+/// The logic that this program decides by. Older ones stay beside it until every snapshot has passed them:
+///
+/// 1. An event finds the configuration set of its message by the set's name.
+/// 2. By its identifier: mail in flight stays with a set that is renamed.
+pub const LOGIC_VERSION: u32 = 2;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
 pub fn default_settings() -> Settings {
@@ -136,6 +139,12 @@ fn refused(code: Code, message: impl Into<String>) -> Told {
 }
 
 impl Step<'_> {
+    /// What a Send keeps of its configuration set.
+    fn kept_set(&self, set: Option<&ConfigSet>) -> Option<Vec<u8>> {
+        let by_id = self.overlay.progress.settings.as_ref().is_none_or(|settings| settings.logic_version >= 2);
+        set.filter(|_| by_id).map(|set| set.config_set_id.clone())
+    }
+
     fn settings(&self) -> Settings {
         self.overlay.progress.settings.clone().unwrap_or_else(default_settings)
     }

@@ -185,7 +185,7 @@ impl Running {
             let taken = self.take().await?;
             self.report().await?;
             if self.checkpointed.0.elapsed() >= self.of.checkpoint_every || stop.is_cancelled() {
-                self.checkpoint()?;
+                self.checkpoint().await?;
             }
             if stop.is_cancelled() {
                 return Ok(());
@@ -274,12 +274,14 @@ impl Running {
         Ok(())
     }
 
-    fn checkpoint(&mut self) -> Result<(), Error> {
+    async fn checkpoint(&mut self) -> Result<(), Error> {
         let mark = self.pending.first_key_value().map_or(self.next, |(mail, _)| *mail);
         if mark > self.checkpointed.1 {
             let mut batch = self.of.store.database().batch().durability(Some(PersistMode::SyncAll));
             batch.insert(&self.marks, (self.of.partition as u16).to_be_bytes(), mark.to_be_bytes());
-            batch.commit()?;
+            // It waits for the device.
+            let made = tokio::task::spawn_blocking(move || batch.commit()).await;
+            made.map_err(|cause| Error::Io { what: "note delivery's mark".into(), cause: cause.into() })??;
             self.of.retention.passed(Reader::Delivery, self.of.of(Topic::Mail), mark);
         }
         self.checkpointed = (Instant::now(), mark);

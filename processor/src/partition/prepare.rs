@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use sendtrail_schemas::codec;
-use sendtrail_schemas::record::Record;
+use sendtrail_schemas::record::{Body, Record};
 
 use crate::core::overlay::Keys;
-use crate::core::step::keys;
+use crate::core::step::{LOGIC_VERSION, keys};
 
 /// What to do with a record of the log.
 pub enum Prepared<'a> {
@@ -27,6 +27,9 @@ pub fn prepare<'a>(record: &sendtrail_eventlog::Record, skips: &'a HashMap<u64, 
         return Prepared::Skip(record.value.clone(), reason);
     }
     match codec::decode::<Record>(&record.value) {
+        Ok(Record { body: Some(Body::Settings(settings)), .. }) if settings.logic_version > LOGIC_VERSION => {
+            Prepared::Newer(newer_logic(settings.logic_version))
+        }
         Ok(decoded) if decoded.body.is_none() => Prepared::Poison("intake record without a body".into()),
         Ok(decoded) => {
             let keys = keys(&decoded);
@@ -35,4 +38,9 @@ pub fn prepare<'a>(record: &sendtrail_eventlog::Record, skips: &'a HashMap<u64, 
         Err(error @ sendtrail_schemas::Error::NewerVersion { .. }) => Prepared::Newer(error.to_string()),
         Err(error) => Prepared::Poison(error.to_string()),
     }
+}
+
+/// Why a partition that a newer program has decided in is halted.
+pub fn newer_logic(version: u32) -> String {
+    format!("it decides by logic {version}; this program knows {LOGIC_VERSION}")
 }

@@ -102,6 +102,18 @@ impl House {
         tokio::time::timeout(Duration::from_secs(20), wait).await.expect("applied in time").unwrap();
     }
 
+    async fn halted(&self) -> String {
+        let halted = async {
+            loop {
+                if let Some(why) = self.pulse.halted() {
+                    return why;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), halted).await.unwrap()
+    }
+
     fn all<W: codec::Wire>(&self, topic: Topic) -> Vec<W> {
         let batches = self.log.read(TopicPartition::new(topic, 0), 0, usize::MAX).unwrap();
         batches.iter().flat_map(|batch| batch.records(0)).map(|record| codec::decode(&record.value).unwrap()).collect()
@@ -215,16 +227,28 @@ async fn a_record_of_a_newer_version_halts_the_partition() {
     house.put_bytes(&codec::encode(&Record { version: codec::VERSION + 1, ..Record::default() })).await;
     house.fact("m2").await;
     house.applied(before).await;
-    let halted = async {
-        loop {
-            if let Some(why) = house.pulse.halted() {
-                return why;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let why = tokio::time::timeout(Duration::from_secs(20), halted).await.unwrap();
+    let why = house.halted().await;
     assert!(why.contains("upgrade"), "{why}");
+    assert_eq!(house.messages(), ["m1"]);
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_logic_halts_the_partition_also_after_a_restart() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    house.fact("m1").await;
+    let settings = Settings { logic_version: LOGIC_VERSION + 1, ..default_settings() };
+    let body = Some(Body::Settings(settings));
+    house.put_bytes(&codec::encode(&Record { version: codec::VERSION, body, ..Record::default() })).await;
+    house.fact("m2").await;
+    let why = house.halted().await;
+    assert!(why.contains("logic"), "{why}");
+    assert_eq!(house.messages(), ["m1"]);
+    house.close().await;
+    let house = House::open(log.path(), state.path());
+    house.halted().await;
     assert_eq!(house.messages(), ["m1"]);
     house.close().await;
 }

@@ -18,7 +18,7 @@ use futures::StreamExt;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::event::{Event, Tags};
-use sendtrail_schemas::ids::{AccountId, hash128};
+use sendtrail_schemas::ids::{AccountId, ConfigSetId, hash128};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::rollup::{Dims, Rollup, Sums};
 use sendtrail_schemas::time::{Hour, Millis};
@@ -133,6 +133,7 @@ impl Analytics for DataFusionAnalytics {
             "event_type",
             "unique",
             "configuration_set_name",
+            "config_set_id",
             "from_domain",
             "recipient_domain",
             "tags",
@@ -214,6 +215,7 @@ fn add_up(batch: &RecordBatch, sums: &mut HashMap<(Hour, u128), Rollup>) -> Resu
     let bounce_type = bounce.column_by_name("bounceType").and_then(|column| column.as_string_opt::<i32>());
     let bounce_type = bounce_type.ok_or_else(|| mistyped("bounce"))?;
     let (kinds, sets) = (text("event_type")?, text("configuration_set_name")?);
+    let set_ids = text("config_set_id")?;
     let (from, to) = (text("from_domain")?, text("recipient_domain")?);
     for row in 0..batch.num_rows() {
         let permanent = bounce.is_valid(row)
@@ -231,6 +233,7 @@ fn add_up(batch: &RecordBatch, sums: &mut HashMap<(Hour, u128), Rollup>) -> Resu
             from_domain: some(from),
             recipient_domain: some(to),
             tags: read_tags(tags, row),
+            config_set_id: some(set_ids).and_then(|id| Some(id.parse::<ConfigSetId>().ok()?.bytes().to_vec())),
         };
         let hash = hash128(&[format!("{dims:?}").as_bytes()]);
         let hour = Millis(occurred.value(row).div_euclid(1_000)).hour();

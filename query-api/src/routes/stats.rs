@@ -80,12 +80,32 @@ impl GroupBy {
     }
 }
 
+/// A configuration set that is asked for.
+#[derive(Debug)]
+struct WantedSet {
+    /// Its name as events carry it.
+    name: String,
+    /// When it is asked for by its identifier: its events under whatever name, and those that came under its name
+    /// when there was no such set.
+    id: Option<ConfigSetId>,
+}
+
+impl WantedSet {
+    fn matches(&self, dims: &Dims) -> bool {
+        let named = dims.configuration_set_name.as_ref() == Some(&self.name);
+        match (self.id, &dims.config_set_id) {
+            (Some(id), Some(of)) => id.bytes() == of.as_slice(),
+            _ => named,
+        }
+    }
+}
+
 /// What is asked for.
 #[derive(Debug)]
 struct Wanted {
     from: Millis,
     to: Millis,
-    set: Option<String>,
+    set: Option<WantedSet>,
     tag: Option<TagFilter>,
     granularity: Granularity,
     group_by: Option<GroupBy>,
@@ -111,9 +131,9 @@ impl StatsParams {
             (Some(text), None) => {
                 let set = id(text, Code::ConfigSetNotFound, "configuration set")?;
                 let missing = || Problem::new(Code::ConfigSetNotFound, "no such configuration set");
-                Some(set_name(set).ok_or_else(missing)?)
+                Some(WantedSet { name: set_name(set).ok_or_else(missing)?, id: Some(set) })
             }
-            (None, name) => name,
+            (None, name) => name.map(|name| WantedSet { name, id: None }),
         };
         let tag = self.tag.as_deref().map(TagFilter::parse);
         Ok(Wanted { from, to, set, tag, granularity, group_by })
@@ -220,7 +240,7 @@ struct Answer {
 impl Answer {
     fn add(&mut self, wanted: &Wanted, hour: Hour, row: &Rollup) {
         let dims = &row.dims;
-        if wanted.set.as_ref().is_some_and(|set| dims.configuration_set_name.as_ref() != Some(set))
+        if wanted.set.as_ref().is_some_and(|set| !set.matches(dims))
             || wanted.tag.as_ref().is_some_and(|tag| !tag.matches(&dims.tags))
         {
             return;

@@ -4,7 +4,7 @@ use sendtrail_schemas::account::{Suppression, SuppressionOptions};
 use sendtrail_schemas::block::Block;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::{Event, EventFact, Tags};
-use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{Body, Record};
 use sendtrail_schemas::reputation::WINDOW_HOURS;
@@ -43,6 +43,8 @@ struct Observed {
     sent_at: Option<i64>,
     /// How often the account had been resumed then.
     sent_epoch: Option<u32>,
+    /// The configuration set that it was sent through, unless the fact names another.
+    sent_set: Option<ConfigSetId>,
 }
 
 impl Step<'_> {
@@ -84,11 +86,12 @@ impl Step<'_> {
             return None;
         }
         let config = account.config.clone();
-        let set = fact
-            .configuration_set_name
-            .as_deref()
-            .and_then(|name| config.config_sets.binary_search_by(|set| set.name.as_str().cmp(name)).ok());
+        let set = config.config_set_position(fact.configuration_set_name.as_deref(), observed.sent_set);
         let of_set = set.and_then(|set| config.config_sets.get(set));
+        if let Some(set) = of_set.filter(|set| fact.configuration_set_name.as_ref() != Some(&set.name)) {
+            // It was renamed since.
+            fact.configuration_set_name = Some(set.name.clone());
+        }
         join_tags(&mut fact.tags, of_set.map(|set| &set.tags));
         let history = occurred_at.hour() <= t.hour() - WINDOW_HOURS;
         let tracked = of_set.is_none_or(|set| set.reputation_tracking_enabled);
@@ -148,6 +151,8 @@ impl Step<'_> {
         let (t, kind) = (self.t, fact.kind());
         let once = !is_repeatable(kind, fact.is_permanent_bounce());
         let epoch = account.config.epoch;
+        let set = fact.configuration_set_name.as_deref().and_then(|name| account.config.config_set(name));
+        let kept_set = if kind == EventType::Send { self.kept_set(set) } else { None };
         let Some(key) = &keys.seen else { return Observed::default() };
         let profiles = &mut account.profiles;
         let (observed, touched) = self.overlay.edit_row(key, |row| {
@@ -180,12 +185,12 @@ impl Step<'_> {
             let mut touched = false;
             if kind == EventType::Send {
                 touched = true;
-                seen.sent = Some(sent(profiles, fact, occurred_at, epoch, t));
+                seen.sent = Some(sent(profiles, fact, kept_set, occurred_at, epoch, t));
                 observed.sent_at = Some(occurred_at.0);
             } else if let Some(sent) = seen.sent_at(t) {
                 observed.sent_at = Some(sent.occurred_at);
                 observed.sent_epoch = Some(sent.epoch);
-                inherit(fact, sent, profiles);
+                observed.sent_set = inherit(fact, sent, profiles);
             }
             if changed && row.is_none() {
                 *row = Some(Row::Seen(fresh));
@@ -238,13 +243,21 @@ impl Step<'_> {
 }
 
 /// What later events will take from a Send.
-fn sent(profiles: &mut Profiles, fact: &EventFact, occurred_at: Millis, epoch: u32, t: Millis) -> Sent {
+fn sent(
+    profiles: &mut Profiles,
+    fact: &EventFact,
+    config_set_id: Option<Vec<u8>>,
+    occurred_at: Millis,
+    epoch: u32,
+    t: Millis,
+) -> Sent {
     let profile = Profile {
         configuration_set_name: fact.configuration_set_name.clone(),
         from: fact.from.clone(),
         customer_id: fact.customer_id.clone(),
         category: fact.category.clone(),
         tags: fact.tags.clone(),
+        config_set_id,
     };
     let (profile, own) = intern(profiles, profile, t);
     Sent {
@@ -268,8 +281,8 @@ pub(super) fn intern(profiles: &mut Profiles, profile: Profile, t: Millis) -> (u
     }
 }
 
-/// Gives a fact what it lacks and its Send had.
-fn inherit(fact: &mut EventFact, sent: &Sent, profiles: &Profiles) {
+/// Gives a fact what it lacks and its Send had; the set of its Send, unless it names another.
+fn inherit(fact: &mut EventFact, sent: &Sent, profiles: &Profiles) -> Option<ConfigSetId> {
     fn lend(own: &mut Option<String>, of_send: &Option<String>) {
         if own.is_none() {
             own.clone_from(of_send);
@@ -278,9 +291,7 @@ fn inherit(fact: &mut EventFact, sent: &Sent, profiles: &Profiles) {
     lend(&mut fact.subject, &sent.subject);
     lend(&mut fact.metadata, &sent.metadata);
     lend(&mut fact.send_id, &sent.send_id);
-    let Some(profile) = sent.own.as_ref().or_else(|| profiles.get(sent.profile).map(|shared| &**shared)) else {
-        return;
-    };
+    let profile = sent.own.as_ref().or_else(|| profiles.get(sent.profile).map(|shared| &**shared))?;
     lend(&mut fact.configuration_set_name, &profile.configuration_set_name);
     lend(&mut fact.from, &profile.from);
     lend(&mut fact.customer_id, &profile.customer_id);
@@ -288,6 +299,8 @@ fn inherit(fact: &mut EventFact, sent: &Sent, profiles: &Profiles) {
     if fact.tags.is_empty() {
         fact.tags.clone_from(&profile.tags);
     }
+    let same = fact.configuration_set_name == profile.configuration_set_name;
+    profile.config_set_id.as_deref().filter(|_| same).and_then(|id| ConfigSetId::from_slice(id).ok())
 }
 
 /// Joins a set's tags to an event's own, which win.

@@ -140,7 +140,9 @@ impl Step<'_> {
         if config.mode() == Mode::Sandbox {
             usage.sandbox_sent += accepted;
         }
-        let sender = Sender::new(&config, account, &request, t.0);
+        let set = config.config_set_position(request.configuration_set_name.as_deref(), None);
+        let kept_set = self.kept_set(set.and_then(|set| config.config_sets.get(set)));
+        let sender = Sender::new(&config, account, &request, set, kept_set, t.0);
         let mut results = Vec::with_capacity(request.recipients.len());
         let mut mailed = Vec::with_capacity(request.recipients.len());
         let mut counted = false;
@@ -200,11 +202,14 @@ struct Sender {
 }
 
 impl Sender {
-    fn new(config: &AccountConfig, account: &mut Account, request: &SendRequest, now: i64) -> Self {
-        let set = request
-            .configuration_set_name
-            .as_deref()
-            .and_then(|name| config.config_sets.binary_search_by(|set| set.name.as_str().cmp(name)).ok());
+    fn new(
+        config: &AccountConfig,
+        account: &mut Account,
+        request: &SendRequest,
+        set: Option<usize>,
+        kept_set: Option<Vec<u8>>,
+        now: i64,
+    ) -> Self {
         let of_set = set.and_then(|set| config.config_sets.get(set));
         let profile = Profile {
             configuration_set_name: request.configuration_set_name.clone(),
@@ -212,6 +217,7 @@ impl Sender {
             customer_id: request.customer_id.clone(),
             category: Some(request.category.clone()),
             tags: request.tags.clone(),
+            config_set_id: kept_set,
         };
         let (profile, own) = intern(&mut account.profiles, profile, sendtrail_schemas::time::Millis(now));
         account.touched = true;

@@ -13,14 +13,15 @@ use sendtrail_schemas::codec;
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{
-    Body, Change, Claim, Command, CreateDestination, Idempotency, IdentityName, Pause, Record, ReplyTo, Resume,
-    SendRequest, SetIdentityStatus, Tick,
+    Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, Idempotency, IdentityName, Pause, Record, ReplyTo,
+    Resume, SendRequest, SetIdentityStatus, Settings, Tick,
 };
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis};
 
 use super::machine::{Machine, fact, record, send};
 use crate::core::effects::{Effects, SuppressionChange};
 use crate::core::overlay::StoreKey;
+use crate::core::step::default_settings;
 
 const START: Millis = Millis(1_777_636_800_000);
 
@@ -130,6 +131,10 @@ fn script() -> Vec<(Millis, Record)> {
     for n in 0..5 {
         tell(3, Body::Fact(fact(EventType::Complaint, &format!("x{n}"), "a@b.example")));
     }
+    let renamed =
+        ConfigSetPatch { config_set_id: vec![1; 16], name: Some("letters".into()), ..ConfigSetPatch::default() };
+    tell(1, command(Change::PatchConfigSet(renamed)));
+    tell(1, Body::Fact(fact(EventType::Delivery, "s38-0", "user38@mail.example")));
     tell(16 * DAY, Body::Tick(Tick {}));
     tell(1, Body::Fact(fact(EventType::Complaint, "x0", "a@b.example")));
     log
@@ -154,8 +159,9 @@ fn write(effects: &Effects, out: &mut Vec<u8>) {
     }
 }
 
-fn replay(mut log: &[u8]) -> Vec<u8> {
+fn replay(mut log: &[u8], logic_version: u32) -> Vec<u8> {
     let mut machine = Machine::with_account(START, Policy::splashify());
+    machine.overlay.progress.settings = Some(Settings { logic_version, ..default_settings() });
     let mut out = Vec::new();
     let mut at = 0;
     while log.has_remaining() {
@@ -183,9 +189,27 @@ fn replay(mut log: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Replays a golden log; what it gave out.
+fn compare(name: &str, logic_version: u32) -> Vec<u8> {
+    let should = std::fs::read(file(&format!("{name}.effects"))).unwrap();
+    let is = replay(&std::fs::read(file(&format!("{name}.intake"))).unwrap(), logic_version);
+    let differs = should.iter().zip(&is).position(|(one, other)| one != other);
+    assert_eq!((is.len(), differs), (should.len(), None), "the first byte that differs");
+    // It is worth something: warned, paused, resumed, duplicates, refusals.
+    for told in ["AT_RISK", "PAUSED", "by hand", "SENDING_PAUSED", "address on suppression list"] {
+        assert!(is.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
+    }
+    is
+}
+
 #[test]
-fn the_log_of_0_1_gives_what_it_gave() {
-    let (intake, effects) = (file("0.1.intake"), file("0.1.effects"));
+fn the_log_of_the_first_logic_gives_what_it_gave() {
+    compare("0.1", 1);
+}
+
+#[test]
+fn the_log_of_the_second_logic_gives_what_it_gave() {
+    let name = "0.1-logic-2";
     if std::env::var_os("SENDTRAIL_BLESS").is_some() {
         let mut log = Vec::new();
         for (at, record) in script() {
@@ -194,16 +218,10 @@ fn the_log_of_0_1_gives_what_it_gave() {
             log.put_u32_le(bytes.len() as u32);
             log.put_slice(&bytes);
         }
-        std::fs::create_dir_all(intake.parent().unwrap()).unwrap();
-        std::fs::write(&intake, &log).unwrap();
-        std::fs::write(&effects, replay(&log)).unwrap();
+        std::fs::write(file(&format!("{name}.intake")), &log).unwrap();
+        std::fs::write(file(&format!("{name}.effects")), replay(&log, 2)).unwrap();
     }
-    let should = std::fs::read(effects).unwrap();
-    let is = replay(&std::fs::read(intake).unwrap());
-    let differs = should.iter().zip(&is).position(|(one, other)| one != other);
-    assert_eq!((is.len(), differs), (should.len(), None), "the first byte that differs");
-    // It is worth something: warned, paused, resumed, duplicates, refusals.
-    for told in ["AT_RISK", "PAUSED", "by hand", "SENDING_PAUSED", "address on suppression list"] {
-        assert!(is.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
-    }
+    let is = compare(name, 2);
+    let first = replay(&std::fs::read(file(&format!("{name}.intake"))).unwrap(), 1);
+    assert_ne!(is, first, "the logics differ on this log");
 }

@@ -23,6 +23,7 @@ pub struct Kept {
     pub occurred_at: i64,
     pub original: Option<i64>,
     pub set: Option<String>,
+    pub set_id: Option<Vec<u8>>,
     pub from: Option<String>,
     pub subject: Option<String>,
     pub tags: Tags,
@@ -105,7 +106,12 @@ impl Model {
             Some(sent) if fact.tags.is_empty() && kind != EventType::Send => sent.own_tags.clone(),
             _ => fact.tags.clone(),
         };
-        let existing = config.config_sets.iter().find(|known| Some(&known.name) == set.as_ref());
+        // The set of its message, under whatever name it goes by now; else the one of its name.
+        let of_send =
+            sent.filter(|sent| kind != EventType::Send && sent.set == set).and_then(|sent| sent.set_id.clone());
+        let by_id = config.config_sets.iter().find(|known| Some(&known.config_set_id) == of_send.as_ref());
+        let existing = by_id.or_else(|| config.config_sets.iter().find(|known| Some(&known.name) == set.as_ref()));
+        let set = existing.map(|existing| existing.name.clone()).or(set);
         let mut tags = existing.map(|set| set.tags.clone()).unwrap_or_default();
         tags.extend(own_tags.clone());
         let unique = matches!(kind, EventType::Open | EventType::Click)
@@ -136,6 +142,7 @@ impl Model {
             occurred_at,
             original,
             set,
+            set_id: existing.map(|existing| existing.config_set_id.clone()),
             from,
             subject,
             tags,

@@ -219,6 +219,41 @@ fn an_unknown_set_is_kept_as_given_and_has_default_options() {
 }
 
 #[test]
+fn mail_in_flight_stays_with_its_set_when_that_is_renamed() {
+    let mut m = machine();
+    let none = ConfigSet { suppression_options: 3, ..set("old") };
+    let id = none.config_set_id.clone();
+    m.command(Change::CreateConfigSet(none));
+    let rename = |name: &str| {
+        let patch = ConfigSetPatch { config_set_id: id.clone(), name: Some(name.into()), ..Default::default() };
+        Change::PatchConfigSet(patch)
+    };
+    let request =
+        sendtrail_schemas::record::SendRequest { configuration_set_name: Some("old".into()), ..send("s", &["a@b.co"]) };
+    m.send(request);
+    m.fact(EventFact { configuration_set_name: Some("old".into()), ..fact(EventType::Send, "m", "a@b.co") });
+    m.command(rename("new"));
+    m.restart();
+    for message in ["s-0", "m"] {
+        let effects = m.apply(record(Body::Fact(bounce(message, "a@b.co", "Permanent"))));
+        assert_eq!(effects.events[0].configuration_set_name.as_deref(), Some("new"));
+        assert_eq!(effects.events[0].config_set_id.as_ref(), Some(&id));
+        assert!(effects.suppressions.is_empty(), "its options say none");
+    }
+    // Told by its old name; and the name given to another set.
+    let told = || EventFact { configuration_set_name: Some("old".into()), ..fact(EventType::Delivery, "m", "a@b.co") };
+    m.command(Change::CreateConfigSet(ConfigSet { config_set_id: vec![9; 16], ..set("old") }));
+    assert_eq!(m.fact(told())[0].configuration_set_name.as_deref(), Some("new"));
+    // Another message of that name is the other set's.
+    let other = EventFact { message_id: "other".into(), ..told() };
+    assert_eq!(m.fact(other)[0].config_set_id.as_deref(), Some(&[9; 16][..]));
+    // A set that is gone leaves its name.
+    m.command(Change::DeleteConfigSet(id.clone()));
+    let event = &m.fact(fact(EventType::Complaint, "m", "a@b.co"))[0];
+    assert_eq!(event.config_set_id.as_deref(), Some(&[9; 16][..]));
+}
+
+#[test]
 fn only_permanent_bounces_suppress_and_count() {
     let mut m = machine();
     for (n, kind) in ["Transient", "Undetermined", "transient", ""].into_iter().enumerate() {
