@@ -1,25 +1,22 @@
 //! What is told without a key: health, metrics, and the API's document with a page to read it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_eventlog::{EventLog, Pulse};
-use sendtrail_ingest::Ingest;
 use sendtrail_processor::SinkHandle;
-use sendtrail_query_api::Query;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use serde::Serialize;
-use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement};
-use utoipa_axum::router::OpenApiRouter;
+
+use crate::openapi;
 
 /// What health is judged by.
 #[derive(Clone)]
@@ -39,8 +36,8 @@ pub fn routes(health: Health) -> Router {
     Router::new()
         .route("/health", get(show))
         .route("/metrics", get(metrics))
-        .route("/openapi.json", get(document))
-        .route("/docs", get(|| async { Html(include_str!("docs.html")) }))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .with_state(health)
 }
 
@@ -85,43 +82,6 @@ async fn metrics(State(health): State<Health>) -> Response {
         gauge!("sendtrail_partition_lag_seconds", "partition" => number.to_string()).set(lag);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], health.metrics.render()).into_response()
-}
-
-async fn document() -> Json<&'static OpenApi> {
-    static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(openapi);
-    Json(&DOCUMENT)
-}
-
-/// The API's document, gathered from the routes themselves.
-fn openapi() -> OpenApi {
-    let (ingest, query) = documented_routes();
-    let info = InfoBuilder::new()
-        .title("Sendtrail")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some("Send mail, stream delivery events, and know what happened to every message."))
-        .build();
-    let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-    let mut components = Components::new();
-    components.security_schemes.insert("key".into(), bearer.into());
-    let document = OpenApiBuilder::new()
-        .info(info)
-        .components(Some(components))
-        .security(Some([SecurityRequirement::new("key", [""; 0])]))
-        .build();
-    let (_, of_ingest) = ingest.split_for_parts();
-    let (_, of_query) = query.split_for_parts();
-    document.merge_from(of_ingest).merge_from(of_query)
-}
-
-/// The routes without what serves them, for the API's document.
-fn documented_routes() -> (OpenApiRouter<Ingest>, OpenApiRouter<Query>) {
-    let ingest = OpenApiRouter::new()
-        .nest("/api/v1/partner/email", sendtrail_ingest::partner_routes())
-        .nest("/api/v1/admin", sendtrail_ingest::admin_routes());
-    let query = OpenApiRouter::new()
-        .nest("/api/v1/partner/email", sendtrail_query_api::partner_routes())
-        .nest("/api/v1/admin", sendtrail_query_api::admin_routes());
-    (ingest, query)
 }
 
 /// Nothing is at this path.

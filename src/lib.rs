@@ -12,6 +12,7 @@ mod demo;
 pub mod health;
 pub mod keys;
 mod loadgen;
+mod openapi;
 mod ports;
 mod server;
 mod shutdown;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use parking_lot::Mutex;
+use sendtrail_eventlog::Status;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::{Code, Problem};
@@ -31,33 +32,51 @@ impl Ingest {
     /// Whether a request may go on to the log of this partition; asked before anything is taken.
     pub fn admit(&self, kind: Kind, partition: u32) -> Result<(), Problem> {
         let parts = self.parts();
-        if self.inner.closing.load(Ordering::Acquire) {
+        let Some(pulse) = parts.pulses.get(partition as usize) else { return Err(Problem::internal()) };
+        let standing = Standing {
+            closing: self.inner.closing.load(Ordering::Acquire),
+            log: parts.log.status(),
+            halted: pulse.halted().is_some(),
+            lag_millis: pulse.lag_millis(),
+        };
+        standing.admit(kind, parts.limits.max_lag.as_millis() as i64)
+    }
+}
+
+/// What admission goes by.
+struct Standing {
+    /// The server stops.
+    closing: bool,
+    log: Status,
+    /// Nothing more is applied in the partition.
+    halted: bool,
+    /// How long the oldest record has waited to be applied.
+    lag_millis: i64,
+}
+
+impl Standing {
+    fn admit(&self, kind: Kind, max_lag_millis: i64) -> Result<(), Problem> {
+        if self.closing {
             return Err(Problem::unavailable("the server is shutting down"));
         }
-        let status = parts.log.status();
-        if let Some(why) = status.failed {
+        if let Some(why) = &self.log.failed {
             tracing::error!(%why, "refused: the log is out of service");
             return Err(Problem::new(Code::DbUnavailable, "the event log is out of service").retry_after(30));
         }
-        let Some(pulse) = parts.pulses.get(partition as usize) else { return Err(Problem::internal()) };
-        if pulse.halted().is_some() {
+        if self.halted {
             let message = "the account's partition is halted: its processor must be upgraded first";
             return Err(Problem::new(Code::DbUnavailable, message).retry_after(30));
         }
-        let budget = match kind {
-            Kind::Events => status.disk_budget - status.disk_budget / RESERVED,
-            Kind::Command => status.disk_budget,
-        };
-        if status.disk_bytes >= budget {
+        let reserved = if kind == Kind::Events { self.log.disk_budget / RESERVED } else { 0 };
+        if self.log.disk_bytes >= self.log.disk_budget - reserved {
             return Err(Problem::unavailable("the event log has used up its disk budget").retry_after(10));
         }
         if kind == Kind::Events {
-            if status.queued_bytes >= QUEUE_FOR_EVENTS {
+            if self.log.queued_bytes >= QUEUE_FOR_EVENTS {
                 return Err(Problem::unavailable("too much is being written at the moment"));
             }
-            let lag = pulse.lag_millis();
-            if lag > parts.limits.max_lag.as_millis() as i64 {
-                return Err(Problem::unavailable(format!("processing is {lag} ms behind")));
+            if self.lag_millis > max_lag_millis {
+                return Err(Problem::unavailable(format!("processing is {} ms behind", self.lag_millis)));
             }
         }
         Ok(())
@@ -106,6 +125,41 @@ impl SendGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn well() -> Standing {
+        let log = Status { queued_bytes: 0, disk_bytes: 0, disk_budget: 1_600, failed: None };
+        Standing { closing: false, log, halted: false, lag_millis: 0 }
+    }
+
+    /// What events and commands are told.
+    fn told(standing: &Standing) -> [Option<(Code, u64)>; 2] {
+        [Kind::Events, Kind::Command].map(|kind| {
+            let refused = standing.admit(kind, 250).err();
+            refused.map(|problem| (problem.code, problem.retry_after.expect("a Retry-After")))
+        })
+    }
+
+    #[test]
+    fn events_are_held_back_first() {
+        let (later, soon) = (Some((Code::Unavailable, 10)), Some((Code::Unavailable, 1)));
+        let with = |change: fn(&mut Standing)| {
+            let mut standing = well();
+            change(&mut standing);
+            told(&standing)
+        };
+        assert_eq!(told(&well()), [None, None]);
+        assert_eq!(with(|is| is.lag_millis = 250), [None, None]);
+        assert_eq!(with(|is| is.lag_millis = 251), [soon, None]);
+        assert_eq!(with(|is| is.log.queued_bytes = QUEUE_FOR_EVENTS - 1), [None, None]);
+        assert_eq!(with(|is| is.log.queued_bytes = QUEUE_FOR_EVENTS), [soon, None]);
+        assert_eq!(with(|is| is.log.disk_bytes = 1_499), [None, None]);
+        assert_eq!(with(|is| is.log.disk_bytes = 1_500), [later, None]);
+        assert_eq!(with(|is| is.log.disk_bytes = 1_600), [later, later]);
+        assert_eq!(with(|is| is.closing = true), [soon, soon]);
+        let out = Some((Code::DbUnavailable, 30));
+        assert_eq!(with(|is| is.halted = true), [out, out]);
+        assert_eq!(with(|is| is.log.failed = Some("fsync".into())), [out, out]);
+    }
 
     #[test]
     fn a_flood_is_stopped_and_accounts_are_apart() {

@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $text:literal $status:literal),* $(,)?) => {
@@ -139,10 +140,14 @@ impl Problem {
 }
 
 /// The JSON of a problem.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
 pub struct Body<'a> {
+    /// False.
     success: bool,
+    /// The stable code.
     error: &'a str,
+    /// For people; may change.
     message: &'a str,
 }
 

@@ -26,6 +26,50 @@ async fn every_documented_route_is_there_and_asks_for_a_key() {
     assert!(routes >= 41, "{routes} routes");
 }
 
+/// A schema with its references followed, and the parts it is made of joined: the names of its fields.
+fn fields(document: &Value, schema: &Value) -> Vec<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.strip_prefix("#/components/schemas/").unwrap();
+        let found = &document["components"]["schemas"][name];
+        assert!(found.is_object(), "{name} is not there");
+        return fields(document, found);
+    }
+    let parts = schema["allOf"].as_array().into_iter().flatten().flat_map(|part| fields(document, part));
+    let own = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone());
+    parts.chain(own).collect()
+}
+
+#[tokio::test]
+async fn every_answer_is_documented_field_by_field() {
+    let server = Server::start().await;
+    let nobody = sendtrail::client::Api::new(server.admin.base(), "");
+    let document = nobody.get("/openapi.json").await.unwrap();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let fields = fields(&document, &response["content"]["application/json"]["schema"]);
+                assert!(fields.iter().any(|field| field == "success"), "{method} {path} {status}: {fields:?}");
+                let bare = method == "delete" || path.ends_with("/clock");
+                let told = if status.starts_with('2') { bare || fields.len() > 1 } else { fields.len() > 2 };
+                assert!(told, "{method} {path} {status}: {fields:?}");
+            }
+            assert!(operation["responses"]["401"].is_object(), "{method} {path}");
+        }
+    }
+    // What is documented is what is told.
+    let partner = server.partner("shown").await;
+    partner.stream(&[partner.event("Send"), partner.event("HardBounce")]).await;
+    partner.set(json!({"name": "news"})).await;
+    for path in ["/reputation", "/quotas", "/stats", "/events", "/configuration-sets", "/identities", "/suppression"] {
+        let of = &document["paths"][format!("/api/v1/partner/email{path}")]["get"]["responses"]["200"];
+        let mut documented = fields(&document, &of["content"]["application/json"]["schema"]);
+        documented.sort_unstable();
+        let mut told: Vec<String> = partner.get(path).await.as_object().unwrap().keys().cloned().collect();
+        told.sort_unstable();
+        assert_eq!(told, documented, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn health_metrics_and_the_page_need_no_key() {
     let server = Server::start().await;

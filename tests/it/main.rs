@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it is a test, and a skipped one says so")]
 
 mod archive;
+mod backfill;
 mod binary;
 mod codes;
 mod crash;

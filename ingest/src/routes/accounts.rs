@@ -142,14 +142,14 @@ fn view(account: &AccountConfig) -> AccountView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     account: AccountView,
 }
 
 /// Create an account. Sandbox and the splashify policy unless given otherwise.
 #[utoipa::path(post, path = "/accounts", tag = "admin", request_body = AccountRequest,
-    responses((status = 201, description = "the account"), (status = 400, description = "INVALID_REQUEST")))]
+    responses((status = 201, description = "the account", body = inline(One)), (status = 400, description = "INVALID_REQUEST")))]
 pub(super) async fn create(
     State(ingest): State<Ingest>,
     stamp: Stamp,
@@ -171,7 +171,7 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Accounts {
     accounts: Vec<AccountView>,
     next_cursor: Option<String>,
@@ -180,7 +180,7 @@ struct Accounts {
 /// List accounts, in the order of their identifiers.
 #[utoipa::path(get, path = "/accounts", tag = "admin",
     params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "accounts")))]
+    responses((status = 200, description = "accounts", body = inline(Accounts))))]
 pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
     let limit = page(query.limit.as_deref())?;
     let malformed = |_| Problem::new(Code::InvalidParam, "cursor is not one of ours");
@@ -193,14 +193,14 @@ pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQ
 
 /// Show an account.
 #[utoipa::path(get, path = "/accounts/{account_id}", tag = "admin", params(("account_id" = String, Path)),
-    responses((status = 200, description = "the account"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    responses((status = 200, description = "the account", body = inline(One)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn get(State(ingest): State<Ingest>, Path(account): Path<String>) -> Result<Response, Problem> {
     Ok(ok(One { account: view(&*ingest.account(account_id(&account)?)?) }))
 }
 
 /// Change an account; what is absent stays.
 #[utoipa::path(patch, path = "/accounts/{account_id}", tag = "admin", params(("account_id" = String, Path)),
-    request_body = AccountRequest, responses((status = 200, description = "the account"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    request_body = AccountRequest, responses((status = 200, description = "the account", body = inline(One)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn patch(
     State(ingest): State<Ingest>,
     Path(account): Path<String>,
@@ -221,7 +221,7 @@ pub(super) struct KeyRequest {
     form: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct NewKey {
     key: KeyView,
 }
@@ -260,7 +260,7 @@ fn make_key(form: KeyForm) -> String {
 
 /// Create a key. It is shown in this reply only.
 #[utoipa::path(post, path = "/accounts/{account_id}/keys", tag = "admin", params(("account_id" = String, Path)),
-    request_body = KeyRequest, responses((status = 201, description = "the key, shown once"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    request_body = KeyRequest, responses((status = 201, description = "the key, shown once", body = inline(NewKey)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn create_key(
     State(ingest): State<Ingest>,
     Path(account): Path<String>,
@@ -290,7 +290,7 @@ pub(super) async fn create_key(
     Ok(created(NewKey { key: KeyView { api_key: Some(api_key), ..key_view(key) } }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Keys {
     keys: Vec<KeyView>,
     next_cursor: Option<String>,
@@ -298,7 +298,7 @@ struct Keys {
 
 /// List an account's keys; never the keys themselves.
 #[utoipa::path(get, path = "/accounts/{account_id}/keys", tag = "admin", params(("account_id" = String, Path)),
-    responses((status = 200, description = "keys"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    responses((status = 200, description = "keys", body = inline(Keys)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn list_keys(State(ingest): State<Ingest>, Path(account): Path<String>) -> Result<Response, Problem> {
     let config = ingest.account(account_id(&account)?)?;
     Ok(ok(Keys { keys: config.keys.iter().map(key_view).collect(), next_cursor: None }))
@@ -335,7 +335,7 @@ impl ReasonRequest {
 
 /// Pause an account: no send is accepted after it. Pausing a paused account changes nothing.
 #[utoipa::path(post, path = "/accounts/{account_id}/pause", tag = "admin", params(("account_id" = String, Path)),
-    request_body = ReasonRequest, responses((status = 200, description = "the account"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    request_body = ReasonRequest, responses((status = 200, description = "the account", body = inline(One)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn pause(
     State(ingest): State<Ingest>,
     Path(account): Path<String>,
@@ -349,7 +349,7 @@ pub(super) async fn pause(
 
 /// Resume an account, in the sandbox if asked for. From then on the policy judges only what comes after.
 #[utoipa::path(post, path = "/accounts/{account_id}/resume", tag = "admin", params(("account_id" = String, Path)),
-    request_body = ReasonRequest, responses((status = 200, description = "the account"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    request_body = ReasonRequest, responses((status = 200, description = "the account", body = inline(One)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn resume(
     State(ingest): State<Ingest>,
     Path(account): Path<String>,

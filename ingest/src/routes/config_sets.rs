@@ -87,7 +87,7 @@ fn view(set: &ConfigSet) -> SetView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     configuration_set: SetView,
 }
@@ -103,7 +103,7 @@ pub(super) fn find(account: &AccountConfig, id: ConfigSetId) -> Result<&ConfigSe
 
 /// Create a configuration set; an account has at most 100.
 #[utoipa::path(post, path = "/configuration-sets", tag = "configuration sets", request_body = SetRequest,
-    responses((status = 201, description = "the set"), (status = 400, description = "INVALID_REQUEST, CONFIG_SET_LIMIT_REACHED"),
+    responses((status = 201, description = "the set", body = inline(One)), (status = 400, description = "INVALID_REQUEST, CONFIG_SET_LIMIT_REACHED"),
         (status = 409, description = "CONFIG_SET_NAME_TAKEN")))]
 pub(super) async fn create(
     State(ingest): State<Ingest>,
@@ -136,7 +136,7 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Sets {
     configuration_sets: Vec<SetView>,
     next_cursor: Option<String>,
@@ -145,7 +145,7 @@ struct Sets {
 /// List configuration sets, by name.
 #[utoipa::path(get, path = "/configuration-sets", tag = "configuration sets",
     params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "sets")))]
+    responses((status = 200, description = "sets", body = inline(Sets))))]
 pub(super) async fn list(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -162,7 +162,7 @@ pub(super) async fn list(
 
 /// Show a configuration set.
 #[utoipa::path(get, path = "/configuration-sets/{config_set_id}", tag = "configuration sets", params(("config_set_id" = String, Path)),
-    responses((status = 200, description = "the set"), (status = 404, description = "CONFIG_SET_NOT_FOUND")))]
+    responses((status = 200, description = "the set", body = inline(One)), (status = 404, description = "CONFIG_SET_NOT_FOUND")))]
 pub(super) async fn get(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -174,7 +174,7 @@ pub(super) async fn get(
 
 /// Change a configuration set; what is absent stays.
 #[utoipa::path(patch, path = "/configuration-sets/{config_set_id}", tag = "configuration sets", params(("config_set_id" = String, Path)),
-    request_body = SetRequest, responses((status = 200, description = "the set"), (status = 404, description = "CONFIG_SET_NOT_FOUND"),
+    request_body = SetRequest, responses((status = 200, description = "the set", body = inline(One)), (status = 404, description = "CONFIG_SET_NOT_FOUND"),
         (status = 409, description = "CONFIG_SET_NAME_TAKEN")))]
 pub(super) async fn patch(
     State(ingest): State<Ingest>,

@@ -11,11 +11,12 @@ use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use sendtrail_schemas::web::{Path, Query, ok, page};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::Ingest;
 use crate::submit::log_problem;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct LetterView {
     partition: u32,
     seq: u64,
@@ -47,7 +48,7 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Letters {
     dead_letters: Vec<LetterView>,
     next_cursor: Option<String>,
@@ -56,7 +57,7 @@ struct Letters {
 /// List dead letters, in the order of partitions and numbers.
 #[utoipa::path(get, path = "/dead-letters", tag = "admin",
     params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "dead letters")))]
+    responses((status = 200, description = "dead letters", body = inline(Letters))))]
 pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
     let limit = page(query.limit.as_deref())?;
     let malformed = || Problem::new(Code::InvalidParam, "cursor is not one of ours");
@@ -78,7 +79,7 @@ fn find(ingest: &Ingest, partition: u32, seq: u64) -> Result<DeadLetter, Problem
     found.ok_or_else(|| Problem::new(Code::NotFound, "no such dead letter"))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     dead_letter: LetterView,
 }
@@ -86,7 +87,7 @@ struct One {
 /// Show a dead letter with its payload.
 #[utoipa::path(get, path = "/dead-letters/{partition}/{seq}", tag = "admin",
     params(("partition" = u32, Path), ("seq" = u64, Path)),
-    responses((status = 200, description = "the dead letter"), (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "the dead letter", body = inline(One)), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn get(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,
@@ -94,7 +95,7 @@ pub(super) async fn get(
     Ok(ok(One { dead_letter: view(&find(&ingest, partition, seq)?, true) }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Retried {
     partition: u32,
     offset: u64,
@@ -103,7 +104,7 @@ struct Retried {
 /// Put a dead letter's record back at the end of intake, as it was.
 #[utoipa::path(post, path = "/dead-letters/{partition}/{seq}/retry", tag = "admin",
     params(("partition" = u32, Path), ("seq" = u64, Path)),
-    responses((status = 200, description = "where it stands now"), (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "where it stands now", body = inline(Retried)), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn retry(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,

@@ -146,7 +146,7 @@ pub(super) fn view(destination: &Destination) -> DestinationView {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     event_destination: DestinationView,
 }
@@ -163,7 +163,7 @@ fn find(set: &ConfigSet, id: DestinationId) -> Result<&Destination, Problem> {
 /// Create a destination; a set has at most five.
 #[utoipa::path(post, path = "/configuration-sets/{config_set_id}/event-destinations", tag = "event destinations",
     params(("config_set_id" = String, Path)), request_body = DestinationRequest,
-    responses((status = 201, description = "the destination, without its secret"),
+    responses((status = 201, description = "the destination, without its secret", body = inline(One)),
         (status = 400, description = "INVALID_REQUEST, DESTINATION_LIMIT_REACHED"), (status = 404, description = "CONFIG_SET_NOT_FOUND")))]
 pub(super) async fn create(
     State(ingest): State<Ingest>,
@@ -194,7 +194,7 @@ pub(super) async fn create(
     Ok(created(One { event_destination: view(find(find_set(&config, set)?, destination_id)?) }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Destinations {
     event_destinations: Vec<DestinationView>,
     next_cursor: Option<String>,
@@ -203,7 +203,7 @@ struct Destinations {
 /// List a set's destinations.
 #[utoipa::path(get, path = "/configuration-sets/{config_set_id}/event-destinations", tag = "event destinations",
     params(("config_set_id" = String, Path)),
-    responses((status = 200, description = "destinations"), (status = 404, description = "CONFIG_SET_NOT_FOUND")))]
+    responses((status = 200, description = "destinations", body = inline(Destinations)), (status = 404, description = "CONFIG_SET_NOT_FOUND")))]
 pub(super) async fn list(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -217,7 +217,7 @@ pub(super) async fn list(
 /// Show a destination, without its secret.
 #[utoipa::path(get, path = "/configuration-sets/{config_set_id}/event-destinations/{destination_id}", tag = "event destinations",
     params(("config_set_id" = String, Path), ("destination_id" = String, Path)),
-    responses((status = 200, description = "the destination"), (status = 404, description = "CONFIG_SET_NOT_FOUND, NOT_FOUND")))]
+    responses((status = 200, description = "the destination", body = inline(One)), (status = 404, description = "CONFIG_SET_NOT_FOUND, NOT_FOUND")))]
 pub(super) async fn get(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -231,7 +231,7 @@ pub(super) async fn get(
 /// Change a destination; what is absent stays. A new secret is effective with the next event.
 #[utoipa::path(patch, path = "/configuration-sets/{config_set_id}/event-destinations/{destination_id}", tag = "event destinations",
     params(("config_set_id" = String, Path), ("destination_id" = String, Path)), request_body = DestinationRequest,
-    responses((status = 200, description = "the destination"), (status = 404, description = "CONFIG_SET_NOT_FOUND, NOT_FOUND")))]
+    responses((status = 200, description = "the destination", body = inline(One)), (status = 404, description = "CONFIG_SET_NOT_FOUND, NOT_FOUND")))]
 pub(super) async fn patch(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,

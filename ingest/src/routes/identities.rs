@@ -118,7 +118,7 @@ fn find(account: &AccountConfig, name: &IdentityName) -> Result<Identity, Proble
 
 /// Begin to prove an identity: it is PENDING until its records are found, or an administrator overrides it.
 #[utoipa::path(post, path = "/identities", tag = "identities", request_body = IdentityRequest,
-    responses((status = 201, description = "the identity, flat"), (status = 400, description = "INVALID_REQUEST"),
+    responses((status = 201, description = "the identity, flat", body = IdentityView), (status = 400, description = "INVALID_REQUEST"),
         (status = 409, description = "IDENTITY_EXISTS, with the identity's fields beside the error's")))]
 pub(super) async fn create(
     State(ingest): State<Ingest>,
@@ -176,7 +176,7 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Identities {
     identities: Vec<IdentityView>,
     next_cursor: Option<String>,
@@ -185,7 +185,7 @@ struct Identities {
 /// List identities.
 #[utoipa::path(get, path = "/identities", tag = "identities",
     params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "identities")))]
+    responses((status = 200, description = "identities", body = inline(Identities))))]
 pub(super) async fn list(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -212,7 +212,7 @@ pub(super) async fn list(
 /// Show an identity.
 #[utoipa::path(get, path = "/identities/{identity_type}/{identity_value}", tag = "identities",
     params(("identity_type" = String, Path), ("identity_value" = String, Path)),
-    responses((status = 200, description = "the identity, flat"), (status = 404, description = "IDENTITY_NOT_FOUND")))]
+    responses((status = 200, description = "the identity, flat", body = IdentityView), (status = 404, description = "IDENTITY_NOT_FOUND")))]
 pub(super) async fn get(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -240,7 +240,7 @@ pub(super) async fn delete(
 /// administrator overrides it.
 #[utoipa::path(post, path = "/identities/{identity_type}/{identity_value}/verify", tag = "identities",
     params(("identity_type" = String, Path), ("identity_value" = String, Path)),
-    responses((status = 200, description = "the identity, flat"), (status = 404, description = "IDENTITY_NOT_FOUND")))]
+    responses((status = 200, description = "the identity, flat", body = IdentityView), (status = 404, description = "IDENTITY_NOT_FOUND")))]
 pub(super) async fn verify(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -261,7 +261,7 @@ pub(super) struct OverrideRequest {
 #[utoipa::path(post, path = "/accounts/{account_id}/identities/{identity_type}/{identity_value}/override", tag = "admin",
     params(("account_id" = String, Path), ("identity_type" = String, Path), ("identity_value" = String, Path)),
     request_body = OverrideRequest,
-    responses((status = 200, description = "the identity, flat"), (status = 404, description = "IDENTITY_NOT_FOUND")))]
+    responses((status = 200, description = "the identity, flat", body = IdentityView), (status = 404, description = "IDENTITY_NOT_FOUND")))]
 pub(super) async fn override_status(
     State(ingest): State<Ingest>,
     Path((account, kind, value)): Path<(String, String, String)>,

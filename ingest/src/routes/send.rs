@@ -129,7 +129,7 @@ struct SentResult {
 /// message; a recipient that is rejected does, with a Reject event.
 #[utoipa::path(post, path = "/send", tag = "send", request_body = Message,
     params(("Idempotency-Key" = Option<String>, Header, description = "honoured for 24 hours")),
-    responses((status = 200, description = "one result a recipient"),
+    responses((status = 200, description = "one result a recipient", body = inline(Sent)),
         (status = 400, description = "INVALID_REQUEST, BAD_RECIPIENT, TOO_MANY_RECIPIENTS, FROM_NOT_VERIFIED"),
         (status = 403, description = "SENDING_PAUSED, SANDBOX_QUOTA_REACHED"), (status = 404, description = "CONFIG_SET_NOT_FOUND"),
         (status = 409, description = "IDEMPOTENCY_MISMATCH"), (status = 413, description = "PAYLOAD_TOO_LARGE"),

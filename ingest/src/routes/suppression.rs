@@ -45,7 +45,7 @@ pub(super) struct ListQuery {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Suppressions {
     suppressions: Vec<SuppressionView>,
     next_cursor: Option<String>,
@@ -56,7 +56,7 @@ struct Suppressions {
     params(("reason" = Option<String>, Query, description = "BOUNCE, COMPLAINT, UNSUBSCRIBE or MANUAL"),
         ("search" = Option<String>, Query, description = "a part of the address"),
         ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "suppressions"), (status = 400, description = "INVALID_PARAM")))]
+    responses((status = 200, description = "suppressions", body = inline(Suppressions)), (status = 400, description = "INVALID_PARAM")))]
 pub(super) async fn list(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -82,7 +82,7 @@ pub(super) async fn list(
     Ok(ok(Suppressions { suppressions: found.into_iter().map(view).collect(), next_cursor }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     suppression: SuppressionView,
 }
@@ -94,7 +94,7 @@ fn find(ingest: &Ingest, owner: &KeyOwner, email: &str) -> Result<Suppression, P
 
 /// Show a suppressed address.
 #[utoipa::path(get, path = "/suppression/{email}", tag = "suppression", params(("email" = String, Path)),
-    responses((status = 200, description = "the suppression"), (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "the suppression", body = inline(One)), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn get(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -115,7 +115,7 @@ pub(super) struct SuppressionRequest {
 /// Suppress an address, whatever its set's options; replaces an earlier entry.
 #[utoipa::path(put, path = "/suppression/{email}", tag = "suppression", params(("email" = String, Path)),
     request_body = SuppressionRequest,
-    responses((status = 200, description = "the suppression"), (status = 400, description = "INVALID_REQUEST, INVALID_PARAM")))]
+    responses((status = 200, description = "the suppression", body = inline(One)), (status = 400, description = "INVALID_REQUEST, INVALID_PARAM")))]
 pub(super) async fn put(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,

@@ -213,8 +213,8 @@ struct Entry {
 const KEPT_HOURS: i32 = (ONCE_HORIZON / sendtrail_schemas::time::HOUR) as i32 + 1;
 
 impl Profiles {
-    /// The number of a profile used at `t`; 0 when the table has no room.
-    pub fn number(&mut self, profile: Profile, t: Millis) -> Result<u32, Profile> {
+    /// The number of a profile used at `t`; the profile itself when the table has no room.
+    pub fn number(&mut self, profile: Profile, t: Millis) -> Result<u32, Box<Profile>> {
         let hour = t.hour();
         if let Some(&number) = self.numbers.get(&profile) {
             let entry = &mut self.entries[number as usize - 1];
@@ -229,7 +229,7 @@ impl Profiles {
         } else {
             match self.free(hour) {
                 Some(number) => number,
-                None => return Err(profile),
+                None => return Err(Box::new(profile)),
             }
         };
         self.put(number, Arc::new(profile), hour);

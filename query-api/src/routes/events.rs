@@ -11,6 +11,7 @@ use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::{DAY, Millis};
 use sendtrail_schemas::web::{Path, Query as Params, account_id, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::analytics::{EventQuery, Position, TagFilter};
 use crate::show::{EventView, event as show, message_status};
@@ -92,7 +93,7 @@ fn show_all(query: &Query, events: Vec<Event>) -> Result<Vec<EventView>, Problem
     Ok(events.into_iter().map(|event| show(event, deliveries, known_since)).collect::<Result<_, _>>()?)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Events {
     events: Vec<EventView>,
     next_cursor: Option<String>,
@@ -107,7 +108,7 @@ struct Events {
         ("recipient" = Option<String>, Query, description = "compared without case"), ("message_id" = Option<String>, Query),
         ("configuration_set_name" = Option<String>, Query), ("tag" = Option<String>, Query, description = "key:value or key"),
         ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "events"), (status = 400, description = "INVALID_PARAM"),
+    responses((status = 200, description = "events", body = inline(Events)), (status = 400, description = "INVALID_PARAM"),
         (status = 503, description = "DB_UNAVAILABLE")))]
 pub(super) async fn list(
     State(query): State<Query>,
@@ -118,12 +119,12 @@ pub(super) async fn list(
     Ok(ok(Events { events, next_cursor }))
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct One {
     email: EmailView,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct EmailView {
     message_id: String,
     send_id: Option<String>,
@@ -141,7 +142,7 @@ struct EmailView {
 
 /// Show a message with everything that happened to it, oldest first.
 #[utoipa::path(get, path = "/emails/{message_id}", tag = "events", params(("message_id" = String, Path)),
-    responses((status = 200, description = "the message"), (status = 404, description = "MESSAGE_NOT_FOUND")))]
+    responses((status = 200, description = "the message", body = inline(One)), (status = 404, description = "MESSAGE_NOT_FOUND")))]
 pub(super) async fn message(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
@@ -190,7 +191,7 @@ pub(super) struct HistoryParams {
     cursor: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct History {
     history: Vec<EventView>,
     next_cursor: Option<String>,
@@ -199,7 +200,7 @@ struct History {
 /// List an account's changes of status with their evidence, newest first.
 #[utoipa::path(get, path = "/accounts/{account_id}/history", tag = "admin",
     params(("account_id" = String, Path), ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
-    responses((status = 200, description = "changes"), (status = 404, description = "PARTNER_NOT_FOUND")))]
+    responses((status = 200, description = "changes", body = inline(History)), (status = 404, description = "PARTNER_NOT_FOUND")))]
 pub(super) async fn history(
     State(query): State<Query>,
     Path(account): Path<String>,

@@ -104,7 +104,7 @@ fn scope(config: &AccountConfig, scope: &Scope, counts: Counts) -> ScopeView {
 }
 
 /// Show the bounce and complaint counts of the last 14 days, the status, and what paused the account.
-#[utoipa::path(get, path = "/reputation", tag = "statistics", responses((status = 200, description = "the reputation")))]
+#[utoipa::path(get, path = "/reputation", tag = "statistics", responses((status = 200, description = "the reputation", body = ReputationView)))]
 pub(super) async fn reputation(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
@@ -143,7 +143,7 @@ struct QuotasView {
 }
 
 /// Show what may be sent today, and how fast.
-#[utoipa::path(get, path = "/quotas", tag = "statistics", responses((status = 200, description = "the quotas")))]
+#[utoipa::path(get, path = "/quotas", tag = "statistics", responses((status = 200, description = "the quotas", body = QuotasView)))]
 pub(super) async fn quotas(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,

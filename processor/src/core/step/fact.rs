@@ -277,7 +277,7 @@ pub(super) fn intern(profiles: &mut Profiles, profile: Profile, t: Millis) -> (u
     }
     match profiles.number(profile, t) {
         Ok(number) => (number, None),
-        Err(own) => (0, Some(own)),
+        Err(own) => (0, Some(*own)),
     }
 }
 
