@@ -5,7 +5,7 @@ use std::time::Instant;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
-use sendtrail_processor::archive::write_files;
+use sendtrail_processor::archive::{EVENTS, write_files};
 use sendtrail_schemas::columns::EventColumns;
 
 use crate::query::event;
@@ -29,7 +29,7 @@ pub fn run() {
     let mut bytes = 0;
     let begun = Instant::now();
     for round in 0..3 {
-        let files = write_files(folder.path(), &format!("bench{round}"), &batches).unwrap();
+        let files = write_files(&EVENTS, folder.path(), &format!("bench{round}"), &batches).unwrap();
         bytes = files.iter().map(|file| file.bytes).sum();
     }
     rate("rows into our files", 3 * ROWS, begun.elapsed());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fjall::Database;
-use sendtrail_processor::archive::{Table, write_files};
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Table, write_files};
 use sendtrail_processor::{Projections, rebuild_projections};
 use sendtrail_query_api::{Analytics, DataFusionAnalytics, EventQuery};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{median, rate};
 
-const EVENTS: u64 = 20_000_000;
+const ROWS: u64 = 20_000_000;
 /// Rows of a file, as merging leaves them.
 const FILE: u64 = 1_000_000;
 const ACCOUNTS: u64 = 200;
@@ -41,7 +41,7 @@ pub fn event(n: u64, seq: u64) -> Event {
         (1, _) => EventType::Delivery,
         _ => EventType::Open,
     };
-    let at = BEGIN.0 + (n as i64 * (DAYS * DAY / 1_000)) / (EVENTS as i64 / 1_000);
+    let at = BEGIN.0 + (n as i64 * (DAYS * DAY / 1_000)) / (ROWS as i64 / 1_000);
     let block = (kind == EventType::Bounce)
         .then(|| Block::Bounce(Bounce { bounce_type: Some("Permanent".into()), ..Bounce::default() }));
     Event {
@@ -71,7 +71,7 @@ pub fn run() {
         .map_or_else(|| std::env::temp_dir().join("sendtrail-bench"), PathBuf::from);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut table = Table::open(&folder).await.unwrap();
+        let mut table = Table::open(&EVENTS, &folder).await.unwrap();
         if table.files().is_empty() {
             fill(&mut table).await;
         }
@@ -79,8 +79,9 @@ pub fn run() {
         let database = Database::builder(state.path()).open().unwrap();
         let mut projections = Projections::open(&database).unwrap();
         let begun = Instant::now();
-        let rows = rebuild_projections(&table, &mut projections, 1).await.unwrap();
-        rate("sums made anew from the archive", rows, begun.elapsed());
+        let attempts = Table::open(&ATTEMPTS, &state.path().join("attempts")).await.unwrap();
+        let rebuilt = rebuild_projections(&table, &attempts, &mut projections, 1).await.unwrap();
+        rate("sums made anew from the archive", rebuilt.events, begun.elapsed());
 
         let cell = Arc::new(ArchiveCell::default());
         cell.update(|_| ArchiveView {
@@ -108,7 +109,7 @@ pub fn run() {
         let ask = |query: EventQuery| {
             tokio::task::block_in_place(|| runtime.handle().block_on(analytics.events(query)).unwrap().len())
         };
-        let message = event(EVENTS / 2, 0);
+        let message = event(ROWS / 2, 0);
         median("/emails: a look-up by message id", 21, || {
             let query =
                 EventQuery { message_id: Some(message.message_id.clone()), ..EventQuery::of(message.account(), 100) };
@@ -130,7 +131,7 @@ pub fn run() {
 async fn fill(table: &mut Table) {
     let begun = Instant::now();
     let mut columns = EventColumns::default();
-    for file in 0..EVENTS / FILE {
+    for file in 0..ROWS / FILE {
         let mut batches = Vec::new();
         for n in file * FILE..(file + 1) * FILE {
             columns.push(&event(n, n));
@@ -139,8 +140,8 @@ async fn fill(table: &mut Table) {
             }
         }
         batches.push(columns.finish().unwrap());
-        let files = write_files(table.root(), &format!("part{file:04}"), &batches).unwrap();
+        let files = write_files(&EVENTS, table.root(), &format!("part{file:04}"), &batches).unwrap();
         table.append(&files, &BTreeMap::from([(0, (file * FILE, (file + 1) * FILE - 1))])).await.unwrap();
     }
-    rate("rows into the archive, one thread", EVENTS, begun.elapsed());
+    rate("rows into the archive, one thread", ROWS, begun.elapsed());
 }

@@ -1,6 +1,7 @@
 //! The only place where everything is put together, and taken apart again in the right order.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use rand::Rng;
 use sendtrail_eventlog::embedded::EmbeddedLog;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
-use sendtrail_processor::archive::{Table, Upkeep, UpkeepOptions};
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
 use sendtrail_processor::core::step::LOGIC_VERSION;
 use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
 use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
@@ -99,8 +100,8 @@ impl App {
         }
         catch_up(&*shared.log, &pulses).await;
 
-        let table = Table::open(&data.join("archive/events")).await.context("open the archive")?;
-        let table = Arc::new(Mutex::new(table));
+        let table = open_table(&EVENTS, data).await?;
+        let attempts = open_table(&ATTEMPTS, data).await?;
         let cell = Arc::new(ArchiveCell::default());
         let projections = Projections::open(shared.store.database())?;
         let reader = projections.reader();
@@ -108,6 +109,7 @@ impl App {
         let sink = Sink {
             log: shared.log.clone(),
             table: table.clone(),
+            attempts: attempts.clone(),
             cell: cell.clone(),
             projections,
             retention: shared.retention.clone(),
@@ -122,16 +124,15 @@ impl App {
 
         let edges = CancellationToken::new();
         let mut edge_tasks = JoinSet::new();
-        let upkeep = Upkeep {
-            table,
-            cell: cell.clone(),
-            clock: shared.clock.clone(),
-            options: UpkeepOptions {
+        // Nobody asks for attempts by queries.
+        for (table, cell) in [(table, cell.clone()), (attempts, Arc::default())] {
+            let options = UpkeepOptions {
                 every: Duration::from_secs(config.archive.merge_seconds),
                 vacuum_after: Duration::from_secs(config.archive.vacuum_after_hours * 3_600),
-            },
-        };
-        edge_tasks.spawn(upkeep.run(edges.clone()));
+            };
+            let upkeep = Upkeep { table, cell, clock: shared.clock.clone(), options };
+            edge_tasks.spawn(upkeep.run(edges.clone()));
+        }
         edge_tasks.spawn(drop_old_blobs(
             shared.blobs.clone(),
             shared.clock.clone(),
@@ -267,6 +268,11 @@ fn open(config: &Config) -> anyhow::Result<Shared> {
         views,
         clock,
     })
+}
+
+async fn open_table(layout: &'static Layout, data: &Path) -> anyhow::Result<Arc<Mutex<Table>>> {
+    let table = Table::open(layout, &data.join("archive").join(layout.name)).await;
+    Ok(Arc::new(Mutex::new(table.with_context(|| format!("open the archive of {}", layout.name))?)))
 }
 
 /// A simulated clock goes on from where the state stands.

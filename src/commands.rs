@@ -91,10 +91,15 @@ async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
     // The log's lock tells whether a server is running.
     let _lock = sendtrail_eventlog::embedded::lock(&data.join("log")).context("the server must be stopped")?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
-    let table = archive::Table::open(&data.join("archive/events")).await?;
+    let events = archive::Table::open(&archive::EVENTS, &data.join("archive/events")).await?;
+    let attempts = archive::Table::open(&archive::ATTEMPTS, &data.join("archive/attempts")).await?;
     let mut projections = Projections::open(store.database())?;
-    let rows = sendtrail_processor::rebuild_projections(&table, &mut projections, config.log.partitions).await?;
-    println!("sums made anew from {rows} archived events; the server adds the rest when it starts");
+    let partitions = config.log.partitions;
+    let rebuilt = sendtrail_processor::rebuild_projections(&events, &attempts, &mut projections, partitions).await?;
+    println!(
+        "sums made anew from {} archived events, deliveries from {} attempts; the server adds the rest when it starts",
+        rebuilt.events, rebuilt.attempts
+    );
     Ok(())
 }
 

@@ -13,14 +13,12 @@ use crate::EventLog;
 pub enum Reader {
     /// Steps intake records; passed with a checkpoint.
     Processor,
-    /// Writes events to Parquet; passed with a commit.
+    /// Writes events and attempts to Parquet; passed with a commit, once projections have them too.
     Archive,
     /// Posts events to webhooks; passed with a checkpoint.
     Dispatcher,
     /// Hands messages to servers; passed with their outcome.
     Delivery,
-    /// Keeps the last attempt of each delivery.
-    Projections,
     /// Keeps dead letters for the operator.
     DeadLetters,
 }
@@ -31,7 +29,7 @@ impl Reader {
             Topic::Intake => &[Self::Processor],
             Topic::Events => &[Self::Archive, Self::Dispatcher],
             Topic::Mail => &[Self::Delivery],
-            Topic::Attempts => &[Self::Dispatcher, Self::Projections],
+            Topic::Attempts => &[Self::Dispatcher, Self::Archive],
             Topic::DeadLetter => &[Self::DeadLetters],
         }
     }

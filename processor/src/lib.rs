@@ -6,13 +6,15 @@ pub mod delivery;
 pub mod dispatch;
 mod partition;
 mod projections;
+mod rebuild;
 mod sink;
 mod store;
 mod views;
 
 pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
 pub use projections::{LastAttempt, ProjectionReader, Projections, total};
-pub use sink::{Sink, SinkHandle, SinkOptions, rebuild_projections};
+pub use rebuild::{Rebuilt, rebuild_projections};
+pub use sink::{Sink, SinkHandle, SinkOptions};
 pub use store::{Store, Writes};
 pub use views::Views;
 

@@ -111,14 +111,17 @@ impl Projections {
         Ok(value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes))
     }
 
-    /// Forgets every sum and every event mark, for a rebuild.
+    /// Forgets every sum and every attempt, and the marks of both, for a rebuild.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn clear_rollups(&mut self, partitions: u32) -> Result<(), Error> {
+    pub fn clear(&mut self, partitions: u32) -> Result<(), Error> {
         self.rollups.clear()?;
+        self.attempts.clear()?;
         for partition in 0..partitions {
-            self.marks.remove(mark_key(TopicPartition::new(Topic::Events, partition)))?;
+            for topic in [Topic::Events, Topic::Attempts] {
+                self.marks.remove(mark_key(TopicPartition::new(topic, partition)))?;
+            }
         }
         Ok(())
     }
@@ -190,9 +193,9 @@ impl Projections {
         self.pending_letters.push((letter_key(letter.partition, letter.seq), letter.encode_to_vec()));
     }
 
-    /// Sets the mark of a partition's events, for a rebuild.
-    pub fn set_event_mark(&mut self, partition: u32, next: u64) {
-        self.passed.insert(TopicPartition::new(Topic::Events, partition), next);
+    /// Sets a mark, for a rebuild.
+    pub fn set_mark(&mut self, of: TopicPartition, next: u64) {
+        self.passed.insert(of, next);
     }
 
     /// Writes what was added and the marks, together. Durable when this returns if `durably`, else visible at least.

@@ -1,34 +1,40 @@
-//! One reader of all events: into the tail that queries see, into hourly sums, and from time to time into the archive.
+//! One reader of all events and attempts: into the tail that queries see, into projections, and from time to time into
+//! the archive.
 //!
 //! ```text
 //! events ─► columns ─► tail ──────────────► readers
 //!      │                └─► files ─► Delta commit ─► tail without them, in one step
 //!      └─► sums, with their marks
-//! attempts, dead letters ─► projections
+//! attempts ─► columns ─► files ─► Delta commit
+//!        └─► last attempts, with their marks
+//! dead letters ─► projections
 //! ```
 
-use std::collections::BTreeMap;
+mod filer;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use futures::FutureExt;
 use futures::future::select_all;
-use metrics::{counter, gauge, histogram};
+use metrics::gauge;
 use parking_lot::Mutex as PlainMutex;
 use sendtrail_eventlog::{EventLog, Reader, Retention};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
+use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt};
 use sendtrail_schemas::codec::{self, Wire};
 use sendtrail_schemas::columns::EventColumns;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::mail::{Attempt, DeadLetter};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{Table, fresh_name, read_file, write_files};
+use crate::archive::Table;
 use crate::{Error, Projections};
+use filer::Filer;
 
 /// Bytes of a partition read at once, so that all partitions get their turn.
 const READ_BYTES: usize = 1 << 20;
@@ -52,9 +58,11 @@ pub struct SinkOptions {
 pub struct Sink {
     /// The log.
     pub log: Arc<dyn EventLog>,
-    /// The archive.
+    /// The archive of events.
     pub table: Arc<Mutex<Table>>,
-    /// What readers see of it.
+    /// The archive of attempts.
+    pub attempts: Arc<Mutex<Table>>,
+    /// What readers see of events.
     pub cell: Arc<ArchiveCell>,
     /// Sums, attempts, dead letters.
     pub projections: Projections,
@@ -120,26 +128,13 @@ struct Demand {
     done: oneshot::Sender<()>,
 }
 
-/// Events on their way into files.
-#[derive(Default)]
-struct Chunk {
-    batches: Vec<RecordBatch>,
-    rows: usize,
-    /// The first and the last of each partition.
-    events: BTreeMap<u32, (u64, u64)>,
-    since: Option<Instant>,
-}
-
-/// The table after a commit, locked until readers see it: nobody may show its files before the tail is cut.
-type Committed = Result<OwnedMutexGuard<Table>, Error>;
-
 struct Running {
     sink: Sink,
     cursors: Vec<Cursor>,
     columns: EventColumns,
-    chunk: Chunk,
-    /// The chunk that is being written, and how that ends.
-    writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
+    events: Filer,
+    attempt_columns: AttemptColumns,
+    attempts: Filer,
     flushed: Instant,
     failure: Arc<PlainMutex<Option<String>>>,
     asked: mpsc::Receiver<Demand>,
@@ -153,7 +148,10 @@ struct Cursor {
     next: u64,
     archived: u64,
     summed: u64,
-    attempts: u64,
+    /// The same of attempts.
+    next_attempt: u64,
+    archived_attempts: u64,
+    noted_attempts: u64,
     letters: u64,
     ends: [watch::Receiver<u64>; 3],
 }
@@ -166,18 +164,22 @@ impl Running {
         failure: Arc<PlainMutex<Option<String>>>,
         asked: mpsc::Receiver<Demand>,
     ) -> Result<Self, Error> {
-        let table = sink.table.lock().await;
+        let (table, attempts) = (sink.table.lock().await, sink.attempts.lock().await);
         let mut cursors = Vec::new();
         for &partition in &sink.partitions {
             let of = |topic| TopicPartition::new(topic, partition);
             let archived = table.mark(partition).await?;
             let summed = sink.projections.mark(of(Topic::Events))?;
+            let archived_attempts = attempts.mark(partition).await?;
+            let noted_attempts = sink.projections.mark(of(Topic::Attempts))?;
             cursors.push(Cursor {
                 partition,
                 next: archived.min(summed),
                 archived,
                 summed,
-                attempts: sink.projections.mark(of(Topic::Attempts))?,
+                next_attempt: archived_attempts.min(noted_attempts),
+                archived_attempts,
+                noted_attempts,
                 letters: sink.projections.mark(of(Topic::DeadLetter))?,
                 ends: TOPICS.map(|topic| sink.log.end(of(topic))),
             });
@@ -189,13 +191,14 @@ impl Running {
             files: Arc::new(table.files()),
             tail: Vec::new(),
         });
-        drop(table);
+        drop((table, attempts));
         Ok(Self {
+            events: Filer::new(sink.table.clone()),
+            attempts: Filer::new(sink.attempts.clone()),
             sink,
             cursors,
             columns: EventColumns::default(),
-            chunk: Chunk::default(),
-            writing: None,
+            attempt_columns: AttemptColumns::default(),
             flushed: Instant::now(),
             failure,
             asked,
@@ -225,33 +228,46 @@ impl Running {
     /// Reads what there is and passes it on; whether to go on.
     fn turn(&mut self, handle: &Handle, stop: &CancellationToken) -> Result<bool, Error> {
         let mut read = 0;
-        // Room for one chunk beside the one that is being written; beyond, the log keeps it.
-        if self.chunk.rows < 2 * self.sink.options.commit_rows {
+        if !self.is_full() {
             for at in 0..self.cursors.len() {
                 read += self.read(at)?;
             }
         }
         self.meet_demands()?;
-        if self.columns.len() >= BATCH_ROWS || self.flushed.elapsed() >= self.sink.options.flush_every {
+        let gathered = self.columns.len().max(self.attempt_columns.len());
+        if gathered >= BATCH_ROWS || self.flushed.elapsed() >= self.sink.options.flush_every {
             self.flush()?;
         }
         self.collect()?;
         let stopping = stop.is_cancelled();
-        let due = self.chunk.rows >= self.sink.options.commit_rows
-            || self.chunk.since.is_some_and(|since| since.elapsed() >= self.sink.options.commit_every)
-            || (stopping && read == 0 && self.chunk.rows + self.columns.len() > 0);
-        if due && self.writing.is_none() {
+        let (rows, after) = (self.sink.options.commit_rows, self.sink.options.commit_every);
+        let last = stopping && read == 0;
+        if !self.events.is_writing()
+            && (self.events.is_due(rows, after) || (last && self.events.rows() + self.columns.len() > 0))
+        {
             self.flush()?;
-            self.write(handle);
+            self.events.write(handle);
+        }
+        if !self.attempts.is_writing()
+            && (self.attempts.is_due(rows, after) || (last && self.attempts.rows() + self.attempt_columns.len() > 0))
+        {
+            self.flush()?;
+            self.attempts.write(handle);
         }
         if read == 0 {
-            if stopping && self.writing.is_none() && self.chunk.rows == 0 && self.columns.is_empty() {
+            let gathered = self.columns.len() + self.attempt_columns.len();
+            if stopping && gathered == 0 && self.events.is_idle() && self.attempts.is_idle() {
                 self.sink.projections.flush(true)?;
                 return Ok(false);
             }
             self.wait(handle);
         }
         Ok(true)
+    }
+
+    /// Whether there is a chunk beside the one that is being written: what comes after, the log keeps.
+    fn is_full(&self) -> bool {
+        self.events.rows().max(self.attempts.rows()) >= 2 * self.sink.options.commit_rows
     }
 
     fn read(&mut self, at: usize) -> Result<usize, Error> {
@@ -269,17 +285,26 @@ impl Running {
             }
             if event.seq >= cursor.archived {
                 self.columns.push(&event);
-                self.chunk.events.entry(partition).or_insert((event.seq, 0)).1 = event.seq;
+                self.events.note(partition, event.seq);
                 cursor.archived = event.seq + 1;
             }
             // Last, so that what failed is read again.
             cursor.next = event.seq + 1;
             count += 1;
         }
-        for (offset, attempt) in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.attempts)? {
-            self.sink.projections.add_attempt(partition, offset, &attempt);
-            cursor.attempts = offset + 1;
-            count += 1;
+        let mut attempts = 0;
+        for (offset, attempt) in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt)? {
+            if offset >= cursor.noted_attempts {
+                self.sink.projections.add_attempt(partition, offset, &attempt);
+                cursor.noted_attempts = offset + 1;
+            }
+            if offset >= cursor.archived_attempts {
+                self.attempt_columns.push(&LoggedAttempt { partition, offset, attempt });
+                self.attempts.note(partition, offset);
+                cursor.archived_attempts = offset + 1;
+            }
+            cursor.next_attempt = offset + 1;
+            attempts += 1;
         }
         for (offset, letter) in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters)? {
             self.sink.projections.add_dead_letter(&letter);
@@ -287,19 +312,23 @@ impl Running {
             count += 1;
         }
         if count > 0 {
-            self.chunk.since.get_or_insert_with(Instant::now);
+            self.events.touch();
         }
-        Ok(count)
+        if attempts > 0 {
+            self.attempts.touch();
+        }
+        Ok(count + attempts)
     }
 
     /// Lets readers see what was read.
     fn flush(&mut self) -> Result<(), Error> {
         self.flushed = Instant::now();
         if !self.columns.is_empty() {
-            let batch = self.columns.finish()?;
-            self.chunk.rows += batch.num_rows();
-            self.chunk.batches.push(batch);
+            self.events.add(self.columns.finish()?);
             self.show_tail();
+        }
+        if !self.attempt_columns.is_empty() {
+            self.attempts.add(self.attempt_columns.finish()?);
         }
         self.sink.projections.flush(false)
     }
@@ -325,67 +354,35 @@ impl Running {
         Ok(())
     }
 
-    fn tail(&self) -> Vec<RecordBatch> {
-        let writing = self.writing.iter().flat_map(|(chunk, _)| &chunk.batches);
-        writing.chain(&self.chunk.batches).cloned().collect()
-    }
-
     fn show_tail(&self) {
-        let tail = self.tail();
+        let tail = self.events.tail();
         gauge!("sendtrail_tail_rows").set(tail.iter().map(RecordBatch::num_rows).sum::<usize>() as f64);
         self.sink.cell.update(|view| ArchiveView { tail, ..view.clone() });
     }
 
-    /// Begins to write the chunk beside the reading that goes on.
-    fn write(&mut self, handle: &Handle) {
-        let chunk = Arc::new(std::mem::take(&mut self.chunk));
-        let (done, wait) = oneshot::channel();
-        let (table, writing) = (self.sink.table.clone(), chunk.clone());
-        handle.spawn(async move {
-            // Whoever waits knows what to do with either outcome.
-            let _ = done.send(commit(table, writing).await);
-        });
-        self.writing = Some((chunk, wait));
-    }
-
-    /// Ends the writing of a chunk, if it has ended.
+    /// Ends the writing of chunks that have ended.
     fn collect(&mut self) -> Result<(), Error> {
-        let Some((chunk, wait)) = &mut self.writing else { return Ok(()) };
-        let outcome = match wait.try_recv() {
-            Err(oneshot::error::TryRecvError::Empty) => return Ok(()),
-            Err(oneshot::error::TryRecvError::Closed) => Err(Error::Missing("the archive's writer ended".into())),
-            Ok(outcome) => outcome,
-        };
-        let chunk = chunk.clone();
-        self.writing = None;
-        match outcome {
-            Ok(table) => {
-                let tail = self.tail();
-                let (version, files) = (table.version(), Arc::new(table.files()));
-                self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
-            }
-            Err(error) => {
-                // Back in front of what was read since.
-                let rest = std::mem::take(&mut self.chunk);
-                let mut events = chunk.events.clone();
-                for (partition, (first, last)) in rest.events {
-                    events.entry(partition).or_insert((first, last)).1 = last;
-                }
-                let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
-                self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, events, since: chunk.since };
-                return Err(error);
-            }
+        let events = self.events.collect()?.map(|(chunk, table)| {
+            let tail = self.events.tail();
+            let (version, files) = (table.version(), Arc::new(table.files()));
+            self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
+            chunk
+        });
+        let attempts = self.attempts.collect()?.map(|(chunk, _)| chunk);
+        if events.is_none() && attempts.is_none() {
+            return Ok(());
         }
-        // The sums of what may now be trimmed must be durable too.
+        // The projections of what may now be trimmed must be durable too.
         self.sink.projections.flush(true)?;
         let passed = |reader, topic, partition, next| {
             self.sink.retention.passed(reader, TopicPartition::new(topic, partition), next);
         };
-        for (partition, (_, last)) in &chunk.events {
-            passed(Reader::Archive, Topic::Events, *partition, last + 1);
+        for (chunk, topic) in [(events, Topic::Events), (attempts, Topic::Attempts)] {
+            for (partition, next) in chunk.iter().flat_map(|chunk| chunk.ends()) {
+                passed(Reader::Archive, topic, partition, next);
+            }
         }
         for cursor in &self.cursors {
-            passed(Reader::Projections, Topic::Attempts, cursor.partition, cursor.attempts);
             passed(Reader::DeadLetters, Topic::DeadLetter, cursor.partition, cursor.letters);
         }
         Ok(())
@@ -393,12 +390,13 @@ impl Running {
 
     /// Until there is something to read, or to flush.
     fn wait(&mut self, handle: &Handle) {
-        let nap = if self.columns.is_empty() && self.writing.is_none() {
+        let waiting = self.columns.len() + self.attempt_columns.len() > 0;
+        let nap = if !waiting && !self.events.is_writing() && !self.attempts.is_writing() {
             Duration::from_millis(200)
         } else {
             Duration::from_millis(20)
         };
-        let full = self.chunk.rows >= 2 * self.sink.options.commit_rows;
+        let full = self.is_full();
         let ends = self.cursors.iter_mut().flat_map(|cursor| &mut cursor.ends).map(|end| end.changed().boxed());
         let asked = handle.block_on(async {
             let woken = select_all(ends);
@@ -427,51 +425,4 @@ fn decode<W: Wire>(log: &dyn EventLog, topic: Topic, partition: u32, from: u64) 
         records.push((record.offset, codec::decode(&record.value)?));
     }
     Ok(records)
-}
-
-/// Writes a chunk into files and commits them.
-async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
-    let begun = Instant::now();
-    let root = table.lock().await.root().to_owned();
-    let files = if chunk.rows == 0 {
-        Vec::new()
-    } else {
-        let writing = chunk.clone();
-        let written = tokio::task::spawn_blocking(move || write_files(&root, &fresh_name(), &writing.batches)).await;
-        written
-            .map_err(|cause| Error::Io { what: "write archive files".into(), cause: std::io::Error::other(cause) })??
-    };
-    let mut table = table.lock_owned().await;
-    if files.is_empty() {
-        return Ok(table);
-    }
-    table.append(&files, &chunk.events).await?;
-    counter!("sendtrail_archived_events_total").increment(chunk.rows as u64);
-    histogram!("sendtrail_archive_commit_seconds").record(begun.elapsed().as_secs_f64());
-    tracing::debug!(rows = chunk.rows, files = files.len(), version = table.version(), "archived");
-    Ok(table)
-}
-
-/// Makes the sums anew from the archive. For a server that is stopped: afterwards the sums are those of the files, and
-/// the log has the rest.
-///
-/// # Errors
-/// [`Error`]; run it again then.
-pub async fn rebuild_projections(table: &Table, projections: &mut Projections, partitions: u32) -> Result<u64, Error> {
-    projections.clear_rollups(partitions)?;
-    let mut rows = 0;
-    for file in table.files() {
-        for batch in read_file(table.root(), &file)? {
-            for event in sendtrail_schemas::columns::read_events(&batch?)? {
-                projections.add_sums(&event)?;
-                rows += 1;
-            }
-        }
-        projections.flush(true)?;
-    }
-    for partition in 0..partitions {
-        projections.set_event_mark(partition, table.mark(partition).await?);
-    }
-    projections.flush(true)?;
-    Ok(rows)
 }

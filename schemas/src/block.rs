@@ -30,7 +30,25 @@ pub enum FieldValue<'a> {
     Flag(bool),
 }
 
-/// A block seen as a row of named fields, for columns.
+impl FieldValue<'_> {
+    /// The text, if it is one.
+    pub fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.into_owned()),
+            _ => None,
+        }
+    }
+
+    /// The number, if it is one.
+    pub fn integer(self) -> Option<i64> {
+        match self {
+            Self::Integer(number) => Some(number),
+            _ => None,
+        }
+    }
+}
+
+/// A row of named fields, for columns.
 pub trait Fields: Default {
     /// Names, as in JSON, and kinds.
     const FIELDS: &'static [(&'static str, FieldKind)];
@@ -75,18 +93,8 @@ macro_rules! block {
     (@value string $value:ident) => { FieldValue::Text($value.as_str().into()) };
     (@value int64 $value:ident) => { FieldValue::Integer(*$value) };
     (@value bool $value:ident) => { FieldValue::Flag(*$value) };
-    (@back string $given:expr) => {
-        match $given {
-            Some(FieldValue::Text(text)) => Some(text.into_owned()),
-            _ => None,
-        }
-    };
-    (@back int64 $given:expr) => {
-        match $given {
-            Some(FieldValue::Integer(number)) => Some(number),
-            _ => None,
-        }
-    };
+    (@back string $given:expr) => { $given.and_then(FieldValue::text) };
+    (@back int64 $given:expr) => { $given.and_then(FieldValue::integer) };
     (@back bool $given:expr) => {
         match $given {
             Some(FieldValue::Flag(flag)) => Some(flag),
@@ -305,18 +313,8 @@ impl Fields for StatusChange {
     }
 
     fn write(&mut self, take: &mut dyn FnMut() -> Option<FieldValue<'static>>) {
-        fn text(given: Option<FieldValue<'static>>) -> String {
-            match given {
-                Some(FieldValue::Text(text)) => text.into_owned(),
-                _ => String::new(),
-            }
-        }
-        fn integer(given: Option<FieldValue<'static>>) -> i64 {
-            match given {
-                Some(FieldValue::Integer(number)) => number,
-                _ => 0,
-            }
-        }
+        let text = |given: Option<FieldValue<'static>>| given.and_then(FieldValue::text).unwrap_or_default();
+        let integer = |given: Option<FieldValue<'static>>| given.and_then(FieldValue::integer).unwrap_or_default();
         self.from = text(take());
         self.to = text(take());
         self.rule = text(take());

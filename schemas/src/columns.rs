@@ -30,7 +30,7 @@ fn utc() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
-fn data_type(kind: FieldKind) -> DataType {
+pub(crate) fn data_type(kind: FieldKind) -> DataType {
     match kind {
         FieldKind::Text => DataType::Utf8,
         FieldKind::Integer => DataType::Int64,
@@ -154,7 +154,8 @@ struct BlockColumn {
     validity: NullBufferBuilder,
 }
 
-enum ValueColumn {
+/// A column of values of one kind.
+pub(crate) enum ValueColumn {
     Text(StringBuilder),
     Integer(Int64Builder),
     Flag(BooleanBuilder),
@@ -194,7 +195,7 @@ impl BlockColumn {
 }
 
 impl ValueColumn {
-    fn new(kind: FieldKind) -> Self {
+    pub(crate) fn new(kind: FieldKind) -> Self {
         match kind {
             FieldKind::Text => Self::Text(StringBuilder::new()),
             FieldKind::Integer => Self::Integer(Int64Builder::new()),
@@ -203,7 +204,7 @@ impl ValueColumn {
         }
     }
 
-    fn push(&mut self, value: Option<FieldValue<'_>>) {
+    pub(crate) fn push(&mut self, value: Option<FieldValue<'_>>) {
         match (self, value) {
             (Self::Text(column), Some(FieldValue::Text(text))) => column.append_value(text),
             (Self::Integer(column), Some(FieldValue::Integer(number))) => column.append_value(number),
@@ -222,7 +223,7 @@ impl ValueColumn {
         }
     }
 
-    fn finish(&mut self) -> ArrayRef {
+    pub(crate) fn finish(&mut self) -> ArrayRef {
         match self {
             Self::Text(column) => Arc::new(column.finish()),
             Self::Integer(column) => Arc::new(column.finish()),
@@ -530,7 +531,7 @@ fn read_struct<B: Fields>(batch: &RecordBatch, name: &str, row: usize) -> Result
     Ok(Some(block))
 }
 
-fn read_value(column: &ArrayRef, kind: FieldKind, row: usize) -> Option<FieldValue<'static>> {
+pub(crate) fn read_value(column: &ArrayRef, kind: FieldKind, row: usize) -> Option<FieldValue<'static>> {
     if column.is_null(row) {
         return None;
     }

@@ -4,6 +4,7 @@
 pub mod account;
 pub mod address;
 pub mod archive;
+pub mod attempts;
 pub mod block;
 pub mod codec;
 pub mod columns;

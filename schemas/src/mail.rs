@@ -1,6 +1,7 @@
 //! Messages accepted for sending, what they hold, and what became of records and webhooks.
 
 use crate::Error;
+use crate::ids::DestinationId;
 use crate::record::Recipient;
 
 /// One record of `sendtrail.mail`: a message and the recipients it goes to.
@@ -170,6 +171,16 @@ pub struct Attempt {
     pub first_started_at: i64,
 }
 
+impl Attempt {
+    /// The destination.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when the record does not name one.
+    pub fn destination(&self) -> Result<DestinationId, Error> {
+        DestinationId::from_slice(&self.destination_id)
+    }
+}
+
 /// How the delivery of one event to one destination stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
 #[repr(i32)]
@@ -193,6 +204,11 @@ impl DeliveryStatus {
             Self::Delivered => "delivered",
             Self::GaveUp => "gave_up",
         }
+    }
+
+    /// Reads a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Failed, Self::Delivered, Self::GaveUp].into_iter().find(|status| status.name() == text)
     }
 }
 

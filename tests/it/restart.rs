@@ -102,9 +102,27 @@ async fn stopping_in_the_middle_of_a_stream_keeps_what_was_acknowledged() {
 }
 
 #[tokio::test]
-async fn sums_that_are_made_anew_are_the_same() {
+async fn projections_that_are_made_anew_are_the_same() {
     let server = Server::start().await;
     let partner = server.partner("anew").await;
+    let receiver = Receiver::start(|path, _| Answer::status(if path == "/ok" { 200 } else { 500 })).await;
+    let set = partner.set(json!({"name": "hooked"})).await;
+    partner.destination(&set, json!({"webhook_url": format!("{}/ok", receiver.base)})).await;
+    partner
+        .destination(&set, json!({"webhook_url": format!("{}/failing", receiver.base), "retry_schedule_seconds": [1]}))
+        .await;
+    let mut hooked = partner.event("Click");
+    hooked["configuration_set_name"] = "hooked".into();
+    partner.stream(&[hooked]).await;
+    let deliveries =
+        async |partner: &Partner| partner.rows("/events?event_type=click", "events").await[0]["deliveries"].clone();
+    eventually("both outcomes", async || {
+        let told = deliveries(&partner).await;
+        (&told[0]["status"], &told[1]["status"]) == (&json!("delivered"), &json!("gave_up"))
+    })
+    .await;
+    let delivered = deliveries(&partner).await;
+    assert_eq!((&delivered[1]["attempts"], &delivered[1]["last_status_code"]), (&json!(2), &json!(500)));
     partner.stream(&(0..300).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
     partner.stream(&(0..9).map(|_| partner.event("HardBounce")).collect::<Vec<_>>()).await;
     let path = "/stats?from=2026-05-01&to=2026-05-02&granularity=hour&group_by=recipient_domain";
@@ -118,10 +136,14 @@ async fn sums_that_are_made_anew_are_the_same() {
         .output()
         .unwrap();
     assert!(rebuild.status.success(), "{}", String::from_utf8_lossy(&rebuild.stderr));
-    assert!(String::from_utf8_lossy(&rebuild.stdout).contains("from 309 archived events"), "{rebuild:?}");
+    assert!(
+        String::from_utf8_lossy(&rebuild.stdout).contains("from 310 archived events, deliveries from 3 attempts"),
+        "{rebuild:?}"
+    );
     let server = stopped.start().await;
     let partner = partner.on(&server);
     assert_eq!(partner.get(path).await, before);
+    assert_eq!(deliveries(&partner).await, delivered);
     partner.stream(&[event("Send", "one-more")]).await;
     assert_eq!(partner.get(path).await["totals"]["sends"], 301);
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::interleave_record_batch;
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use sendtrail_schemas::archive::ArchivedFile;
-use sendtrail_schemas::columns::schema;
 
+use super::layout::{ACCOUNT, Layout, TIME};
 use super::parquet_file::SortedFile;
 use crate::Error;
 
@@ -25,16 +25,17 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn open(root: &Path, file: &ArchivedFile) -> Result<Option<Self>, Error> {
+    fn open(layout: &Layout, root: &Path, file: &ArchivedFile) -> Result<Option<Self>, Error> {
         let reader = open(root, file)?;
-        let mut cursor = Self { reader, batch: RecordBatch::new_empty(schema()), row: 0 };
+        let schema = (layout.schema)();
+        let mut cursor = Self { reader, batch: RecordBatch::new_empty(schema), row: 0 };
         Ok(cursor.refill()?.then_some(cursor))
     }
 
     /// Reads on; whether there was anything.
     fn refill(&mut self) -> Result<bool, Error> {
         for batch in self.reader.by_ref() {
-            let batch = conform(&batch?)?;
+            let batch = conform(&batch?, self.batch.schema())?;
             if batch.num_rows() > 0 {
                 (self.batch, self.row) = (batch, 0);
                 return Ok(true);
@@ -44,8 +45,8 @@ impl Cursor {
     }
 
     fn key(&self, row: usize) -> (&str, i64) {
-        let account = self.batch.column(0).as_string::<i32>();
-        let occurred = self.batch.column(3).as_primitive::<TimestampMicrosecondType>();
+        let account = self.batch.column(ACCOUNT).as_string::<i32>();
+        let occurred = self.batch.column(TIME).as_primitive::<TimestampMicrosecondType>();
         (account.value(row), occurred.value(row))
     }
 }
@@ -62,15 +63,15 @@ fn open(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReader, Er
 /// # Errors
 /// [`Error::Io`], [`Error::Parquet`].
 pub fn read_file(
+    layout: &'static Layout,
     root: &Path,
     file: &ArchivedFile,
 ) -> Result<impl Iterator<Item = Result<RecordBatch, Error>> + use<>, Error> {
-    Ok(open(root, file)?.map(|batch| conform(&batch?)))
+    Ok(open(root, file)?.map(|batch| conform(&batch?, (layout.schema)())))
 }
 
 /// A batch of an older file in today's columns: those it lacks are null.
-fn conform(batch: &RecordBatch) -> Result<RecordBatch, Error> {
-    let schema = schema();
+fn conform(batch: &RecordBatch, schema: SchemaRef) -> Result<RecordBatch, Error> {
     let column = |field: &arrow::datatypes::FieldRef| match batch.column_by_name(field.name()) {
         Some(column) => column.clone(),
         None => arrow::array::new_null_array(field.data_type(), batch.num_rows()),
@@ -83,13 +84,14 @@ fn conform(batch: &RecordBatch) -> Result<RecordBatch, Error> {
 /// # Errors
 /// [`Error::Parquet`], [`Error::Io`], [`Error::Arrow`].
 pub fn merge(
+    layout: &Layout,
     root: &Path,
     files: &[std::sync::Arc<ArchivedFile>],
     mut into: SortedFile<'_>,
 ) -> Result<ArchivedFile, Error> {
     let mut cursors = Vec::with_capacity(files.len());
     for file in files {
-        cursors.extend(Cursor::open(root, file)?);
+        cursors.extend(Cursor::open(layout, root, file)?);
     }
     let mut indices: Vec<(usize, usize)> = Vec::with_capacity(READ_ROWS);
     while !cursors.is_empty() {

@@ -1,11 +1,13 @@
-//! The Parquet archive: a Delta Lake table of our own sorted files, that any tool opens as it is.
+//! The Parquet archive: Delta Lake tables of our own sorted files, that any tool opens as they are.
 
 mod durable;
+mod layout;
 mod merge;
 mod parquet_file;
 mod table;
 mod upkeep;
 
+pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;
 pub use parquet_file::write_files;
 pub use table::Table;

@@ -8,66 +8,17 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::interleave_record_batch;
 use arrow::datatypes::TimestampMicrosecondType;
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::SortingColumn;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
 use sendtrail_schemas::archive::ArchivedFile;
-use sendtrail_schemas::columns::schema;
 use sendtrail_schemas::time::{DAY, Day, HOUR, Millis};
 
 use super::durable::sync_with_parents;
+use super::layout::{ACCOUNT, FILED_BY, Layout, TIME};
 use crate::Error;
 
-/// Rows of a row group: what a query that finds one row has to look through.
-const GROUP_ROWS: usize = 128 * 1_024;
 /// Rows handed to the writer at once.
 const CHUNK_ROWS: usize = 8 * 1_024;
 /// Rows dated further back than this, milliseconds, go to files of their own, so that those of the others stay narrow.
 const LATE: i64 = 48 * HOUR;
-/// False positives of a bloom filter.
-const BLOOM_FPP: f64 = 0.01;
-
-/// Columns that are looked up by value.
-const LOOKED_UP: [&str; 3] = ["message_id", "recipient", "recipient_folded"];
-/// Columns whose pages are told apart by their bounds.
-const BOUNDED: [&str; 3] = ["account_id", "occurred_at", "received_at"];
-/// Columns of which nearly every value is another: a dictionary would only be thrown away.
-const DISTINCT: [&str; 6] = ["event_id", "message_id", "send_id", "metadata", "seq", "offset"];
-
-/// Places of `account_id` and `occurred_at` among the columns.
-const SORTED_BY: [i32; 2] = [0, 3];
-
-fn ascending(column_idx: i32) -> SortingColumn {
-    SortingColumn { column_idx, descending: false, nulls_first: false }
-}
-
-/// How files are written. `rows` bounds the distinct values that a bloom filter is made for.
-pub fn properties(rows: usize) -> WriterProperties {
-    let column = |name: &str| ColumnPath::from(name.to_owned());
-    let mut properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
-        .set_max_row_group_row_count(Some(GROUP_ROWS))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_data_page_row_count_limit(10_000)
-        .set_sorting_columns(Some(SORTED_BY.map(ascending).to_vec()))
-        .set_created_by(format!("sendtrail {}", env!("CARGO_PKG_VERSION")));
-    for name in BOUNDED {
-        properties = properties.set_column_statistics_enabled(column(name), EnabledStatistics::Page);
-    }
-    for name in DISTINCT {
-        properties = properties.set_column_dictionary_enabled(column(name), false);
-    }
-    let distinct = rows.min(GROUP_ROWS) as u64;
-    for name in LOOKED_UP {
-        properties = properties
-            .set_column_bloom_filter_enabled(column(name), true)
-            .set_column_bloom_filter_fpp(column(name), BLOOM_FPP)
-            .set_column_bloom_filter_max_ndv(column(name), distinct);
-    }
-    properties.build()
-}
-
 /// Where a row of several batches is, and what it is sorted by.
 struct Place {
     account: u32,
@@ -76,22 +27,27 @@ struct Place {
     row: u32,
 }
 
-/// Writes events into files under `root`, one for each day of receipt (and one more for late ones), durable when this
+/// Writes rows into files under `root`, one for each day of receipt (and one more for late ones), durable when this
 /// returns. `name` must be new for each call.
 ///
 /// # Errors
 /// [`Error::Parquet`], [`Error::Io`]: the files may be there but nobody knows them.
-pub fn write_files(root: &Path, name: &str, batches: &[RecordBatch]) -> Result<Vec<ArchivedFile>, Error> {
+pub fn write_files(
+    layout: &'static Layout,
+    root: &Path,
+    name: &str,
+    batches: &[RecordBatch],
+) -> Result<Vec<ArchivedFile>, Error> {
     let mut files: BTreeMap<(Day, bool), Vec<Place>> = BTreeMap::new();
     let mut accounts: BTreeMap<&str, u32> = BTreeMap::new();
     for batch in batches {
-        accounts.extend(batch.column(0).as_string::<i32>().iter().flatten().map(|account| (account, 0)));
+        accounts.extend(batch.column(ACCOUNT).as_string::<i32>().iter().flatten().map(|account| (account, 0)));
     }
     accounts.values_mut().enumerate().for_each(|(rank, account)| *account = rank as u32);
     for (number, batch) in batches.iter().enumerate() {
-        let account = batch.column(0).as_string::<i32>();
-        let occurred = batch.column(3).as_primitive::<TimestampMicrosecondType>();
-        let received = batch.column(4).as_primitive::<TimestampMicrosecondType>();
+        let account = batch.column(ACCOUNT).as_string::<i32>();
+        let occurred = batch.column(TIME).as_primitive::<TimestampMicrosecondType>();
+        let received = batch.column(FILED_BY).as_primitive::<TimestampMicrosecondType>();
         for row in 0..batch.num_rows() {
             let (occurred_at, received_at) = (occurred.value(row), received.value(row));
             let day = received_at.div_euclid(DAY * 1_000) as Day;
@@ -109,8 +65,8 @@ pub fn write_files(root: &Path, name: &str, batches: &[RecordBatch]) -> Result<V
     let mut written = Vec::with_capacity(files.len());
     for ((day, late), mut places) in files {
         places.sort_unstable_by_key(|place| (place.account, place.occurred_at, place.batch, place.row));
-        let path = path(day, &format!("{name}{}", if late { "-late" } else { "" }));
-        let mut file = SortedFile::create(root, path, day, places.len())?;
+        let path = path(layout, day, &format!("{name}{}", if late { "-late" } else { "" }));
+        let mut file = SortedFile::create(layout, root, path, day, places.len())?;
         for chunk in places.chunks(CHUNK_ROWS) {
             let indices: Vec<_> = chunk.iter().map(|place| (place.batch as usize, place.row as usize)).collect();
             file.write(&interleave_record_batch(&references, &indices)?)?;
@@ -121,8 +77,8 @@ pub fn write_files(root: &Path, name: &str, batches: &[RecordBatch]) -> Result<V
 }
 
 /// Where a file goes: Delta tools read the day from the folder's name.
-pub fn path(day: Day, name: &str) -> String {
-    format!("dt={}/events-{name}.parquet", Millis::of_day(day).day_text())
+pub fn path(layout: &Layout, day: Day, name: &str) -> String {
+    format!("dt={}/{}-{name}.parquet", Millis::of_day(day).day_text(), layout.name)
 }
 
 /// A file that is being written, its rows in order.
@@ -141,7 +97,7 @@ impl<'a> SortedFile<'a> {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Parquet`].
-    pub fn create(root: &'a Path, path: String, day: Day, rows: usize) -> Result<Self, Error> {
+    pub fn create(layout: &'static Layout, root: &'a Path, path: String, day: Day, rows: usize) -> Result<Self, Error> {
         let full = root.join(&path);
         let io = |cause| Error::Io { what: format!("create {}", full.display()), cause };
         if let Some(folder) = full.parent() {
@@ -149,7 +105,7 @@ impl<'a> SortedFile<'a> {
         }
         let io = |cause| Error::Io { what: format!("create {}", full.display()), cause };
         let file = File::create(&full).map_err(io)?;
-        let writer = ArrowWriter::try_new(file, schema(), Some(properties(rows)))?;
+        let writer = ArrowWriter::try_new(file, (layout.schema)(), Some(layout.properties(rows)))?;
         Ok(Self { root, path, day, writer, rows: 0, accounts: None, occurred: (i64::MAX, i64::MIN) })
     }
 
@@ -161,13 +117,13 @@ impl<'a> SortedFile<'a> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
-        let account = batch.column(0).as_string::<i32>();
+        let account = batch.column(ACCOUNT).as_string::<i32>();
         let (first, last) = (account.value(0), account.value(batch.num_rows() - 1));
         match &mut self.accounts {
             Some((_, greatest)) => last.clone_into(greatest),
             None => self.accounts = Some((first.to_owned(), last.to_owned())),
         }
-        for time in batch.column(3).as_primitive::<TimestampMicrosecondType>().values() {
+        for time in batch.column(TIME).as_primitive::<TimestampMicrosecondType>().values() {
             self.occurred = (self.occurred.0.min(*time), self.occurred.1.max(*time));
         }
         self.rows += batch.num_rows() as u64;

@@ -13,12 +13,13 @@ use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError};
 use sendtrail_schemas::archive::ArchivedFile;
-use sendtrail_schemas::columns::{PARTITION_COLUMN, schema};
+use sendtrail_schemas::columns::PARTITION_COLUMN;
 use sendtrail_schemas::time::Millis;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::durable::DurableFileSystem;
+use super::layout::Layout;
 use crate::Error;
 
 /// Commits between two checkpoints of the Delta log, so that opening stays fast.
@@ -26,8 +27,12 @@ const CHECKPOINT_INTERVAL: u32 = 100;
 /// What maintenance names itself by, so that two of them cannot both take the same files away.
 const MAINTENANCE: &str = "sendtrail-maintenance";
 
+/// The column of accounts.
+const ACCOUNT_ID: &str = "account_id";
+
 /// The open table. One writer at a time.
 pub struct Table {
+    layout: &'static Layout,
     root: PathBuf,
     log_store: LogStoreRef,
     state: DeltaTableState,
@@ -45,18 +50,15 @@ struct Stats {
     null_count: HashMap<String, u64>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Bounds {
-    account_id: String,
-    occurred_at: Millis,
-}
+/// The account and the time of a row, by the names of their columns.
+type Bounds = HashMap<String, String>;
 
 impl Table {
     /// Opens the table of a folder, or makes one.
     ///
     /// # Errors
     /// [`Error::Delta`], [`Error::Io`].
-    pub async fn open(root: &Path) -> Result<Self, Error> {
+    pub async fn open(layout: &'static Layout, root: &Path) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", root.display()), cause };
         std::fs::create_dir_all(root).map_err(io)?;
         let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
@@ -70,11 +72,11 @@ impl Table {
         if table.verify_deltatable_existence().await? {
             table.load().await?;
         } else {
-            table = create(log_store.clone()).await?;
+            table = create(layout, log_store.clone()).await?;
         }
         let state = table.snapshot()?.clone();
         let maintenance = state.transaction_version(&*log_store, MAINTENANCE).await?.unwrap_or(0);
-        let mut opened = Self { root, log_store, state, files: BTreeMap::new(), maintenance };
+        let mut opened = Self { layout, root, log_store, state, files: BTreeMap::new(), maintenance };
         opened.read_files()?;
         Ok(opened)
     }
@@ -82,10 +84,15 @@ impl Table {
     fn read_files(&mut self) -> Result<(), Error> {
         self.files.clear();
         for file in self.state.log_data().iter() {
-            let read = read_file(&file.path(), file.size(), file.stats())?;
+            let read = read_file(self.layout, &file.path(), file.size(), file.stats())?;
             self.files.insert(read.path.clone(), Arc::new(read));
         }
         Ok(())
+    }
+
+    /// What it holds.
+    pub fn layout(&self) -> &'static Layout {
+        self.layout
     }
 
     /// Where the files are.
@@ -103,12 +110,12 @@ impl Table {
         self.files.values().cloned().collect()
     }
 
-    /// The number of the first event of a partition that is in no file.
+    /// The number of the first row of a partition that is in no file.
     ///
     /// # Errors
     /// [`Error::Delta`].
     pub async fn mark(&self, partition: u32) -> Result<u64, Error> {
-        let last = self.state.transaction_version(&*self.log_store, transaction(partition)).await?;
+        let last = self.state.transaction_version(&*self.log_store, transaction(self.layout, partition)).await?;
         Ok(last.map_or(0, |last| last as u64 + 1))
     }
 
@@ -125,10 +132,10 @@ impl Table {
                 return Err(Error::Missing(why));
             }
         }
-        let adds = files.iter().map(|file| Action::Add(add(file, true))).collect();
+        let adds = files.iter().map(|file| Action::Add(add(self.layout, file, true))).collect();
         let transactions = events
             .iter()
-            .map(|(partition, (_, last))| Transaction::new(transaction(*partition), *last as i64))
+            .map(|(partition, (_, last))| Transaction::new(transaction(self.layout, *partition), *last as i64))
             .collect();
         let operation = DeltaOperation::Write {
             mode: SaveMode::Append,
@@ -159,7 +166,7 @@ impl Table {
     /// [`Error::Delta`]: nothing was replaced.
     pub async fn replace(&mut self, old: &[Arc<ArchivedFile>], new: ArchivedFile) -> Result<(), Error> {
         let removes = old.iter().map(|file| Action::Remove(remove(file)));
-        let actions = removes.chain([Action::Add(add(&new, false))]).collect();
+        let actions = removes.chain([Action::Add(add(self.layout, &new, false))]).collect();
         let transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
         let operation = DeltaOperation::Optimize { predicate: None, target_size: new.bytes as i64 };
         if let Err(error) = self.commit(actions, transactions, operation).await {
@@ -200,13 +207,13 @@ impl Table {
     }
 }
 
-async fn create(log_store: LogStoreRef) -> Result<DeltaTable, Error> {
-    let columns: StructType = schema().as_ref().try_into_kernel().map_err(DeltaTableError::from)?;
+async fn create(layout: &Layout, log_store: LogStoreRef) -> Result<DeltaTable, Error> {
+    let columns: StructType = (layout.schema)().as_ref().try_into_kernel().map_err(DeltaTableError::from)?;
     let day = StructField::nullable(PARTITION_COLUMN, DataType::DATE);
     let setting = |name: &str, value: String| (name.to_owned(), Some(value));
     let created = CreateBuilder::new()
         .with_log_store(log_store)
-        .with_table_name("events")
+        .with_table_name(layout.name)
         .with_columns(columns.fields().cloned().chain([day]))
         .with_partition_columns([PARTITION_COLUMN])
         .with_raise_if_key_not_exists(false)
@@ -215,24 +222,26 @@ async fn create(log_store: LogStoreRef) -> Result<DeltaTable, Error> {
             setting("delta.logRetentionDuration", "interval 7 days".into()),
             setting("delta.enableExpiredLogCleanup", "true".into()),
             // Statistics are written for what queries of any tool go by first.
-            setting("delta.dataSkippingStatsColumns", "account_id,occurred_at".into()),
+            setting("delta.dataSkippingStatsColumns", format!("account_id,{}", layout.time)),
         ])
         .await?;
     Ok(created)
 }
 
-fn transaction(partition: u32) -> String {
-    format!("sendtrail-events-{partition}")
+fn transaction(layout: &Layout, partition: u32) -> String {
+    format!("sendtrail-{}-{partition}", layout.name)
 }
 
-fn add(file: &ArchivedFile, data_change: bool) -> Add {
-    let bounds = |account: &str, occurred_at| Bounds { account_id: account.into(), occurred_at };
+fn add(layout: &Layout, file: &ArchivedFile, data_change: bool) -> Add {
+    let bounds = |account: &str, time: Millis| {
+        HashMap::from([(ACCOUNT_ID.to_owned(), account.to_owned()), (layout.time.to_owned(), time.to_string())])
+    };
     let stats = Stats {
         num_records: file.rows,
         min_values: bounds(&file.accounts.0, file.occurred.0),
         // Readers take a greatest time for exact, and ours is cut to milliseconds: the next one is safe.
         max_values: bounds(&file.accounts.1, file.occurred.1.plus(1)),
-        null_count: HashMap::from([("account_id".into(), 0), ("occurred_at".into(), 0)]),
+        null_count: HashMap::from([(ACCOUNT_ID.into(), 0), (layout.time.into(), 0)]),
     };
     Add {
         path: file.path.clone(),
@@ -257,18 +266,23 @@ fn remove(file: &ArchivedFile) -> Remove {
     }
 }
 
-fn read_file(path: &str, bytes: i64, stats: Option<String>) -> Result<ArchivedFile, Error> {
+fn read_file(layout: &Layout, path: &str, bytes: i64, stats: Option<String>) -> Result<ArchivedFile, Error> {
     let malformed = |what: &str| sendtrail_schemas::Error::Malformed(format!("{path} in the Delta log: {what}"));
     let day =
         path.strip_prefix("dt=").and_then(|rest| rest.get(..10)).ok_or_else(|| malformed("no day in its path"))?;
     let stats: Stats =
         serde_json::from_str(&stats.unwrap_or_default()).map_err(|cause| malformed(&cause.to_string()))?;
+    let account = |bounds: &Bounds| bounds.get(ACCOUNT_ID).cloned().ok_or_else(|| malformed("no bounds of accounts"));
+    let time = |bounds: &Bounds| {
+        let text = bounds.get(layout.time).ok_or_else(|| malformed("no bounds of times"))?;
+        Millis::parse(text)
+    };
     Ok(ArchivedFile {
         path: path.to_owned(),
         bytes: bytes as u64,
         rows: stats.num_records,
         day: Millis::parse_day(day)?.day(),
-        accounts: (stats.min_values.account_id, stats.max_values.account_id),
-        occurred: (stats.min_values.occurred_at, stats.max_values.occurred_at.plus(-1)),
+        accounts: (account(&stats.min_values)?, account(&stats.max_values)?),
+        occurred: (time(&stats.min_values)?, time(&stats.max_values)?.plus(-1)),
     })
 }

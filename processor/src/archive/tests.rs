@@ -63,7 +63,7 @@ fn files_are_sorted_and_apart_by_day_and_lateness() {
         })
         .collect();
     let batches: Vec<RecordBatch> = events.chunks(777).map(batch).collect();
-    let files = write_files(folder.path(), "x", &batches).unwrap();
+    let files = write_files(&EVENTS, folder.path(), "x", &batches).unwrap();
     let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
     assert_eq!(
         names,
@@ -91,7 +91,7 @@ fn files_are_sorted_and_apart_by_day_and_lateness() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_go_on_where_the_table_ends_is_refused() {
     let folder = tempfile::TempDir::new().unwrap();
-    let mut table = Table::open(folder.path()).await.unwrap();
+    let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
     append(&mut table, 0, 0, 10).await;
     for events in [(5, 12), (11, 12), (0, 9)] {
         let refused = table.append(&[], &BTreeMap::from([(0, events)])).await;
@@ -106,21 +106,21 @@ async fn append(table: &mut Table, partition: u32, from: u64, count: u64) {
     let events: Vec<Event> = (from..from + count)
         .map(|seq| Event { partition, ..event(seq, u128::from(seq % 5), now, now - (seq as i64 * 31 % 5000)) })
         .collect();
-    let files = write_files(table.root(), &format!("{partition}-{from}"), &[batch(&events)]).unwrap();
+    let files = write_files(&EVENTS, table.root(), &format!("{partition}-{from}"), &[batch(&events)]).unwrap();
     table.append(&files, &BTreeMap::from([(partition, (from, from + count - 1))])).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_remembers_files_and_marks() {
     let folder = TempDir::new().unwrap();
-    let mut table = Table::open(folder.path()).await.unwrap();
+    let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
     assert_eq!((table.mark(0).await.unwrap(), table.files().len()), (0, 0));
     append(&mut table, 0, 0, 100).await;
     append(&mut table, 3, 0, 50).await;
     append(&mut table, 0, 100, 10).await;
     let (files, version) = (table.files(), table.version());
     drop(table);
-    let table = Table::open(folder.path()).await.unwrap();
+    let table = Table::open(&EVENTS, folder.path()).await.unwrap();
     assert_eq!(
         (table.mark(0).await.unwrap(), table.mark(3).await.unwrap(), table.mark(1).await.unwrap()),
         (110, 50, 0)
@@ -131,13 +131,13 @@ async fn a_table_remembers_files_and_marks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_events_are_committed_once_however_often() {
     let folder = TempDir::new().unwrap();
-    let mut first = Table::open(folder.path()).await.unwrap();
-    let mut second = Table::open(folder.path()).await.unwrap();
+    let mut first = Table::open(&EVENTS, folder.path()).await.unwrap();
+    let mut second = Table::open(&EVENTS, folder.path()).await.unwrap();
     append(&mut first, 0, 0, 10).await;
     // A writer that does not know of the commit is told by the table that its events are there already.
     append(&mut second, 0, 0, 10).await;
     assert_eq!(second.files(), first.files());
-    let fresh = Table::open(folder.path()).await.unwrap();
+    let fresh = Table::open(&EVENTS, folder.path()).await.unwrap();
     assert_eq!(fresh.files().iter().map(|file| file.rows).sum::<u64>(), 10);
     assert_eq!(fresh.mark(0).await.unwrap(), 10);
 }
@@ -145,7 +145,7 @@ async fn the_same_events_are_committed_once_however_often() {
 #[tokio::test(flavor = "multi_thread")]
 async fn merging_keeps_every_row_in_order_and_vacuum_what_is_listed() {
     let folder = TempDir::new().unwrap();
-    let mut table = Table::open(folder.path()).await.unwrap();
+    let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
     for n in 0..20 {
         append(&mut table, 0, n * 500, 500).await;
     }
@@ -171,7 +171,7 @@ async fn merging_keeps_every_row_in_order_and_vacuum_what_is_listed() {
     assert_eq!(upkeep(table.clone(), Duration::ZERO).vacuum().await.unwrap(), 20 + 1, "and the merge in between");
     assert!(root.join(&files[0].path).exists());
     drop(table);
-    let table = Table::open(folder.path()).await.unwrap();
+    let table = Table::open(&EVENTS, folder.path()).await.unwrap();
     assert_eq!(table.files(), *files);
     assert_eq!(table.mark(0).await.unwrap(), 10_000);
 }

@@ -13,6 +13,7 @@ use sendtrail_schemas::time::Day;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::layout::Layout;
 use super::merge::merge;
 use super::parquet_file::{SortedFile, path};
 use super::table::Table;
@@ -78,22 +79,24 @@ impl Upkeep {
     pub async fn compact(&self) -> Result<usize, Error> {
         let mut merges = 0;
         loop {
-            let (root, files) = {
+            let (layout, root, files) = {
                 let table = self.table.lock().await;
-                (table.root().to_owned(), table.files())
+                (table.layout(), table.root().to_owned(), table.files())
             };
-            gauge!("sendtrail_archive_files").set(files.len() as f64);
-            gauge!("sendtrail_archive_bytes").set(files.iter().map(|file| file.bytes).sum::<u64>() as f64);
-            gauge!("sendtrail_archive_rows").set(files.iter().map(|file| file.rows).sum::<u64>() as f64);
+            let of = layout.name;
+            gauge!("sendtrail_archive_files", "table" => of).set(files.len() as f64);
+            gauge!("sendtrail_archive_bytes", "table" => of)
+                .set(files.iter().map(|file| file.bytes).sum::<u64>() as f64);
+            gauge!("sendtrail_archive_rows", "table" => of).set(files.iter().map(|file| file.rows).sum::<u64>() as f64);
             let Some(chosen) = choose(&files, self.clock.now().day()) else { return Ok(merges) };
             let merged = {
                 let chosen = chosen.clone();
-                tokio::task::spawn_blocking(move || merge_into_one(&root, &chosen)).await
+                tokio::task::spawn_blocking(move || merge_into_one(layout, &root, &chosen)).await
             };
             let merged =
                 merged.map_err(|cause| Error::Io { what: "merge".into(), cause: std::io::Error::other(cause) })??;
-            counter!("sendtrail_archive_merges_total").increment(1);
-            counter!("sendtrail_archive_merged_rows_total").increment(merged.rows);
+            counter!("sendtrail_archive_merges_total", "table" => of).increment(1);
+            counter!("sendtrail_archive_merged_rows_total", "table" => of).increment(merged.rows);
             tracing::debug!(files = chosen.len(), rows = merged.rows, path = merged.path, "merged archive files");
             let mut table = self.table.lock().await;
             table.replace(&chosen, merged).await?;
@@ -173,14 +176,14 @@ pub(crate) fn fresh_name() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }
 
-fn merge_into_one(root: &Path, files: &[Arc<ArchivedFile>]) -> Result<ArchivedFile, Error> {
+fn merge_into_one(layout: &'static Layout, root: &Path, files: &[Arc<ArchivedFile>]) -> Result<ArchivedFile, Error> {
     let Some(first) = files.first() else {
         return Err(sendtrail_schemas::Error::Malformed("nothing to merge".into()).into());
     };
     let late = if first.path.ends_with("-late.parquet") { "-late" } else { "" };
     let rows: u64 = files.iter().map(|file| file.rows).sum();
-    let path = path(first.day, &format!("{}-merged{late}", fresh_name()));
-    let merged = merge(root, files, SortedFile::create(root, path, first.day, rows as usize)?)?;
+    let path = path(layout, first.day, &format!("{}-merged{late}", fresh_name()));
+    let merged = merge(layout, root, files, SortedFile::create(layout, root, path, first.day, rows as usize)?)?;
     if merged.rows != rows {
         let why = format!("a merge of {rows} rows gave {}", merged.rows);
         return Err(sendtrail_schemas::Error::Malformed(why).into());

@@ -1,0 +1,83 @@
+//! Projections made anew from the archive, for a server that is stopped.
+
+use std::collections::HashMap;
+
+use sendtrail_schemas::attempts::read_attempts;
+use sendtrail_schemas::columns::read_events;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+
+use crate::archive::{Table, read_file};
+use crate::{Error, Projections};
+
+/// What projections were made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rebuilt {
+    /// Events.
+    pub events: u64,
+    /// Attempts.
+    pub attempts: u64,
+}
+
+/// Makes the sums and the last attempts anew. Afterwards they are those of the files, and the log has the rest.
+///
+/// # Errors
+/// [`Error`]; run it again then.
+pub async fn rebuild_projections(
+    events: &Table,
+    attempts: &Table,
+    projections: &mut Projections,
+    partitions: u32,
+) -> Result<Rebuilt, Error> {
+    projections.clear(partitions)?;
+    let rebuilt = Rebuilt { events: add_events(events, projections)?, attempts: add_attempts(attempts, projections)? };
+    for partition in 0..partitions {
+        projections.set_mark(TopicPartition::new(Topic::Events, partition), events.mark(partition).await?);
+        projections.set_mark(TopicPartition::new(Topic::Attempts, partition), attempts.mark(partition).await?);
+    }
+    projections.flush(true)?;
+    Ok(rebuilt)
+}
+
+fn add_events(table: &Table, projections: &mut Projections) -> Result<u64, Error> {
+    let mut rows = 0;
+    for file in table.files() {
+        for batch in read_file(table.layout(), table.root(), &file)? {
+            for event in read_events(&batch?)? {
+                projections.add_sums(&event)?;
+                rows += 1;
+            }
+        }
+        projections.flush(true)?;
+    }
+    Ok(rows)
+}
+
+/// Files are in the order of accounts and times, and one delivery's attempts may be in several: the last is the one with
+/// the greatest number.
+fn add_attempts(table: &Table, projections: &mut Projections) -> Result<u64, Error> {
+    let reader = projections.reader();
+    let mut rows = 0;
+    for file in table.files() {
+        for batch in read_file(table.layout(), table.root(), &file)? {
+            let mut last = HashMap::new();
+            for logged in read_attempts(&batch?)? {
+                rows += 1;
+                let name = (logged.partition, logged.attempt.event_seq, logged.attempt.destination_id.clone());
+                let kept = last.entry(name).or_insert_with(|| logged.clone());
+                if kept.attempt.number < logged.attempt.number {
+                    *kept = logged;
+                }
+            }
+            for logged in last.into_values() {
+                let attempt = &logged.attempt;
+                let known = reader.last_attempt(logged.partition, attempt.event_seq, attempt.destination()?)?;
+                if known.is_none_or(|known| known.attempts < attempt.number) {
+                    projections.add_attempt(logged.partition, logged.offset, attempt);
+                }
+            }
+            projections.flush(false)?;
+        }
+    }
+    projections.flush(true)?;
+    Ok(rows)
+}

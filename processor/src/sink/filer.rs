@@ -1,0 +1,159 @@
+//! Rows on their way into the files of one table: gathered, written beside the reading that goes on, committed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use metrics::{counter, histogram};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
+
+use crate::Error;
+use crate::archive::{Table, fresh_name, write_files};
+
+/// The table after a commit, locked until readers see it: nobody may show its files before the tail is cut.
+type Committed = Result<OwnedMutexGuard<Table>, Error>;
+
+/// What was written, and the table, locked until readers see it.
+pub type Filed = (Arc<Chunk>, OwnedMutexGuard<Table>);
+
+/// See the module.
+pub struct Filer {
+    table: Arc<Mutex<Table>>,
+    chunk: Chunk,
+    /// The chunk that is being written, and how that ends.
+    writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
+}
+
+/// Rows that are written together.
+#[derive(Default)]
+pub struct Chunk {
+    batches: Vec<RecordBatch>,
+    rows: usize,
+    /// The first and the last number of each partition.
+    numbers: BTreeMap<u32, (u64, u64)>,
+    since: Option<Instant>,
+}
+
+impl Chunk {
+    /// The number after the last of each partition.
+    pub fn ends(&self) -> impl Iterator<Item = (u32, u64)> {
+        self.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1))
+    }
+}
+
+impl Filer {
+    /// For a table.
+    pub fn new(table: Arc<Mutex<Table>>) -> Self {
+        Self { table, chunk: Chunk::default(), writing: None }
+    }
+
+    /// Notes that something was read, which must be written in time.
+    pub fn touch(&mut self) {
+        self.chunk.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes the number of a row that the next batch will hold.
+    pub fn note(&mut self, partition: u32, number: u64) {
+        self.chunk.numbers.entry(partition).or_insert((number, 0)).1 = number;
+    }
+
+    /// Adds rows.
+    pub fn add(&mut self, batch: RecordBatch) {
+        self.chunk.rows += batch.num_rows();
+        self.chunk.batches.push(batch);
+    }
+
+    /// Rows that are not being written yet.
+    pub fn rows(&self) -> usize {
+        self.chunk.rows
+    }
+
+    /// Whether nothing is gathered and nothing is being written.
+    pub fn is_idle(&self) -> bool {
+        self.chunk.rows == 0 && self.writing.is_none()
+    }
+
+    /// Whether a chunk is being written.
+    pub fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
+    /// Rows that are in no file yet.
+    pub fn tail(&self) -> Vec<RecordBatch> {
+        let writing = self.writing.iter().flat_map(|(chunk, _)| &chunk.batches);
+        writing.chain(&self.chunk.batches).cloned().collect()
+    }
+
+    /// Whether what is gathered should be written now.
+    pub fn is_due(&self, rows: usize, after: Duration) -> bool {
+        self.chunk.rows >= rows || self.chunk.since.is_some_and(|since| since.elapsed() >= after)
+    }
+
+    /// Begins to write what is gathered.
+    pub fn write(&mut self, handle: &Handle) {
+        let chunk = Arc::new(std::mem::take(&mut self.chunk));
+        let (done, wait) = oneshot::channel();
+        let (table, writing) = (self.table.clone(), chunk.clone());
+        handle.spawn(async move {
+            // Whoever waits knows what to do with either outcome.
+            let _ = done.send(commit(table, writing).await);
+        });
+        self.writing = Some((chunk, wait));
+    }
+
+    /// What was written, once it was.
+    ///
+    /// # Errors
+    /// Why it was not: it is gathered again then, in front of what came since.
+    pub fn collect(&mut self) -> Result<Option<Filed>, Error> {
+        let Some((chunk, wait)) = &mut self.writing else { return Ok(None) };
+        let outcome = match wait.try_recv() {
+            Err(oneshot::error::TryRecvError::Empty) => return Ok(None),
+            Err(oneshot::error::TryRecvError::Closed) => Err(Error::Missing("the archive's writer ended".into())),
+            Ok(outcome) => outcome,
+        };
+        let chunk = chunk.clone();
+        self.writing = None;
+        match outcome {
+            Ok(table) => Ok(Some((chunk, table))),
+            Err(error) => {
+                let rest = std::mem::take(&mut self.chunk);
+                let mut numbers = chunk.numbers.clone();
+                for (partition, (first, last)) in rest.numbers {
+                    numbers.entry(partition).or_insert((first, last)).1 = last;
+                }
+                let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
+                self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, numbers, since: chunk.since };
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Writes a chunk into files and commits them.
+async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
+    let begun = Instant::now();
+    let (layout, root) = {
+        let table = table.lock().await;
+        (table.layout(), table.root().to_owned())
+    };
+    let files = if chunk.rows == 0 {
+        Vec::new()
+    } else {
+        let writing = chunk.clone();
+        let write = move || write_files(layout, &root, &fresh_name(), &writing.batches);
+        let written = tokio::task::spawn_blocking(write).await;
+        written.map_err(|cause| Error::Io { what: "write archive files".into(), cause: cause.into() })??
+    };
+    let mut table = table.lock_owned().await;
+    if files.is_empty() {
+        return Ok(table);
+    }
+    table.append(&files, &chunk.numbers).await?;
+    counter!("sendtrail_archived_rows_total", "table" => layout.name).increment(chunk.rows as u64);
+    histogram!("sendtrail_archive_commit_seconds", "table" => layout.name).record(begun.elapsed().as_secs_f64());
+    tracing::debug!(of = layout.name, rows = chunk.rows, files = files.len(), version = table.version(), "archived");
+    Ok(table)
+}
