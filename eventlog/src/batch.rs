@@ -1,12 +1,12 @@
 //! Records on their way to the log and back: one buffer a batch, however many records.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 
 /// Records that enter the log together.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    payload: BytesMut,
+    payload: Vec<u8>,
     count: u32,
     first_number: Option<u64>,
 }
@@ -31,11 +31,12 @@ impl Batch {
 
     /// Adds a record.
     pub fn push(&mut self, record: &impl Message) {
-        let length = record.encoded_len();
-        self.payload.reserve(length + 4);
-        self.payload.put_u32_le(length as u32);
-        // The room was reserved.
+        let begin = self.payload.len();
+        self.payload.put_u32_le(0);
+        // A vector takes whatever is encoded.
         let _ = record.encode(&mut self.payload);
+        let length = (self.payload.len() - begin - 4) as u32;
+        self.payload[begin..begin + 4].copy_from_slice(&length.to_le_bytes());
         self.count += 1;
     }
 
@@ -74,7 +75,7 @@ impl Batch {
 
     /// The payload without its first `drop` records.
     pub(crate) fn freeze(self, drop: u32) -> (Bytes, u32) {
-        let mut payload = self.payload.freeze();
+        let mut payload = Bytes::from(self.payload);
         for _ in 0..drop.min(self.count) {
             let length = payload.get_u32_le() as usize;
             payload.advance(length.min(payload.len()));

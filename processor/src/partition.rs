@@ -303,15 +303,11 @@ impl<'a> Session<'a> {
 
     fn load(&mut self, keys: &Keys) -> Result<(), Ended> {
         let (store, partition) = (&self.of.store, self.of.number);
-        if let Some(id) = keys.account
-            && self.overlay.lacks_account(id)
-        {
-            self.overlay.load_account(id, store.account(partition, id)?);
+        if let Some(id) = keys.account {
+            self.overlay.load_account(id, || store.account(partition, id))?;
         }
         for key in keys.rows() {
-            if self.overlay.lacks_row(key) {
-                self.overlay.load_row(*key, store.row(partition, key)?);
-            }
+            self.overlay.load_row(*key, || store.row(partition, key))?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use foldhash::fast::RandomState;
 use prost::Message;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
@@ -32,7 +33,7 @@ pub struct Projections {
     attempts: Keyspace,
     dead_letters: Keyspace,
     marks: Keyspace,
-    hours: HashMap<(AccountId, Hour), HourState>,
+    hours: HashMap<(AccountId, Hour), HourState, RandomState>,
     cached: usize,
     passed: HashMap<TopicPartition, u64>,
     pending_attempts: Vec<(Vec<u8>, Vec<u8>)>,
@@ -42,7 +43,7 @@ pub struct Projections {
 /// The rows of an hour that are being added to.
 #[derive(Default)]
 struct HourState {
-    rows: HashMap<u128, (Rollup, bool)>,
+    rows: HashMap<u128, (Rollup, bool), RandomState>,
     overflowing: bool,
     dirty: bool,
 }
@@ -85,7 +86,7 @@ impl Projections {
             attempts: keyspace(ATTEMPTS)?,
             dead_letters: keyspace("proj.dead-letters")?,
             marks: keyspace("proj.marks")?,
-            hours: HashMap::new(),
+            hours: HashMap::default(),
             cached: 0,
             passed: HashMap::new(),
             pending_attempts: Vec::new(),
@@ -163,7 +164,7 @@ impl Projections {
         } else {
             hour.overflowing = true;
             self.cached -= hour.rows.len();
-            hour.rows = HashMap::new();
+            hour.rows = HashMap::default();
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use futures::FutureExt;
 use futures::future::select_all;
 use metrics::gauge;
 use parking_lot::Mutex as PlainMutex;
-use sendtrail_eventlog::{EventLog, Reader, Retention};
+use sendtrail_eventlog::{EventLog, Reader, Record, Retention};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt};
 use sendtrail_schemas::codec::{self, Wire};
@@ -274,7 +274,8 @@ impl Running {
         let cursor = &mut self.cursors[at];
         let (log, partition) = (self.sink.log.clone(), cursor.partition);
         let mut count = 0;
-        for (offset, event) in decode::<Event>(&*log, Topic::Events, partition, cursor.next)? {
+        for event in decode::<Event>(&*log, Topic::Events, partition, cursor.next)? {
+            let (offset, event) = event?;
             if event.seq != offset || event.seq != cursor.next {
                 let why = format!("event {} of partition {partition} stands where {} should", event.seq, cursor.next);
                 return Err(Error::Missing(why));
@@ -293,7 +294,8 @@ impl Running {
             count += 1;
         }
         let mut attempts = 0;
-        for (offset, attempt) in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt)? {
+        for attempt in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt)? {
+            let (offset, attempt) = attempt?;
             if offset >= cursor.noted_attempts {
                 self.sink.projections.add_attempt(partition, offset, &attempt);
                 cursor.noted_attempts = offset + 1;
@@ -306,7 +308,8 @@ impl Running {
             cursor.next_attempt = offset + 1;
             attempts += 1;
         }
-        for (offset, letter) in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters)? {
+        for letter in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters)? {
+            let (offset, letter) = letter?;
             self.sink.projections.add_dead_letter(&letter);
             cursor.letters = offset + 1;
             count += 1;
@@ -410,8 +413,13 @@ impl Running {
     }
 }
 
-/// The records of a piece of a partition, with their offsets.
-fn decode<W: Wire>(log: &dyn EventLog, topic: Topic, partition: u32, from: u64) -> Result<Vec<(u64, W)>, Error> {
+/// The records of a piece of a partition, with their offsets; each is decoded when its turn comes.
+fn decode<W: Wire>(
+    log: &dyn EventLog,
+    topic: Topic,
+    partition: u32,
+    from: u64,
+) -> Result<impl Iterator<Item = Result<(u64, W), Error>>, Error> {
     let batches = match log.read(TopicPartition::new(topic, partition), from, READ_BYTES) {
         Ok(batches) => batches,
         Err(error @ sendtrail_eventlog::Error::Trimmed { .. }) => {
@@ -420,9 +428,6 @@ fn decode<W: Wire>(log: &dyn EventLog, topic: Topic, partition: u32, from: u64) 
         }
         Err(error) => return Err(error.into()),
     };
-    let mut records = Vec::new();
-    for record in batches.iter().flat_map(|batch| batch.records(from)) {
-        records.push((record.offset, codec::decode(&record.value)?));
-    }
-    Ok(records)
+    let records: Vec<Record> = batches.iter().flat_map(|batch| batch.records(from)).collect();
+    Ok(records.into_iter().map(|record| Ok((record.offset, codec::decode(&record.value)?))))
 }

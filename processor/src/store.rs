@@ -45,6 +45,8 @@ impl Writes {
     pub fn take(overlay: &mut Overlay) -> Self {
         let mut rows = Vec::new();
         overlay.checkpoint(|key, value| rows.push((key, value)));
+        // In the order of keys, as the store keeps them: neighbours are found where the last one was.
+        rows.sort_unstable_by_key(|(key, _)| *key);
         Self { rows, progress: overlay.progress.clone() }
     }
 

@@ -216,7 +216,7 @@ impl ValueColumn {
 
     fn push_nulls(&mut self, count: usize) {
         match self {
-            Self::Text(column) => (0..count).for_each(|_| column.append_null()),
+            Self::Text(column) => column.append_nulls(count),
             Self::Integer(column) => column.append_nulls(count),
             Self::Flag(column) => column.append_nulls(count),
             Self::Time(column) => column.append_nulls(count),

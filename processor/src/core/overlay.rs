@@ -4,6 +4,7 @@
 //! generations: an entry that is used moves to the young one, and the old one is dropped when the young one is full.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use foldhash::fast::RandomState;
@@ -89,24 +90,24 @@ impl Overlay {
         Millis(self.progress.last_t)
     }
 
-    /// Whether an account must be loaded before it is read.
-    pub fn lacks_account(&mut self, id: AccountId) -> bool {
-        self.accounts.slot(&id).is_none()
+    /// Loads an account, unless it is here: what `load` finds in the store, or nothing.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub fn load_account<E>(
+        &mut self,
+        id: AccountId,
+        load: impl FnOnce() -> Result<Option<Account>, E>,
+    ) -> Result<(), E> {
+        self.accounts.load(id, || Ok(load()?.map(Box::new)))
     }
 
-    /// Whether a row must be loaded before it is read.
-    pub fn lacks_row(&mut self, key: &RowKey) -> bool {
-        self.rows.slot(key).is_none()
-    }
-
-    /// Puts what the store has; `None` when it has nothing.
-    pub fn load_account(&mut self, id: AccountId, account: Option<Account>) {
-        self.accounts.load(id, account.map(Box::new));
-    }
-
-    /// Puts what the store has; `None` when it has nothing.
-    pub fn load_row(&mut self, key: RowKey, row: Option<Row>) {
-        self.rows.load(key, row);
+    /// Loads a row, unless it is here: what `load` finds in the store, or nothing.
+    ///
+    /// # Errors
+    /// Those of `load`.
+    pub fn load_row<E>(&mut self, key: RowKey, load: impl FnOnce() -> Result<Option<Row>, E>) -> Result<(), E> {
+        self.rows.load(key, load)
     }
 
     /// An account.
@@ -191,43 +192,51 @@ impl<K, V> Default for Generations<K, V> {
 
 impl<K: Copy + Eq + Hash, V> Generations<K, V> {
     fn slot(&mut self, key: &K) -> Option<&mut Slot<V>> {
-        if !self.old.is_empty()
-            && !self.young.contains_key(key)
-            && let Some(slot) = self.old.remove(key)
-        {
-            self.young.insert(*key, slot);
+        match self.young.entry(*key) {
+            Entry::Occupied(slot) => Some(slot.into_mut()),
+            Entry::Vacant(empty) => Some(empty.insert(self.old.remove(key)?)),
         }
-        self.young.get_mut(key)
     }
 
-    fn load(&mut self, key: K, value: Option<V>) {
-        self.young.insert(key, Slot { value, dirty: false });
+    fn load<E>(&mut self, key: K, load: impl FnOnce() -> Result<Option<V>, E>) -> Result<(), E> {
+        if let Entry::Vacant(empty) = self.young.entry(key) {
+            empty.insert(match self.old.remove(&key) {
+                Some(slot) => slot,
+                None => Slot { value: load()?, dirty: false },
+            });
+        }
+        Ok(())
+    }
+
+    /// The slot of a key; an empty one when there is none.
+    fn filled(&mut self, key: K) -> &mut Slot<V> {
+        match self.young.entry(key) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(empty) => empty.insert(self.old.remove(&key).unwrap_or(Slot { value: None, dirty: false })),
+        }
     }
 
     fn edit<R>(&mut self, key: &K, edit: impl FnOnce(&mut Option<V>) -> (bool, R)) -> R {
-        if self.slot(key).is_none() {
-            self.load(*key, None);
-        }
-        let Some(slot) = self.young.get_mut(key) else { return edit(&mut None).1 };
+        let slot = self.filled(*key);
         let (changed, result) = edit(&mut slot.value);
-        if changed && !slot.dirty {
-            slot.dirty = true;
+        if changed && !std::mem::replace(&mut slot.dirty, true) {
             self.dirty.push(*key);
         }
         result
     }
 
     fn put(&mut self, key: K, value: Option<V>) {
-        let known = self.slot(&key).is_some_and(|slot| slot.dirty);
-        if !known {
-            self.dirty.push(key);
-        }
-        self.young.insert(key, Slot { value, dirty: true });
+        self.edit(&key, |kept| {
+            *kept = value;
+            (true, ())
+        });
     }
 
     fn rotate(&mut self, room: usize) {
         if self.young.len() >= room {
-            self.old = std::mem::take(&mut self.young);
+            std::mem::swap(&mut self.young, &mut self.old);
+            // Keeps its room, which it will need again.
+            self.young.clear();
         }
     }
 

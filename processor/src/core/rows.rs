@@ -151,8 +151,8 @@ pub struct Sent {
     #[prost(uint32, tag = "3")]
     pub profile: u32,
     /// The profile itself, when the table was full.
-    #[prost(message, optional, tag = "4")]
-    pub own: Option<Profile>,
+    #[prost(message, optional, boxed, tag = "4")]
+    pub own: Option<Box<Profile>>,
     /// The subject.
     #[prost(string, optional, tag = "5")]
     pub subject: Option<String>,

@@ -27,13 +27,16 @@ use super::rows::RowKey;
 pub const LOGIC_VERSION: u32 = 2;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
+static DEFAULT_SETTINGS: Settings = Settings {
+    logic_version: LOGIC_VERSION,
+    simulated: false,
+    repeatable_horizon_hours: 72,
+    system_sender: String::new(),
+};
+
+/// See [`Settings`]; those that hold until a record says otherwise.
 pub fn default_settings() -> Settings {
-    Settings {
-        logic_version: LOGIC_VERSION,
-        simulated: false,
-        repeatable_horizon_hours: 72,
-        system_sender: String::new(),
-    }
+    DEFAULT_SETTINGS.clone()
 }
 
 /// What [`step`] will want to read.
@@ -77,7 +80,7 @@ fn fact_keys(account: AccountId, fact: &EventFact, keys: &mut Keys) {
 /// the overlay unusable: throw it away, go back to the checkpoint, and [`skip`] the record.
 pub fn step(
     overlay: &mut Overlay,
-    record: Record,
+    mut record: Record,
     keys: &Keys,
     offset: u64,
     received_at: Millis,
@@ -90,17 +93,18 @@ pub fn step(
     let t = overlay.advance(received_at, record.simulated_time);
     let account = record.account();
     let mut step = Step { overlay, effects, t, offset };
-    let outcome = match (record.body, account) {
-        (Some(Body::Fact(fact)), Some(account)) => {
-            step.fact(account, fact, keys);
-            None
+    let outcome = if let (Some(Body::Fact(fact)), Some(account)) = (&mut record.body, account) {
+        step.fact(account, fact, keys);
+        None
+    } else {
+        match (record.body, account) {
+            (Some(Body::Send(request)), Some(account)) => Some(step.send(account, request, keys)),
+            (Some(Body::Command(Command { change: Some(change) })), Some(account)) => {
+                Some(step.command(account, change, keys))
+            }
+            // Settings hold already; a skip was honoured when its offset was reached; a tick only moves the time.
+            _ => None,
         }
-        (Some(Body::Send(request)), Some(account)) => Some(step.send(account, request, keys)),
-        (Some(Body::Command(Command { change: Some(change) })), Some(account)) => {
-            Some(step.command(account, change, keys))
-        }
-        // Settings hold already; a skip was honoured when its offset was reached; a tick only moves the time.
-        _ => None,
     };
     step.overlay.progress.next_offset = offset + 1;
     if let (Some(reply_to), Some((outcome, replayed))) = (record.reply_to, outcome) {
@@ -141,12 +145,11 @@ fn refused(code: Code, message: impl Into<String>) -> Told {
 impl Step<'_> {
     /// What a Send keeps of its configuration set.
     fn kept_set(&self, set: Option<&ConfigSet>) -> Option<Vec<u8>> {
-        let by_id = self.overlay.progress.settings.as_ref().is_none_or(|settings| settings.logic_version >= 2);
-        set.filter(|_| by_id).map(|set| set.config_set_id.clone())
+        set.filter(|_| self.settings().logic_version >= 2).map(|set| set.config_set_id.clone())
     }
 
-    fn settings(&self) -> Settings {
-        self.overlay.progress.settings.clone().unwrap_or_else(default_settings)
+    fn settings(&self) -> &Settings {
+        self.overlay.progress.settings.as_ref().unwrap_or(&DEFAULT_SETTINGS)
     }
 
     /// Numbers an event and sends it on its way.

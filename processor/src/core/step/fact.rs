@@ -48,18 +48,18 @@ struct Observed {
 }
 
 impl Step<'_> {
-    pub(super) fn fact(&mut self, id: AccountId, mut fact: EventFact, keys: &Keys) {
+    pub(super) fn fact(&mut self, id: AccountId, fact: &mut EventFact, keys: &Keys) {
         let Some(mut account) = self.overlay.take_account(id) else {
             // The door checks accounts; only a record that no door of ours wrote comes here.
             let record = Record {
                 version: codec::VERSION,
                 account_id: id.bytes().to_vec(),
-                body: Some(Body::Fact(fact)),
+                body: Some(Body::Fact(std::mem::take(fact))),
                 ..Record::default()
             };
             return self.dead_letter(codec::encode(&record).to_vec(), "no such account");
         };
-        if let Some(event) = self.canonical(&mut account, &mut fact, keys) {
+        if let Some(event) = self.canonical(&mut account, fact, keys) {
             self.suppress_by(&account, id, &event, keys);
             let counted = event.counted;
             self.emit(event);
@@ -271,13 +271,13 @@ fn sent(
     }
 }
 
-pub(super) fn intern(profiles: &mut Profiles, profile: Profile, t: Millis) -> (u32, Option<Profile>) {
+pub(super) fn intern(profiles: &mut Profiles, profile: Profile, t: Millis) -> (u32, Option<Box<Profile>>) {
     if profile.is_empty() {
         return (0, None);
     }
     match profiles.number(profile, t) {
         Ok(number) => (number, None),
-        Err(own) => (0, Some(*own)),
+        Err(own) => (0, Some(own)),
     }
 }
 
@@ -291,7 +291,7 @@ fn inherit(fact: &mut EventFact, sent: &Sent, profiles: &Profiles) -> Option<Con
     lend(&mut fact.subject, &sent.subject);
     lend(&mut fact.metadata, &sent.metadata);
     lend(&mut fact.send_id, &sent.send_id);
-    let profile = sent.own.as_ref().or_else(|| profiles.get(sent.profile).map(|shared| &**shared))?;
+    let profile = sent.own.as_deref().or_else(|| profiles.get(sent.profile).map(|shared| &**shared))?;
     lend(&mut fact.configuration_set_name, &profile.configuration_set_name);
     lend(&mut fact.from, &profile.from);
     lend(&mut fact.customer_id, &profile.customer_id);

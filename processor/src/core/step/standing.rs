@@ -82,7 +82,7 @@ impl Step<'_> {
     }
 
     fn tell_contact(&mut self, config: &AccountConfig, status: &StatusChange, to: Status) {
-        let sender = self.settings().system_sender;
+        let sender = self.settings().system_sender.clone();
         if to == Status::Healthy || config.contact_email.is_empty() || sender.is_empty() {
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use sendtrail_schemas::Error;
 use sendtrail_schemas::account::{AccountConfig, Policy};
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::AccountId;
@@ -60,27 +61,14 @@ impl Machine {
     }
 
     fn load(&mut self, keys: &Keys) {
-        if let Some(id) = keys.account
-            && self.overlay.lacks_account(id)
-        {
-            let account = self.stored_account(id);
-            self.overlay.load_account(id, account);
+        let store = &self.store;
+        if let Some(id) = keys.account {
+            self.overlay.load_account(id, || stored_account(store, id)).unwrap();
         }
         for key in keys.rows() {
-            if self.overlay.lacks_row(key) {
-                let row =
-                    self.store.get(&StoreKey::Row(key.bytes())).map(|value| Row::decode(key.kind, value).unwrap());
-                self.overlay.load_row(*key, row);
-            }
+            let value = || store.get(&StoreKey::Row(key.bytes()));
+            self.overlay.load_row(*key, || value().map(|value| Row::decode(key.kind, value)).transpose()).unwrap();
         }
-    }
-
-    fn stored_account(&self, id: AccountId) -> Option<Account> {
-        let rows = self.store.iter().filter_map(|(key, value)| match key {
-            StoreKey::Account(key) if key.starts_with(id.bytes()) => Some((&key[..], value.as_slice())),
-            _ => None,
-        });
-        Account::restore(rows).unwrap()
     }
 
     pub fn checkpoint(&mut self) {
@@ -133,6 +121,14 @@ impl Machine {
     pub fn store_bytes(&self) -> Vec<(StoreKey, Vec<u8>)> {
         self.store.iter().map(|(key, value)| (*key, value.clone())).collect()
     }
+}
+
+fn stored_account(store: &BTreeMap<StoreKey, Vec<u8>>, id: AccountId) -> Result<Option<Account>, Error> {
+    let rows = store.iter().filter_map(|(key, value)| match key {
+        StoreKey::Account(key) if key.starts_with(id.bytes()) => Some((&key[..], value.as_slice())),
+        _ => None,
+    });
+    Account::restore(rows)
 }
 
 pub fn record(body: Body) -> Record {
