@@ -5,17 +5,17 @@ use std::fs::File;
 use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::interleave_record_batch;
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use sendtrail_schemas::archive::ArchivedFile;
 
+use super::gather::gather;
 use super::layout::{ACCOUNT, Layout, TIME};
 use super::parquet_file::SortedFile;
 use crate::Error;
 
 /// Rows read from a file at once.
-const READ_ROWS: usize = 8 * 1_024;
+const READ_ROWS: usize = 16 * 1_024;
 
 /// Where the merge stands in one file.
 struct Cursor {
@@ -136,7 +136,7 @@ fn least_two(cursors: &[Cursor]) -> (usize, Option<usize>) {
 fn flush(cursors: &[Cursor], indices: &mut Vec<(usize, usize)>, into: &mut SortedFile<'_>) -> Result<(), Error> {
     if !indices.is_empty() {
         let batches: Vec<&RecordBatch> = cursors.iter().map(|cursor| &cursor.batch).collect();
-        into.write(&interleave_record_batch(&batches, indices)?)?;
+        into.write(&gather(&batches, indices)?)?;
         indices.clear();
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The Parquet archive: Delta Lake tables of our own sorted files, that any tool opens as they are.
 
 mod durable;
+mod gather;
 mod layout;
 mod merge;
 mod parquet_file;

@@ -5,18 +5,18 @@ use std::fs::File;
 use std::path::Path;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::interleave_record_batch;
 use arrow::datatypes::TimestampMicrosecondType;
 use parquet::arrow::ArrowWriter;
 use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::time::{DAY, Day, HOUR, Millis};
 
 use super::durable::sync_with_parents;
+use super::gather::gather;
 use super::layout::{ACCOUNT, FILED_BY, Layout, TIME};
 use crate::Error;
 
-/// Rows handed to the writer at once.
-const CHUNK_ROWS: usize = 8 * 1_024;
+/// Rows handed to the writer at once: each handing-over costs as much as some thousand rows.
+const CHUNK_ROWS: usize = 64 * 1_024;
 /// Rows dated further back than this, milliseconds, go to files of their own, so that those of the others stay narrow.
 const LATE: i64 = 48 * HOUR;
 /// Where a row of several batches is, and what it is sorted by.
@@ -41,23 +41,29 @@ pub fn write_files(
     let mut files: BTreeMap<(Day, bool), Vec<Place>> = BTreeMap::new();
     let mut accounts: BTreeMap<&str, u32> = BTreeMap::new();
     for batch in batches {
-        accounts.extend(batch.column(ACCOUNT).as_string::<i32>().iter().flatten().map(|account| (account, 0)));
+        let mut last = None;
+        for account in batch.column(ACCOUNT).as_string::<i32>() {
+            // Events of an account come in runs.
+            if account != last {
+                accounts.extend(account.map(|account| (account, 0)));
+                last = account;
+            }
+        }
     }
     accounts.values_mut().enumerate().for_each(|(rank, account)| *account = rank as u32);
     for (number, batch) in batches.iter().enumerate() {
         let account = batch.column(ACCOUNT).as_string::<i32>();
         let occurred = batch.column(TIME).as_primitive::<TimestampMicrosecondType>();
         let received = batch.column(FILED_BY).as_primitive::<TimestampMicrosecondType>();
+        let mut last = ("", 0);
         for row in 0..batch.num_rows() {
             let (occurred_at, received_at) = (occurred.value(row), received.value(row));
             let day = received_at.div_euclid(DAY * 1_000) as Day;
             let late = received_at - occurred_at > LATE * 1_000;
-            let place = Place {
-                account: accounts.get(account.value(row)).copied().unwrap_or_default(),
-                occurred_at,
-                batch: number as u32,
-                row: row as u32,
-            };
+            if account.value(row) != last.0 {
+                last = (account.value(row), accounts.get(account.value(row)).copied().unwrap_or_default());
+            }
+            let place = Place { account: last.1, occurred_at, batch: number as u32, row: row as u32 };
             files.entry((day, late)).or_default().push(place);
         }
     }
@@ -69,7 +75,7 @@ pub fn write_files(
         let mut file = SortedFile::create(layout, root, path, day, places.len())?;
         for chunk in places.chunks(CHUNK_ROWS) {
             let indices: Vec<_> = chunk.iter().map(|place| (place.batch as usize, place.row as usize)).collect();
-            file.write(&interleave_record_batch(&references, &indices)?)?;
+            file.write(&gather(&references, &indices)?)?;
         }
         written.push(file.finish()?);
     }
