@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use sendtrail_processor::core::effects::Effects;
 use sendtrail_processor::core::overlay::{Overlay, Progress};
-use sendtrail_processor::core::step::{default_settings, keys, step};
+use sendtrail_processor::core::step::{keys, step, usual_settings};
 use sendtrail_processor::{Store, Writes};
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::ids::{AccountId, hash128};
@@ -75,7 +75,7 @@ fn bare() {
 }
 
 fn in_memory() {
-    let progress = Progress { settings: Some(default_settings()), ..Progress::default() };
+    let progress = Progress { settings: Some(usual_settings()), ..Progress::default() };
     let mut overlay = Overlay::new(0, progress);
     let mut effects = Effects::default();
     let mut apply = |offset: usize, record: Record| {
@@ -102,7 +102,7 @@ fn in_memory() {
 fn in_the_store() {
     let folder = tempfile::TempDir::new().unwrap();
     let store = Store::open(folder.path(), 1, 128 << 20).unwrap();
-    let progress = Progress { settings: Some(default_settings()), ..Progress::default() };
+    let progress = Progress { settings: Some(usual_settings()), ..Progress::default() };
     let mut overlay = Overlay::new(0, progress);
     let mut effects = Effects::default();
     let records = records();

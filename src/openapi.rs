@@ -20,11 +20,16 @@ use utoipa_axum::router::OpenApiRouter;
 const JSON: &str = "application/json";
 
 /// Answers of every route that asks for a key.
-const EVERYWHERE: [(&str, &str); 3] = [
+const EVERYWHERE: [(&str, &str); 4] = [
+    ("400", "INVALID_REQUEST, INVALID_PARAM"),
     ("401", "MISSING_AUTH, INVALID_KEY_FORMAT, KEY_NOT_FOUND, KEY_INACTIVE"),
     ("500", "INTERNAL_ERROR"),
     ("503", "UNAVAILABLE, DB_UNAVAILABLE; with Retry-After"),
 ];
+
+/// Answers of every route that takes a body.
+const WITH_A_BODY: [(&str, &str); 3] =
+    [("408", "REQUEST_TIMEOUT"), ("413", "PAYLOAD_TOO_LARGE"), ("415", "UNSUPPORTED_MEDIA_TYPE")];
 
 /// The document as JSON.
 pub async fn document() -> Json<&'static OpenApi> {
@@ -56,37 +61,64 @@ fn build() -> OpenApi {
     let (_, of_ingest) = ingest.split_for_parts();
     let (_, of_query) = query.split_for_parts();
     let mut document = document.merge_from(of_ingest).merge_from(of_query);
-    for item in document.paths.paths.values_mut() {
-        let methods = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
-        methods.into_iter().flatten().for_each(complete);
+    for (path, item) in &mut document.paths.paths {
+        let methods = [
+            ("get", &mut item.get),
+            ("put", &mut item.put),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+            ("patch", &mut item.patch),
+        ];
+        for (method, operation) in methods {
+            if let Some(operation) = operation {
+                operation.operation_id = Some(operation_id(method, path));
+                complete(operation);
+            }
+        }
     }
     document
+}
+
+/// A name for an operation, from its method and path: `get_partner_email_emails_by_message_id`.
+fn operation_id(method: &str, path: &str) -> String {
+    let mut id = method.to_owned();
+    for segment in path.trim_start_matches("/api/v1").split('/').filter(|segment| !segment.is_empty()) {
+        let parameter = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        id.push_str(if parameter.is_some() { "_by_" } else { "_" });
+        id.push_str(&parameter.unwrap_or(segment).replace('-', "_"));
+    }
+    id
 }
 
 /// Says what goes for every route: a success says so, an error has one form.
 fn complete(operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
-    for (status, description) in EVERYWHERE {
-        let response = || RefOr::T(ResponseBuilder::new().description(description).build());
-        responses.entry(status.to_owned()).or_insert_with(response);
+    let with_a_body = WITH_A_BODY.iter().filter(|_| operation.request_body.is_some());
+    for (status, description) in EVERYWHERE.iter().chain(with_a_body) {
+        let response = || RefOr::T(ResponseBuilder::new().description(*description).build());
+        responses.entry((*status).to_owned()).or_insert_with(response);
     }
     for (status, response) in responses {
         let RefOr::T(response) = response else { continue };
-        let told = response.content.swap_remove(JSON);
-        let schema =
-            if status.starts_with('2') { success(told) } else { Ref::from_schema_name(problem::Body::name()).into() };
+        let told = match response.content.swap_remove(JSON) {
+            Some(RefOr::T(Content { schema, .. })) => schema,
+            _ => None,
+        };
+        let schema = if status.starts_with('2') {
+            success(told)
+        } else {
+            told.unwrap_or_else(|| Ref::from_schema_name(problem::Body::name()).into())
+        };
         response.content.insert(JSON.into(), RefOr::T(ContentBuilder::new().schema(Some(schema)).build()));
     }
 }
 
 /// `{"success":true}` and the fields of an answer.
-fn success(told: Option<RefOr<Content>>) -> RefOr<Schema> {
+fn success(fields: Option<RefOr<Schema>>) -> RefOr<Schema> {
     let flag = ObjectBuilder::new().property("success", bool::schema()).required("success").build();
-    match told {
-        Some(RefOr::T(Content { schema: Some(fields), .. })) => {
-            Schema::from(AllOfBuilder::new().item(flag).item(fields).build()).into()
-        }
-        _ => Schema::from(flag).into(),
+    match fields {
+        Some(fields) => Schema::from(AllOfBuilder::new().item(flag).item(fields).build()).into(),
+        None => Schema::from(flag).into(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is kept beside the archive to answer quickly: hourly sums, the last attempt of each delivery, dead letters.
 //!
-//! All are written together with the marks up to which they are, so that an event is added up once. They can be made
-//! anew from the archive.
+//! All are written together with the marks up to which they are, so that an event is added up once. Sums and attempts
+//! can be made anew from the archive; dead letters cannot.
 
 use std::collections::HashMap;
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use sendtrail_schemas::attempts::read_attempts;
+use sendtrail_schemas::attempts::{LoggedAttempt, read_attempts};
 use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 
@@ -59,13 +59,13 @@ fn add_attempts(table: &Table, projections: &mut Projections) -> Result<u64, Err
     let mut rows = 0;
     for file in table.files() {
         for batch in read_file(table.layout(), table.root(), &file)? {
-            let mut last = HashMap::new();
+            let mut last: HashMap<_, LoggedAttempt> = HashMap::new();
             for logged in read_attempts(&batch?)? {
                 rows += 1;
                 let name = (logged.partition, logged.attempt.event_seq, logged.attempt.destination_id.clone());
-                let kept = last.entry(name).or_insert_with(|| logged.clone());
-                if kept.attempt.number < logged.attempt.number {
-                    *kept = logged;
+                let place = |logged: &LoggedAttempt| (logged.attempt.number, logged.offset);
+                if last.get(&name).is_none_or(|kept| place(kept) < place(&logged)) {
+                    last.insert(name, logged);
                 }
             }
             for logged in last.into_values() {

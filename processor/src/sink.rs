@@ -12,6 +12,7 @@
 
 mod filer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -166,12 +167,18 @@ impl Running {
     ) -> Result<Self, Error> {
         let (table, attempts) = (sink.table.lock().await, sink.attempts.lock().await);
         let mut cursors = Vec::new();
+        let (mut filed_events, mut filed_attempts) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &sink.partitions {
             let of = |topic| TopicPartition::new(topic, partition);
             let archived = table.mark(partition).await?;
             let summed = sink.projections.mark(of(Topic::Events))?;
-            let archived_attempts = attempts.mark(partition).await?;
-            let noted_attempts = sink.projections.mark(of(Topic::Attempts))?;
+            let (mut archived_attempts, mut noted_attempts) =
+                (attempts.mark(partition).await?, sink.projections.mark(of(Topic::Attempts))?);
+            if archived_attempts == 0 {
+                // A new table begins with what the log still has.
+                archived_attempts = first_kept(&*sink.log, of(Topic::Attempts))?;
+                noted_attempts = noted_attempts.max(archived_attempts);
+            }
             cursors.push(Cursor {
                 partition,
                 next: archived.min(summed),
@@ -183,7 +190,8 @@ impl Running {
                 letters: sink.projections.mark(of(Topic::DeadLetter))?,
                 ends: TOPICS.map(|topic| sink.log.end(of(topic))),
             });
-            sink.retention.passed(Reader::Archive, of(Topic::Events), archived.min(summed));
+            filed_events.insert(partition, archived);
+            filed_attempts.insert(partition, archived_attempts);
         }
         sink.cell.update(|_| ArchiveView {
             root: table.root().to_owned(),
@@ -192,9 +200,9 @@ impl Running {
             tail: Vec::new(),
         });
         drop((table, attempts));
-        Ok(Self {
-            events: Filer::new(sink.table.clone()),
-            attempts: Filer::new(sink.attempts.clone()),
+        let running = Self {
+            events: Filer::new(sink.table.clone(), filed_events),
+            attempts: Filer::new(sink.attempts.clone(), filed_attempts),
             sink,
             cursors,
             columns: EventColumns::default(),
@@ -203,7 +211,9 @@ impl Running {
             failure,
             asked,
             demands: Vec::new(),
-        })
+        };
+        running.pass();
+        Ok(running)
     }
 
     fn run(&mut self, handle: &Handle, stop: &CancellationToken) {
@@ -216,7 +226,6 @@ impl Running {
                     tracing::error!(%why, "the sink does not get on");
                     *self.failure.lock() = Some(why);
                     if matches!(error, Error::Missing(_)) || stop.is_cancelled() {
-                        handle.block_on(stop.cancelled());
                         return;
                     }
                     std::thread::sleep(BACKOFF);
@@ -228,10 +237,8 @@ impl Running {
     /// Reads what there is and passes it on; whether to go on.
     fn turn(&mut self, handle: &Handle, stop: &CancellationToken) -> Result<bool, Error> {
         let mut read = 0;
-        if !self.is_full() {
-            for at in 0..self.cursors.len() {
-                read += self.read(at)?;
-            }
+        for at in 0..self.cursors.len() {
+            read += self.read(at)?;
         }
         self.meet_demands()?;
         let gathered = self.columns.len().max(self.attempt_columns.len());
@@ -266,15 +273,17 @@ impl Running {
     }
 
     /// Whether there is a chunk beside the one that is being written: what comes after, the log keeps.
-    fn is_full(&self) -> bool {
-        self.events.rows().max(self.attempts.rows()) >= 2 * self.sink.options.commit_rows
+    fn is_full(&self, filer: &Filer) -> bool {
+        filer.rows() >= 2 * self.sink.options.commit_rows
     }
 
     fn read(&mut self, at: usize) -> Result<usize, Error> {
+        let room = [&self.events, &self.attempts].map(|filer| !self.is_full(filer));
         let cursor = &mut self.cursors[at];
         let (log, partition) = (self.sink.log.clone(), cursor.partition);
         let mut count = 0;
-        for event in decode::<Event>(&*log, Topic::Events, partition, cursor.next)? {
+        let events = room[0].then(|| decode::<Event>(&*log, Topic::Events, partition, cursor.next)).transpose()?;
+        for event in events.into_iter().flatten() {
             let (offset, event) = event?;
             if event.seq != offset || event.seq != cursor.next {
                 let why = format!("event {} of partition {partition} stands where {} should", event.seq, cursor.next);
@@ -294,7 +303,8 @@ impl Running {
             count += 1;
         }
         let mut attempts = 0;
-        for attempt in decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt)? {
+        let read = || decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt);
+        for attempt in room[1].then(read).transpose()?.into_iter().flatten() {
             let (offset, attempt) = attempt?;
             if offset >= cursor.noted_attempts {
                 self.sink.projections.add_attempt(partition, offset, &attempt);
@@ -365,30 +375,36 @@ impl Running {
 
     /// Ends the writing of chunks that have ended.
     fn collect(&mut self) -> Result<(), Error> {
-        let events = self.events.collect()?.map(|(chunk, table)| {
-            let tail = self.events.tail();
-            let (version, files) = (table.version(), Arc::new(table.files()));
-            self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
-            chunk
-        });
-        let attempts = self.attempts.collect()?.map(|(chunk, _)| chunk);
-        if events.is_none() && attempts.is_none() {
-            return Ok(());
-        }
-        // The projections of what may now be trimmed must be durable too.
-        self.sink.projections.flush(true)?;
-        let passed = |reader, topic, partition, next| {
-            self.sink.retention.passed(reader, TopicPartition::new(topic, partition), next);
-        };
-        for (chunk, topic) in [(events, Topic::Events), (attempts, Topic::Attempts)] {
-            for (partition, next) in chunk.iter().flat_map(|chunk| chunk.ends()) {
-                passed(Reader::Archive, topic, partition, next);
+        // Neither waits for the other's trouble.
+        let (events, attempts) = (self.events.collect(), self.attempts.collect());
+        let mut filed = false;
+        let events = events.map(|table| {
+            if let Some(table) = table {
+                let tail = self.events.tail();
+                let (version, files) = (table.version(), Arc::new(table.files()));
+                self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
+                filed = true;
             }
+        });
+        let attempts = attempts.map(|table| filed |= table.is_some());
+        if filed {
+            // The projections of what may now be trimmed must be durable too.
+            self.sink.projections.flush(true)?;
+            self.pass();
         }
+        events.and(attempts)
+    }
+
+    /// Notes what may be trimmed: what is in files, and durably in projections.
+    fn pass(&self) {
         for cursor in &self.cursors {
-            passed(Reader::DeadLetters, Topic::DeadLetter, cursor.partition, cursor.letters);
+            let passed = |reader, topic, next| {
+                self.sink.retention.passed(reader, TopicPartition::new(topic, cursor.partition), next);
+            };
+            passed(Reader::Archive, Topic::Events, self.events.filed(cursor.partition).min(cursor.summed));
+            passed(Reader::Archive, Topic::Attempts, self.attempts.filed(cursor.partition).min(cursor.noted_attempts));
+            passed(Reader::DeadLetters, Topic::DeadLetter, cursor.letters);
         }
-        Ok(())
     }
 
     /// Until there is something to read, or to flush.
@@ -399,7 +415,7 @@ impl Running {
         } else {
             Duration::from_millis(20)
         };
-        let full = self.is_full();
+        let full = self.is_full(&self.events) || self.is_full(&self.attempts);
         let ends = self.cursors.iter_mut().flat_map(|cursor| &mut cursor.ends).map(|end| end.changed().boxed());
         let asked = handle.block_on(async {
             let woken = select_all(ends);
@@ -410,6 +426,15 @@ impl Running {
             }
         });
         self.demands.extend(asked);
+    }
+}
+
+/// The offset of the first record that a log still has of a partition.
+fn first_kept(log: &dyn EventLog, of: TopicPartition) -> Result<u64, Error> {
+    match log.read(of, 0, 1) {
+        Ok(_) => Ok(0),
+        Err(sendtrail_eventlog::Error::Trimmed { first, .. }) => Ok(first),
+        Err(error) => Err(error.into()),
     }
 }
 

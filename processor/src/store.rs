@@ -45,8 +45,9 @@ impl Writes {
     pub fn take(overlay: &mut Overlay) -> Self {
         let mut rows = Vec::new();
         overlay.checkpoint(|key, value| rows.push((key, value)));
-        // In the order of keys, as the store keeps them: neighbours are found where the last one was.
-        rows.sort_unstable_by_key(|(key, _)| *key);
+        // In the order of keys, as the store keeps them: neighbours are found where the last one was. What is removed and
+        // made again in one checkpoint stays in this order.
+        rows.sort_by_key(|(key, _)| *key);
         Self { rows, progress: overlay.progress.clone() }
     }
 
@@ -217,6 +218,45 @@ mod tests {
         assert!(store.row(1, &key(9)).unwrap().is_some());
         assert!(store.row(0, &key(9)).unwrap().is_none());
         assert!(store.account(1, AccountId(Uuid::from_u128(1))).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_removed_and_made_again_in_one_checkpoint_is_there() {
+        use crate::core::account::Account;
+        use crate::core::window::Counted;
+        use sendtrail_schemas::account::{AccountConfig, Identity, IdentityType};
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), 1, 1 << 20).unwrap();
+        let id = AccountId(Uuid::from_u128(1));
+        let identity = |n: usize| Identity {
+            kind: IdentityType::Domain as i32,
+            value: format!("d{n:03}.example"),
+            ..Identity::default()
+        };
+        // Many, so that sorting has something to do.
+        let config = AccountConfig {
+            account_id: id.bytes().to_vec(),
+            identities: (0..100).map(identity).collect(),
+            ..AccountConfig::default()
+        };
+        let mut overlay = Overlay::new(0, Progress::default());
+        let mut account = Box::new(Account::new(config));
+        let t = Millis(1_000 * HOUR);
+        let checkpoint = |overlay: &mut Overlay, account: Box<Account>| {
+            overlay.put_account(id, account);
+            store.commit(0, Writes::take(overlay)).unwrap();
+            overlay.take_account(id).unwrap()
+        };
+        account.config_mut();
+        account = checkpoint(&mut overlay, account);
+        for n in 0..100 {
+            account.remove_identity(n);
+            account.insert_identity(n, identity(n));
+            account.count(None, &format!("a@{}", identity(n).value), t, t.hour(), Counted::Send, true);
+        }
+        checkpoint(&mut overlay, account);
+        let kept = store.account(0, id).unwrap().unwrap();
+        assert!(kept.identities.iter().all(|tracked| tracked.window.sum().sent == 1));
     }
 
     #[test]

@@ -549,14 +549,13 @@ impl AccountConfig {
         self.config_sets.get(at)
     }
 
-    /// The place of a configuration set: the one of an identifier, as long as it exists, else the one of a name.
+    /// The place of a configuration set: the one of an identifier when that is known, else the one of a name.
     pub fn config_set_position(&self, name: Option<&str>, id: Option<ConfigSetId>) -> Option<usize> {
         let named = name.and_then(|name| self.config_sets.binary_search_by(|set| set.name.as_str().cmp(name)).ok());
-        let is = |set: &ConfigSet| id.is_none_or(|id| set.config_set_id == id.bytes());
-        match named.and_then(|at| self.config_sets.get(at)) {
-            Some(set) if is(set) => named,
-            _ => id.and_then(|_| self.config_sets.iter().position(is)).or(named),
-        }
+        let Some(id) = id else { return named };
+        let is = |set: &ConfigSet| set.config_set_id == id.bytes();
+        // It seldom has another name by now.
+        named.filter(|at| self.config_sets.get(*at).is_some_and(is)).or_else(|| self.config_sets.iter().position(is))
     }
 
     /// A configuration set by its identifier.

@@ -39,13 +39,29 @@ fn fields(document: &Value, schema: &Value) -> Vec<String> {
     parts.chain(own).collect()
 }
 
+fn every_reference_leads_somewhere(document: &Value, part: &Value) {
+    match part {
+        Value::Object(fields) => {
+            if let Some(to) = fields.get("$ref").and_then(Value::as_str) {
+                assert!(document.pointer(to.trim_start_matches('#')).is_some(), "{to} is not there");
+            }
+            fields.values().for_each(|field| every_reference_leads_somewhere(document, field));
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| every_reference_leads_somewhere(document, part)),
+        _ => {}
+    }
+}
+
 #[tokio::test]
 async fn every_answer_is_documented_field_by_field() {
     let server = Server::start().await;
     let nobody = sendtrail::client::Api::new(server.admin.base(), "");
     let document = nobody.get("/openapi.json").await.unwrap();
+    every_reference_leads_somewhere(&document, &document);
+    let mut names = std::collections::HashSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
+            assert!(names.insert(operation["operationId"].as_str().unwrap()), "{method} {path}: its name is taken");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 let fields = fields(&document, &response["content"]["application/json"]["schema"]);
                 assert!(fields.iter().any(|field| field == "success"), "{method} {path} {status}: {fields:?}");

@@ -147,3 +147,52 @@ async fn projections_that_are_made_anew_are_the_same() {
     partner.stream(&[event("Send", "one-more")]).await;
     assert_eq!(partner.get(path).await["totals"]["sends"], 301);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_trimmed_behind_readers_that_have_nothing_new() {
+    let server = Server::start_with(|config| config.log.segment_bytes = 64 << 10).await;
+    let receiver = Receiver::start_ok().await;
+    let hooked = server.partner("hooked").await;
+    let set = hooked.set(json!({"name": "set"})).await;
+    hooked.destination(&set, json!({"webhook_url": format!("{}/hook", receiver.base)})).await;
+    let clicks = |count: usize| -> Vec<Value> {
+        let click = |_| {
+            let mut click = hooked.event("Click");
+            click["configuration_set_name"] = "set".into();
+            click
+        };
+        (0..count).map(click).collect()
+    };
+    hooked.stream(&clicks(500)).await;
+    receiver.wait("/hook", 500).await;
+    let stopped = server.stop().await;
+    let segments = stopped.config.data.dir.join("log");
+    let segments = || std::fs::read_dir(&segments).unwrap().count();
+    // An operator who needs no history of attempts takes it away.
+    std::fs::remove_dir_all(stopped.config.data.dir.join("archive/attempts")).unwrap();
+    let server = stopped.start().await;
+    // From here on nothing happens in the first partner's partition.
+    let mut quiet = server.partner("quiet").await;
+    let hooked = hooked.on(&server);
+    let partition = async |partner: &Partner| {
+        partner.stream(&[partner.event("Send")]).await;
+        partner.log().await[0]["partition"].clone()
+    };
+    for n in 0.. {
+        if partition(&quiet).await != partition(&hooked).await {
+            break;
+        }
+        quiet = server.partner(&format!("quiet{n}")).await;
+    }
+    for _ in 0..10 {
+        quiet.stream(&(0..500).map(|_| quiet.event("Send")).collect::<Vec<_>>()).await;
+    }
+    // Each segment holds some 300 of them.
+    eventually("the log is short", async || {
+        quiet.stream(&[quiet.event("Send")]).await;
+        segments() < 12
+    })
+    .await;
+    hooked.stream(&clicks(1)).await;
+    receiver.wait("/hook", 501).await;
+}

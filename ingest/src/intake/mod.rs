@@ -21,6 +21,8 @@ pub const MAX_TAGS: usize = 50;
 pub const MAX_TAG: usize = 256;
 /// Longest metadata, bytes of JSON.
 pub const MAX_METADATA: usize = 32 << 10;
+/// Bytes of the block of a type: a reply's text and HTML fit (S2: 32 KB and 64 KB).
+const MAX_BLOCK: usize = 128 << 10;
 
 /// An event that was not taken, by its place in the request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -88,6 +90,9 @@ fn check(fact: &EventFact) -> Result<(), Fault> {
     header("from", fact.from.as_ref())?;
     header("subject", fact.subject.as_ref())?;
     bounded("metadata", fact.metadata.as_ref(), MAX_METADATA)?;
+    if fact.block.as_ref().is_some_and(|block| block.encoded_len() > MAX_BLOCK) {
+        return Err(Fault::invalid(format!("the block of its type has more than {MAX_BLOCK} bytes")));
+    }
     check_tags(&fact.tags).map_err(Fault::invalid)
 }
 

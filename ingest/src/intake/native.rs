@@ -258,6 +258,7 @@ mod tests {
             base(r#","category":"spam""#),
             base(&format!(r#","event_id":"{}""#, "x".repeat(600))),
             base(&format!(r#","metadata":{{"x":"{}"}}"#, "x".repeat(40_000))),
+            base(&format!(r#","open":{{"userAgent":"{}"}}"#, "x".repeat(140_000))),
         ] {
             assert_eq!(fault(&bad).code, Code::InvalidRequest, "{bad}");
         }

@@ -119,7 +119,7 @@ fn find(account: &AccountConfig, name: &IdentityName) -> Result<Identity, Proble
 /// Begin to prove an identity: it is PENDING until its records are found, or an administrator overrides it.
 #[utoipa::path(post, path = "/identities", tag = "identities", request_body = IdentityRequest,
     responses((status = 201, description = "the identity, flat", body = IdentityView), (status = 400, description = "INVALID_REQUEST"),
-        (status = 409, description = "IDENTITY_EXISTS, with the identity's fields beside the error's")))]
+        (status = 409, description = "IDENTITY_EXISTS, with the identity's fields beside the error's", body = inline(Conflict<'static>))))]
 pub(super) async fn create(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
@@ -162,7 +162,7 @@ pub(super) async fn create(
 }
 
 /// The error, and the row that is there.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Conflict<'a> {
     #[serde(flatten)]
     problem: sendtrail_schemas::problem::Body<'a>,

@@ -24,6 +24,8 @@ pub struct Layout {
     pub schema: fn() -> SchemaRef,
     /// The name of the fourth column.
     pub time: &'static str,
+    /// Whether a partition's rows may begin with any number: what came before was never here.
+    pub begins_anywhere: bool,
     /// Columns that are looked up by value.
     looked_up: &'static [&'static str],
     /// Columns whose pages are told apart by their bounds.
@@ -37,6 +39,7 @@ pub static EVENTS: Layout = Layout {
     name: "events",
     schema: columns::schema,
     time: "occurred_at",
+    begins_anywhere: false,
     looked_up: &["message_id", "recipient", "recipient_folded"],
     bounded: &["account_id", "occurred_at", "received_at"],
     distinct: &["event_id", "message_id", "send_id", "metadata", "seq", "offset"],
@@ -47,6 +50,7 @@ pub static ATTEMPTS: Layout = Layout {
     name: "attempts",
     schema: attempts::schema,
     time: "started_at",
+    begins_anywhere: true,
     looked_up: &["delivery_id"],
     bounded: &["account_id", "started_at"],
     distinct: &["delivery_id", "event_seq", "offset"],

@@ -14,8 +14,8 @@ use super::layout::{ACCOUNT, Layout, TIME};
 use super::parquet_file::SortedFile;
 use crate::Error;
 
-/// Rows read from a file at once.
-const READ_ROWS: usize = 16 * 1_024;
+/// Rows read from a file at once: of the largest, a column still has less than 2 GiB of text.
+const READ_ROWS: usize = 8 * 1_024;
 
 /// Where the merge stands in one file.
 struct Cursor {

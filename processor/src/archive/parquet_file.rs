@@ -17,6 +17,10 @@ use crate::Error;
 
 /// Rows handed to the writer at once: each handing-over costs as much as some thousand rows.
 const CHUNK_ROWS: usize = 64 * 1_024;
+/// Rows handed over at once when there are large ones among them: a column of them has less than 2 GiB of text.
+const LARGE_CHUNK_ROWS: usize = 8 * 1_024;
+/// Bytes of all rows up to which no column can be too large.
+const SMALL_BYTES: usize = 1 << 30;
 /// Rows dated further back than this, milliseconds, go to files of their own, so that those of the others stay narrow.
 const LATE: i64 = 48 * HOUR;
 /// Where a row of several batches is, and what it is sorted by.
@@ -67,13 +71,15 @@ pub fn write_files(
             files.entry((day, late)).or_default().push(place);
         }
     }
+    let bytes: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    let chunk_rows = if bytes < SMALL_BYTES { CHUNK_ROWS } else { LARGE_CHUNK_ROWS };
     let references: Vec<&RecordBatch> = batches.iter().collect();
     let mut written = Vec::with_capacity(files.len());
     for ((day, late), mut places) in files {
         places.sort_unstable_by_key(|place| (place.account, place.occurred_at, place.batch, place.row));
         let path = path(layout, day, &format!("{name}{}", if late { "-late" } else { "" }));
         let mut file = SortedFile::create(layout, root, path, day, places.len())?;
-        for chunk in places.chunks(CHUNK_ROWS) {
+        for chunk in places.chunks(chunk_rows) {
             let indices: Vec<_> = chunk.iter().map(|place| (place.batch as usize, place.row as usize)).collect();
             file.write(&gather(&references, &indices)?)?;
         }

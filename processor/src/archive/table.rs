@@ -119,7 +119,7 @@ impl Table {
         Ok(last.map_or(0, |last| last as u64 + 1))
     }
 
-    /// Adds files that hold the events of each partition from one number to another, both included, exactly once: a
+    /// Adds files that hold the rows of each partition from one number to another, both included, exactly once: a
     /// commit whose outcome is in doubt is looked up before it is tried again.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ impl Table {
     pub async fn append(&mut self, files: &[ArchivedFile], events: &BTreeMap<u32, (u64, u64)>) -> Result<(), Error> {
         for (partition, (first, _)) in events {
             let next = self.mark(*partition).await?;
-            if next != *first {
+            if next != *first && !(next == 0 && self.layout.begins_anywhere) {
                 let why = format!("partition {partition} of the archive goes on at {next}, not at {first}");
                 return Err(Error::Missing(why));
             }

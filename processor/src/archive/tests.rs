@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use super::gather::gather;
 use super::*;
 
 const TODAY: i64 = 20_000;
@@ -86,6 +87,34 @@ fn files_are_sorted_and_apart_by_day_and_lateness() {
         seen.extend(events.into_iter().map(|event| event.seq));
     }
     assert!(seen.into_iter().eq(0..20_000));
+}
+
+#[test]
+fn gathering_is_interleaving() {
+    use sendtrail_schemas::block::{Block, Bounce, Click, StatusChange};
+    let block = |n: u64| match n % 5 {
+        0 => None,
+        1 => Some(Block::Click(Click { link: (n % 2 == 0).then(|| format!("https://a/{n}")), ..Click::default() })),
+        2 => Some(Block::Bounce(Bounce { status: Some("5.1.1".into()), ..Bounce::default() })),
+        3 => Some(Block::StatusChange(StatusChange { numerator: n, ..StatusChange::default() })),
+        _ => Some(Block::Bounce(Bounce::default())),
+    };
+    let events = |of: u64, blocks: bool| -> Vec<Event> {
+        let event = |n| Event {
+            block: if blocks { block(n) } else { None },
+            tags: if n % 3 == 0 { [("k".into(), n.to_string())].into() } else { Default::default() },
+            destination_ids: (0..n % 3).map(|_| vec![n as u8; 16]).collect(),
+            ..event(n, u128::from(n % 7), TODAY * DAY, TODAY * DAY)
+        };
+        (of..of + 100).map(event).collect()
+    };
+    // One without any block: its columns of blocks are null throughout, the other's are not.
+    let batches = [batch(&events(0, true)), batch(&events(100, false)), batch(&events(200, true))];
+    let batches: Vec<&RecordBatch> = batches.iter().collect();
+    let rows: Vec<(usize, usize)> = (0..1_000).map(|n| (n * 7 % 3, n * 31 % 100)).collect();
+    let interleaved = arrow::compute::interleave_record_batch(&batches, &rows).unwrap();
+    assert_eq!(gather(&batches, &rows).unwrap(), interleaved);
+    assert_eq!(read_events(&gather(&batches[1..2], &[(0, 5)]).unwrap()).unwrap(), events(105, false)[..1]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

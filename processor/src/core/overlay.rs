@@ -235,8 +235,9 @@ impl<K: Copy + Eq + Hash, V> Generations<K, V> {
     fn rotate(&mut self, room: usize) {
         if self.young.len() >= room {
             std::mem::swap(&mut self.young, &mut self.old);
-            // Keeps its room, which it will need again.
             self.young.clear();
+            // Keeps the room that it will need again, but not that of a burst.
+            self.young.shrink_to(2 * room);
         }
     }
 

@@ -27,16 +27,12 @@ use super::rows::RowKey;
 pub const LOGIC_VERSION: u32 = 2;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
-static DEFAULT_SETTINGS: Settings = Settings {
-    logic_version: LOGIC_VERSION,
-    simulated: false,
-    repeatable_horizon_hours: 72,
-    system_sender: String::new(),
-};
+static DEFAULT_SETTINGS: Settings =
+    Settings { logic_version: 1, simulated: false, repeatable_horizon_hours: 72, system_sender: String::new() };
 
-/// See [`Settings`]; those that hold until a record says otherwise.
-pub fn default_settings() -> Settings {
-    DEFAULT_SETTINGS.clone()
+/// The usual settings under the newest logic.
+pub fn usual_settings() -> Settings {
+    Settings { logic_version: LOGIC_VERSION, ..DEFAULT_SETTINGS.clone() }
 }
 
 /// What [`step`] will want to read.

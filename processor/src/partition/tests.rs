@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::core::step::default_settings;
+use crate::core::step::usual_settings;
 
 const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
 
@@ -52,7 +52,7 @@ impl House {
             pulse: pulse.clone(),
             retention: Arc::new(Retention::new(log.clone())),
             clock: Clock::wall(),
-            settings: default_settings(),
+            settings: usual_settings(),
             checkpoint_every: Duration::from_millis(20),
         }
         .start(stop.clone())
@@ -239,7 +239,7 @@ async fn a_newer_logic_halts_the_partition_also_after_a_restart() {
     let house = House::open(log.path(), state.path());
     house.create_account().await;
     house.fact("m1").await;
-    let settings = Settings { logic_version: LOGIC_VERSION + 1, ..default_settings() };
+    let settings = Settings { logic_version: LOGIC_VERSION + 1, ..usual_settings() };
     let body = Some(Body::Settings(settings));
     house.put_bytes(&codec::encode(&Record { version: codec::VERSION, body, ..Record::default() })).await;
     house.fact("m2").await;
@@ -266,7 +266,7 @@ async fn other_settings_become_a_record() {
         });
         told.collect()
     };
-    assert_eq!(settings(&house), [default_settings()]);
+    assert_eq!(settings(&house), [usual_settings()]);
     house.close().await;
     let house = House::open(log.path(), state.path());
     assert_eq!(settings(&house).len(), 1, "the same settings are not told again");

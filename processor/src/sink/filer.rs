@@ -15,15 +15,14 @@ use crate::archive::{Table, fresh_name, write_files};
 /// The table after a commit, locked until readers see it: nobody may show its files before the tail is cut.
 type Committed = Result<OwnedMutexGuard<Table>, Error>;
 
-/// What was written, and the table, locked until readers see it.
-pub type Filed = (Arc<Chunk>, OwnedMutexGuard<Table>);
-
 /// See the module.
 pub struct Filer {
     table: Arc<Mutex<Table>>,
     chunk: Chunk,
     /// The chunk that is being written, and how that ends.
     writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
+    /// The number after the last row of each partition that is in a file.
+    filed: BTreeMap<u32, u64>,
 }
 
 /// Rows that are written together.
@@ -36,17 +35,15 @@ pub struct Chunk {
     since: Option<Instant>,
 }
 
-impl Chunk {
-    /// The number after the last of each partition.
-    pub fn ends(&self) -> impl Iterator<Item = (u32, u64)> {
-        self.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1))
-    }
-}
-
 impl Filer {
-    /// For a table.
-    pub fn new(table: Arc<Mutex<Table>>) -> Self {
-        Self { table, chunk: Chunk::default(), writing: None }
+    /// For a table in which each partition is up to a number.
+    pub fn new(table: Arc<Mutex<Table>>, filed: BTreeMap<u32, u64>) -> Self {
+        Self { table, chunk: Chunk::default(), writing: None, filed }
+    }
+
+    /// The number after the last row of a partition that is in a file.
+    pub fn filed(&self, partition: u32) -> u64 {
+        self.filed.get(&partition).copied().unwrap_or_default()
     }
 
     /// Notes that something was read, which must be written in time.
@@ -103,11 +100,11 @@ impl Filer {
         self.writing = Some((chunk, wait));
     }
 
-    /// What was written, once it was.
+    /// The table, once what was being written is in it; locked until readers see it.
     ///
     /// # Errors
     /// Why it was not: it is gathered again then, in front of what came since.
-    pub fn collect(&mut self) -> Result<Option<Filed>, Error> {
+    pub fn collect(&mut self) -> Result<Option<OwnedMutexGuard<Table>>, Error> {
         let Some((chunk, wait)) = &mut self.writing else { return Ok(None) };
         let outcome = match wait.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => return Ok(None),
@@ -117,7 +114,10 @@ impl Filer {
         let chunk = chunk.clone();
         self.writing = None;
         match outcome {
-            Ok(table) => Ok(Some((chunk, table))),
+            Ok(table) => {
+                self.filed.extend(chunk.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1)));
+                Ok(Some(table))
+            }
             Err(error) => {
                 let rest = std::mem::take(&mut self.chunk);
                 let mut numbers = chunk.numbers.clone();

@@ -151,8 +151,12 @@ impl Step<'_> {
         let (t, kind) = (self.t, fact.kind());
         let once = !is_repeatable(kind, fact.is_permanent_bounce());
         let epoch = account.config.epoch;
-        let set = fact.configuration_set_name.as_deref().and_then(|name| account.config.config_set(name));
-        let kept_set = if kind == EventType::Send { self.kept_set(set) } else { None };
+        let kept_set = if kind == EventType::Send {
+            let named = fact.configuration_set_name.as_deref();
+            self.kept_set(named.and_then(|name| account.config.config_set(name)))
+        } else {
+            None
+        };
         let Some(key) = &keys.seen else { return Observed::default() };
         let profiles = &mut account.profiles;
         let (observed, touched) = self.overlay.edit_row(key, |row| {

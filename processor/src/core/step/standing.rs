@@ -82,10 +82,11 @@ impl Step<'_> {
     }
 
     fn tell_contact(&mut self, config: &AccountConfig, status: &StatusChange, to: Status) {
-        let sender = self.settings().system_sender.clone();
+        let sender = &self.settings().system_sender;
         if to == Status::Healthy || config.contact_email.is_empty() || sender.is_empty() {
             return;
         }
+        let sender = sender.clone();
         let subject = match to {
             Status::Paused => format!("Sending is paused for {}", config.name),
             _ => format!("Sending is at risk for {}", config.name),

@@ -18,7 +18,7 @@ use crate::core::account::Account;
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay, Progress, StoreKey};
 use crate::core::rows::Row;
-use crate::core::step::{default_settings, keys, step};
+use crate::core::step::{keys, step, usual_settings};
 
 pub const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
 
@@ -31,7 +31,7 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(now: Millis) -> Self {
-        let progress = Progress { settings: Some(default_settings()), ..Progress::default() };
+        let progress = Progress { settings: Some(usual_settings()), ..Progress::default() };
         Self { overlay: Overlay::new(3, progress.clone()), store: BTreeMap::new(), progress, now }
     }
 

@@ -106,11 +106,13 @@ impl Model {
             Some(sent) if fact.tags.is_empty() && kind != EventType::Send => sent.own_tags.clone(),
             _ => fact.tags.clone(),
         };
-        // The set of its message, under whatever name it goes by now; else the one of its name.
+        // The set of its message, under whatever name it goes by now; without a message, the one of its name.
         let of_send =
             sent.filter(|sent| kind != EventType::Send && sent.set == set).and_then(|sent| sent.set_id.clone());
-        let by_id = config.config_sets.iter().find(|known| Some(&known.config_set_id) == of_send.as_ref());
-        let existing = by_id.or_else(|| config.config_sets.iter().find(|known| Some(&known.name) == set.as_ref()));
+        let existing = config.config_sets.iter().find(|known| match &of_send {
+            Some(id) => known.config_set_id == *id,
+            None => Some(&known.name) == set.as_ref(),
+        });
         let set = existing.map(|existing| existing.name.clone()).or(set);
         let mut tags = existing.map(|set| set.tags.clone()).unwrap_or_default();
         tags.extend(own_tags.clone());
