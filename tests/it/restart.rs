@@ -184,10 +184,11 @@ async fn the_log_is_trimmed_behind_readers_that_have_nothing_new() {
         }
         quiet = server.partner(&format!("quiet{n}")).await;
     }
-    for _ in 0..10 {
+    for _ in 0..20 {
         quiet.stream(&(0..500).map(|_| quiet.event("Send")).collect::<Vec<_>>()).await;
     }
-    // Each segment holds some 300 of them.
+    eventually("all of it", async || quiet.get("/stats?days=1").await["totals"]["sends"].as_u64() > Some(10_000)).await;
+    // Intake and events are some 60 segments.
     eventually("the log is short", async || {
         quiet.stream(&[quiet.event("Send")]).await;
         segments() < 12

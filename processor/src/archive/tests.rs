@@ -94,7 +94,10 @@ fn gathering_is_interleaving() {
     use sendtrail_schemas::block::{Block, Bounce, Click, StatusChange};
     let block = |n: u64| match n % 5 {
         0 => None,
-        1 => Some(Block::Click(Click { link: (n % 2 == 0).then(|| format!("https://a/{n}")), ..Click::default() })),
+        1 => Some(Block::Click(Click {
+            link: n.is_multiple_of(2).then(|| format!("https://a/{n}")),
+            ..Click::default()
+        })),
         2 => Some(Block::Bounce(Bounce { status: Some("5.1.1".into()), ..Bounce::default() })),
         3 => Some(Block::StatusChange(StatusChange { numerator: n, ..StatusChange::default() })),
         _ => Some(Block::Bounce(Bounce::default())),
