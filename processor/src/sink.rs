@@ -41,6 +41,11 @@ use filer::Filer;
 const READ_BYTES: usize = 1 << 20;
 /// Rows of one batch of the tail.
 const BATCH_ROWS: usize = 8 * 1_024;
+/// What helps when projections are older than the log reaches back.
+const LOST_SUMS: &str = "stop the server and run 'sendtrail rebuild-projections'";
+/// What helps when the archive is.
+const LOST_FILES: &str =
+    "the archive is not the one that was here before: stop the server and put its folder back from a backup";
 /// How long to wait after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
 
@@ -219,7 +224,10 @@ impl Running {
     fn run(&mut self, handle: &Handle, stop: &CancellationToken) {
         loop {
             match self.turn(handle, stop) {
-                Ok(true) => *self.failure.lock() = None,
+                Ok(true) => {
+                    let trouble = self.events.trouble().or(self.attempts.trouble());
+                    *self.failure.lock() = trouble.map(ToString::to_string);
+                }
                 Ok(false) => return,
                 Err(error) => {
                     let why = error.to_string();
@@ -247,15 +255,17 @@ impl Running {
         }
         self.collect()?;
         let stopping = stop.is_cancelled();
+        self.events.end(stopping)?;
+        self.attempts.end(stopping)?;
         let (rows, after) = (self.sink.options.commit_rows, self.sink.options.commit_every);
         let last = stopping && read == 0;
-        if !self.events.is_writing()
+        if self.events.is_ready()
             && (self.events.is_due(rows, after) || (last && self.events.rows() + self.columns.len() > 0))
         {
             self.flush()?;
             self.events.write(handle);
         }
-        if !self.attempts.is_writing()
+        if self.attempts.is_ready()
             && (self.attempts.is_due(rows, after) || (last && self.attempts.rows() + self.attempt_columns.len() > 0))
         {
             self.flush()?;
@@ -282,7 +292,10 @@ impl Running {
         let cursor = &mut self.cursors[at];
         let (log, partition) = (self.sink.log.clone(), cursor.partition);
         let mut count = 0;
-        let events = room[0].then(|| decode::<Event>(&*log, Topic::Events, partition, cursor.next)).transpose()?;
+        let lost = |archived| if archived { LOST_FILES } else { LOST_SUMS };
+        let read =
+            || decode::<Event>(&*log, Topic::Events, partition, cursor.next, lost(cursor.next == cursor.archived));
+        let events = room[0].then(read).transpose()?;
         for event in events.into_iter().flatten() {
             let (offset, event) = event?;
             if event.seq != offset || event.seq != cursor.next {
@@ -303,7 +316,8 @@ impl Running {
             count += 1;
         }
         let mut attempts = 0;
-        let read = || decode::<Attempt>(&*log, Topic::Attempts, partition, cursor.next_attempt);
+        let (next, lost) = (cursor.next_attempt, lost(cursor.next_attempt == cursor.archived_attempts));
+        let read = || decode::<Attempt>(&*log, Topic::Attempts, partition, next, lost);
         for attempt in room[1].then(read).transpose()?.into_iter().flatten() {
             let (offset, attempt) = attempt?;
             if offset >= cursor.noted_attempts {
@@ -318,7 +332,7 @@ impl Running {
             cursor.next_attempt = offset + 1;
             attempts += 1;
         }
-        for letter in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters)? {
+        for letter in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters, LOST_SUMS)? {
             let (offset, letter) = letter?;
             self.sink.projections.add_dead_letter(&letter);
             cursor.letters = offset + 1;
@@ -375,24 +389,20 @@ impl Running {
 
     /// Ends the writing of chunks that have ended.
     fn collect(&mut self) -> Result<(), Error> {
-        // Neither waits for the other's trouble.
-        let (events, attempts) = (self.events.collect(), self.attempts.collect());
         let mut filed = false;
-        let events = events.map(|table| {
-            if let Some(table) = table {
-                let tail = self.events.tail();
-                let (version, files) = (table.version(), Arc::new(table.files()));
-                self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
-                filed = true;
-            }
-        });
-        let attempts = attempts.map(|table| filed |= table.is_some());
+        if let Some(table) = self.events.collect() {
+            let tail = self.events.tail();
+            let (version, files) = (table.version(), Arc::new(table.files()));
+            self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
+            filed = true;
+        }
+        filed |= self.attempts.collect().is_some();
         if filed {
             // The projections of what may now be trimmed must be durable too.
             self.sink.projections.flush(true)?;
             self.pass();
         }
-        events.and(attempts)
+        Ok(())
     }
 
     /// Notes what may be trimmed: what is in files, and durably in projections.
@@ -444,12 +454,12 @@ fn decode<W: Wire>(
     topic: Topic,
     partition: u32,
     from: u64,
+    lost: &str,
 ) -> Result<impl Iterator<Item = Result<(u64, W), Error>>, Error> {
     let batches = match log.read(TopicPartition::new(topic, partition), from, READ_BYTES) {
         Ok(batches) => batches,
         Err(error @ sendtrail_eventlog::Error::Trimmed { .. }) => {
-            let how = "stop the server and run 'sendtrail rebuild-projections'";
-            return Err(Error::Missing(format!("{error}; {how}")));
+            return Err(Error::Missing(format!("{error}; {lost}")));
         }
         Err(error) => return Err(error.into()),
     };

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sendtrail_processor::archive::{ATTEMPTS, Table};
+
 use super::support::*;
 
 /// A Python with the `deltalake` package; none where it cannot be had, which is an error in CI.
@@ -116,4 +118,33 @@ async fn no_event_is_missing_or_doubled_while_files_are_made_and_merged() {
     assert_eq!(looks, 5);
     eventually("files are merged", async || server.app.archive().files < 4).await;
     assert_eq!(partner.rows("/events", "events").await.len() as u64, told);
+}
+
+#[tokio::test]
+async fn events_are_filed_while_the_table_of_attempts_fails_and_nothing_of_it_is_lost() {
+    let server = Server::start().await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("half").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    partner.destination(&set, json!({"webhook_url": receiver.base, "dialect": "standard"})).await;
+    let attempts = server.config.data.dir.join("archive/attempts");
+    let away = server.config.data.dir.join("away");
+    std::fs::rename(&attempts, &away).unwrap();
+    std::fs::write(&attempts, "no folder").unwrap();
+    let mut send = partner.event("Send");
+    send["configuration_set_name"] = "set".into();
+    partner.stream(&[send]).await;
+    receiver.wait("/", 1).await;
+    let health = async || server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();
+    eventually("the failure shows", async || health().await.status == 503).await;
+    let before = server.app.archive().rows;
+    partner.stream(&[partner.event("Send"), partner.event("Send")]).await;
+    eventually("events are filed", async || server.app.archive().rows >= before + 2).await;
+
+    std::fs::remove_file(&attempts).unwrap();
+    std::fs::rename(&away, &attempts).unwrap();
+    eventually("it is well again", async || health().await.status == 200).await;
+    let stopped = server.stop().await;
+    let table = Table::open(&ATTEMPTS, &stopped.config.data.dir.join("archive/attempts")).await.unwrap();
+    assert_eq!(table.files().iter().map(|file| file.rows).sum::<u64>(), 1);
 }

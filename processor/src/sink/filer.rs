@@ -12,6 +12,9 @@ use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use crate::Error;
 use crate::archive::{Table, fresh_name, write_files};
 
+/// How long a table is left alone after a failure; the other's rows are filed meanwhile.
+const BACKOFF: Duration = Duration::from_secs(1);
+
 /// The table after a commit, locked until readers see it: nobody may show its files before the tail is cut.
 type Committed = Result<OwnedMutexGuard<Table>, Error>;
 
@@ -23,6 +26,8 @@ pub struct Filer {
     writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
     /// The number after the last row of each partition that is in a file.
     filed: BTreeMap<u32, u64>,
+    /// Why the last chunk could not be written, and when to try again.
+    trouble: Option<(Error, Instant)>,
 }
 
 /// Rows that are written together.
@@ -38,7 +43,7 @@ pub struct Chunk {
 impl Filer {
     /// For a table in which each partition is up to a number.
     pub fn new(table: Arc<Mutex<Table>>, filed: BTreeMap<u32, u64>) -> Self {
-        Self { table, chunk: Chunk::default(), writing: None, filed }
+        Self { table, chunk: Chunk::default(), writing: None, filed, trouble: None }
     }
 
     /// The number after the last row of a partition that is in a file.
@@ -83,6 +88,24 @@ impl Filer {
         writing.chain(&self.chunk.batches).cloned().collect()
     }
 
+    /// Why the last chunk could not be written.
+    pub fn trouble(&self) -> Option<&Error> {
+        self.trouble.as_ref().map(|(error, _)| error)
+    }
+
+    /// The same, when it is no use to try again.
+    pub fn end(&mut self, stopping: bool) -> Result<(), Error> {
+        match self.trouble.take_if(|(error, _)| stopping || matches!(error, Error::Missing(_))) {
+            Some((error, _)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what is gathered may be written now: nothing is being written, and the last failure is some time ago.
+    pub fn is_ready(&self) -> bool {
+        self.writing.is_none() && self.trouble.as_ref().is_none_or(|(_, until)| Instant::now() >= *until)
+    }
+
     /// Whether what is gathered should be written now.
     pub fn is_due(&self, rows: usize, after: Duration) -> bool {
         self.chunk.rows >= rows || self.chunk.since.is_some_and(|since| since.elapsed() >= after)
@@ -100,14 +123,12 @@ impl Filer {
         self.writing = Some((chunk, wait));
     }
 
-    /// The table, once what was being written is in it; locked until readers see it.
-    ///
-    /// # Errors
-    /// Why it was not: it is gathered again then, in front of what came since.
-    pub fn collect(&mut self) -> Result<Option<OwnedMutexGuard<Table>>, Error> {
-        let Some((chunk, wait)) = &mut self.writing else { return Ok(None) };
+    /// The table, once what was being written is in it; locked until readers see it. What could not be written is
+    /// gathered again, in front of what came since, and [`trouble`](Self::trouble) says why.
+    pub fn collect(&mut self) -> Option<OwnedMutexGuard<Table>> {
+        let (chunk, wait) = self.writing.as_mut()?;
         let outcome = match wait.try_recv() {
-            Err(oneshot::error::TryRecvError::Empty) => return Ok(None),
+            Err(oneshot::error::TryRecvError::Empty) => return None,
             Err(oneshot::error::TryRecvError::Closed) => Err(Error::Missing("the archive's writer ended".into())),
             Ok(outcome) => outcome,
         };
@@ -116,9 +137,11 @@ impl Filer {
         match outcome {
             Ok(table) => {
                 self.filed.extend(chunk.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1)));
-                Ok(Some(table))
+                self.trouble = None;
+                Some(table)
             }
             Err(error) => {
+                tracing::error!(%error, "rows could not be filed; they are kept, and tried again");
                 let rest = std::mem::take(&mut self.chunk);
                 let mut numbers = chunk.numbers.clone();
                 for (partition, (first, last)) in rest.numbers {
@@ -126,7 +149,8 @@ impl Filer {
                 }
                 let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
                 self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, numbers, since: chunk.since };
-                Err(error)
+                self.trouble = Some((error, Instant::now() + BACKOFF));
+                None
             }
         }
     }
