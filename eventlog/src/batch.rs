@@ -73,6 +73,17 @@ impl Batch {
         self.first_number.map(|first| first + u64::from(self.count))
     }
 
+    /// The records, one after the other.
+    pub(crate) fn payloads(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.payload[..];
+        std::iter::from_fn(move || {
+            let (length, after) = rest.split_first_chunk::<4>()?;
+            let (record, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            rest = after;
+            Some(record)
+        })
+    }
+
     /// The payload without its first `drop` records.
     pub(crate) fn freeze(self, drop: u32) -> (Bytes, u32) {
         let mut payload = Bytes::from(self.payload);

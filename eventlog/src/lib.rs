@@ -1,13 +1,14 @@
 //! The log that everything is folded over.
 //!
-//! [`EventLog`] is the port; [`embedded`] keeps the log in a local folder. [`contract`] is the suite that every
-//! implementation must pass.
+//! [`EventLog`] is the port; [`embedded`] keeps the log in a local folder, [`kafka`] on Apache Kafka. [`contract`] is
+//! the suite that every implementation must pass.
 
 pub mod batch;
 mod blobs;
 mod clock;
 pub mod contract;
 pub mod embedded;
+pub mod kafka;
 mod pulse;
 mod replies;
 mod retention;
@@ -32,6 +33,9 @@ pub enum Error {
     /// What is on the device is in doubt (a failed fsync, a shut-down log): no append will succeed before a restart.
     #[error("the log is out of service: {0}")]
     Failed(String),
+    /// Whether it is in the log is not known; appended again, it may be there twice.
+    #[error("the log did not acknowledge a record: {0}")]
+    InDoubt(String),
     /// More waits to be written than may: try again shortly.
     #[error("the log's queue is full")]
     Full,
@@ -93,13 +97,15 @@ pub struct Status {
 
 /// A durable log of topics and partitions, each a sequence of records numbered from 0 without holes.
 ///
-/// Guarantees: a batch is in the log whole or not at all; an append that resolves is durable and in the order of its
-/// offset; readers see only what is durable, in order; the stamp of a batch never runs back within the log.
+/// Guarantees: an append that resolves is durable and in the order of its offset; the records of a batch follow one
+/// another; what was appended here is read here at once; readers see only what is durable, in order, each number of a dense sequence once. An append that fails has
+/// left nothing, unless it fails with [`Error::InDoubt`].
 pub trait EventLog: Send + Sync + 'static {
     /// Appends a batch; resolves with the offset of its first record once it is durable.
     ///
     /// A batch with a `first_number` belongs to a dense sequence (offset = number): records whose number the log has
-    /// are dropped, so that outputs may be appended again after a crash; a hole is [`Error::Gap`].
+    /// are dropped, so that outputs may be appended again after a crash; a hole is [`Error::Gap`]. Topics that
+    /// [are numbered](sendtrail_schemas::topic::Topic::is_numbered) take only such batches, the others none.
     fn append(&self, to: TopicPartition, batch: Batch) -> BoxFuture<'static, Result<u64, Error>>;
 
     /// Batches from an offset on, up to about `max_bytes` but at least one if there is any; the first may begin before
@@ -112,7 +118,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// The offset after the last durable record, as it moves.
     fn end(&self, of: TopicPartition) -> watch::Receiver<u64>;
 
-    /// Allows everything before an offset to be forgotten. Space is freed in larger pieces, some time after.
+    /// Allows everything before an offset to be forgotten. Space is freed in larger pieces, some time after, or by the
+    /// log's own rules.
     fn trim(&self, of: TopicPartition, before: u64);
 
     /// How the log stands.

@@ -45,6 +45,14 @@ impl Topic {
         }
     }
 
+    /// Whether its records are a dense sequence that their writer numbers, so that they may be written again.
+    pub fn is_numbered(self) -> bool {
+        match self {
+            Self::Events | Self::Mail | Self::DeadLetter => true,
+            Self::Intake | Self::Attempts => false,
+        }
+    }
+
     /// The topic of a code, if this program knows it.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()

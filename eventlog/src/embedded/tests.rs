@@ -17,8 +17,8 @@ impl Subject for Folder {
         Self(TempDir::new().unwrap())
     }
 
-    async fn open(&self) -> Arc<dyn EventLog> {
-        Arc::new(open(self.0.path()).unwrap())
+    async fn open(&self) -> Option<Arc<dyn EventLog>> {
+        Some(Arc::new(open(self.0.path()).unwrap()))
     }
 }
 

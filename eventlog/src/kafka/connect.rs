@@ -1,0 +1,139 @@
+//! Clients of librdkafka, configured alike, and what they say about the brokers.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use super::Options;
+use crate::Error;
+
+/// Whether brokers answer, as the clients notice it.
+#[derive(Default, Debug)]
+pub struct Health {
+    failure: Mutex<Option<String>>,
+}
+
+impl Health {
+    /// Why nothing gets on, if nothing does.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().clone()
+    }
+
+    /// A broker answered.
+    pub fn well(&self) {
+        let mut failure = self.failure.lock();
+        if failure.take().is_some() {
+            tracing::info!("the brokers answer again");
+        }
+    }
+
+    fn failed(&self, error: &KafkaError, reason: &str) {
+        let lasting = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Resolve) => "no Kafka broker answers",
+            Some(RDKafkaErrorCode::Authentication) => "Kafka refuses the credentials",
+            Some(RDKafkaErrorCode::SSL) => "TLS with Kafka fails",
+            Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+                "Kafka denies access"
+            }
+            _ => return,
+        };
+        let mut failure = self.failure.lock();
+        // The first reason is the cause: that no broker answers only follows from refused credentials.
+        if failure.is_none() {
+            tracing::error!(reason, "{lasting}");
+            *failure = Some(format!("{lasting}: {reason}"));
+        }
+    }
+}
+
+/// What every client is made with.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub health: Arc<Health>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::warn!(facility, message, "librdkafka");
+            }
+            _ => tracing::debug!(facility, message, "librdkafka"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.health.failed(&error, reason);
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// What is usual here, below what the operator sets.
+fn usual(options: &Options) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("client.id", "sendtrail");
+    // Retries are quick at first, and not so frequent that they drown the log.
+    config.set("reconnect.backoff.ms", "100").set("reconnect.backoff.max.ms", "5000");
+    for (name, value) in &options.properties {
+        config.set(name, value);
+    }
+    config
+}
+
+/// A consumer's settings: it is told where to begin, and stops where records are missing.
+pub fn consumer(options: &Options) -> ClientConfig {
+    let mut config = usual(options);
+    config
+        .set("group.id", format!("{}-readers", options.namespace))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("enable.partition.eof", "false")
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.queue.backoff.ms", "2")
+        .set("queued.max.messages.kbytes", "32768")
+        .set("fetch.message.max.bytes", "4194304")
+        .set("check.crcs", "true");
+    config
+}
+
+/// A producer's settings: nothing is lost, doubled or out of order as long as it lives.
+pub fn producer(options: &Options) -> ClientConfig {
+    let mut config = usual(options);
+    config
+        .set("enable.idempotence", "true")
+        .set("enable.gapless.guarantee", "true")
+        .set("acks", "all")
+        .set("message.timeout.ms", "0")
+        .set("message.max.bytes", "16777216")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "1")
+        .set("batch.num.messages", "10000")
+        .set("queue.buffering.max.messages", "0")
+        .set("queue.buffering.max.kbytes", "2097151");
+    config
+}
+
+/// The settings of a client that only asks and makes topics.
+pub fn admin(options: &Options) -> ClientConfig {
+    usual(options)
+}
+
+/// Makes a client.
+///
+/// # Errors
+/// [`Error::Settings`] when librdkafka does not know a setting or its value.
+pub fn create<T: FromClientConfigAndContext<Context>>(config: &ClientConfig, health: &Arc<Health>) -> Result<T, Error> {
+    let made = config.create_with_context(Context { health: health.clone() });
+    made.map_err(|cause| Error::Settings(format!("Kafka: {cause}")))
+}
+
+/// What went wrong while something was asked of a broker.
+pub fn io(what: impl Into<String>) -> impl FnOnce(KafkaError) -> Error {
+    move |cause| Error::Io { what: what.into(), cause: cause.to_string() }
+}

@@ -1,0 +1,192 @@
+//! The log on Apache Kafka.
+//!
+//! ```text
+//! append ─► writer (idempotent producer, one acknowledgement counter a batch) ─► broker
+//! broker ─► tail (one consumer of the newest records) ─► memory ─► readers close behind
+//!      └──► backlog (a consumer of its own) ─────────────────────► readers further behind
+//! ```
+//!
+//! A record of a numbered topic carries its number as its key, eight bytes, most significant first. The broker may hold
+//! such a record more than once: after a crash, outputs are written again when it is in doubt whether they were. Readers
+//! here see each number once, in order, and stop at a gap. What the broker keeps is decided by the topics' retention:
+//! [`EventLog::trim`] does nothing.
+
+mod backlog;
+mod connect;
+mod numbers;
+mod tail;
+mod topics;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+use tokio::sync::watch;
+
+use crate::batch::{Batch, StoredBatch};
+use crate::{Error, EventLog, Status};
+use backlog::Backlog;
+use connect::Health;
+use tail::Tail;
+use writer::Writer;
+
+pub use topics::{Plan, Step};
+
+/// How long the broker may take to answer a question.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the log is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What topics' names begin with, `sendtrail` by default: several installations may share a cluster.
+    pub namespace: String,
+    /// Partitions of every topic, at least 1; fixed when the topics are made.
+    pub partitions: u32,
+    /// Whether records carry their own time: such a log has topics of its own.
+    pub simulated: bool,
+    /// Copies of every topic.
+    pub replication: i32,
+    /// Whether fewer than three copies are accepted.
+    pub allow_single_replica: bool,
+    /// How long the broker keeps records, hours.
+    pub retention_hours: u64,
+    /// Whether topics that do not exist are made.
+    pub create_topics: bool,
+    /// Bytes of the newest records kept in memory for readers close behind.
+    pub cache_bytes: usize,
+    /// Bytes that may wait to be written; intake beyond is refused.
+    pub queue_bytes: u64,
+    /// Settings of librdkafka, `bootstrap.servers` among them.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            namespace: "sendtrail".into(),
+            partitions: 4,
+            simulated: false,
+            replication: 3,
+            allow_single_replica: false,
+            retention_hours: 168,
+            create_topics: true,
+            cache_bytes: 64 << 20,
+            queue_bytes: 64 << 20,
+            properties: BTreeMap::from([("bootstrap.servers".into(), "127.0.0.1:9092".into())]),
+        }
+    }
+}
+
+impl Options {
+    /// A topic's name on the broker.
+    pub fn topic(&self, topic: Topic) -> String {
+        let kind = if self.simulated { ".simulated" } else { "" };
+        format!("{}{kind}{}", self.namespace, topic.name().trim_start_matches("sendtrail"))
+    }
+
+    /// Every partition of every topic.
+    fn all(&self) -> impl Iterator<Item = TopicPartition> + use<> {
+        let partitions = self.partitions;
+        Topic::ALL.into_iter().flat_map(move |topic| (0..partitions).map(move |p| TopicPartition::new(topic, p)))
+    }
+}
+
+/// See the module.
+pub struct KafkaLog {
+    options: Arc<Options>,
+    health: Arc<Health>,
+    writer: Writer,
+    tail: Tail,
+    backlog: Backlog,
+    assignments: watch::Sender<Vec<u32>>,
+}
+
+impl KafkaLog {
+    /// Connects, makes or checks the topics, and finds where each partition ends. Blocks while it does.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when a topic is not as it must be, or a setting is unknown to librdkafka; [`Error::Io`] when
+    /// no broker answers.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let options = Arc::new(options);
+        let plan = Plan::of(&options)?;
+        if options.create_topics {
+            plan.create(&options)?;
+        } else if let Some(missing) = plan.missing().next() {
+            let why = "does not exist; 'sendtrail topics apply' makes it";
+            return Err(Error::Settings(format!("the topic {missing} {why}")));
+        }
+        plan.check()?;
+        let health = Arc::new(Health::default());
+        let ends = numbers::ends(&options, &health)?;
+        let writer = Writer::new(options.clone(), health.clone(), &ends);
+        let tail = Tail::start(&options, health.clone(), &ends)?;
+        let backlog = Backlog::new(options.clone(), health.clone());
+        let (assignments, _) = watch::channel((0..options.partitions).collect());
+        Ok(Self { options, health, writer, tail, backlog, assignments })
+    }
+
+    /// Waits for what is being written, for a while, and refuses more.
+    pub fn close(&self) {
+        self.writer.close();
+        self.tail.close();
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl EventLog for KafkaLog {
+    fn append(&self, to: TopicPartition, batch: Batch) -> BoxFuture<'static, Result<u64, Error>> {
+        // Handed to the producer here and now, so that the order of calls is the order of the log.
+        let written = self.writer.append(to, &batch);
+        let (count, seen) = (batch.len() as u64, self.tail.seen(to));
+        Box::pin(async move {
+            let first = written?.await.unwrap_or_else(|_| Err(Error::InDoubt("the log was closed".into())))?;
+            seen.await_next(first + count).await?;
+            Ok(first)
+        })
+    }
+
+    fn read(&self, of: TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        match self.tail.read(of, from, max_bytes)? {
+            tail::Found::Batches(batches) => Ok(batches),
+            tail::Found::Older { until } => self.backlog.read(of, from, until, max_bytes),
+        }
+    }
+
+    fn end(&self, of: TopicPartition) -> watch::Receiver<u64> {
+        self.tail.end(of)
+    }
+
+    fn trim(&self, _: TopicPartition, _: u64) {}
+
+    fn status(&self) -> Status {
+        Status {
+            queued_bytes: self.writer.queued_bytes(),
+            disk_bytes: 0,
+            disk_budget: u64::MAX,
+            failed: self.health.failure(),
+        }
+    }
+
+    fn assignments(&self) -> watch::Receiver<Vec<u32>> {
+        self.assignments.subscribe()
+    }
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Properties may hold passwords.
+        f.debug_struct("KafkaLog").field("namespace", &self.options.namespace).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! The newest records, in memory: read from the broker once, however many readers there are.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::BufMut;
+use parking_lot::Mutex;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sendtrail_schemas::topic::{Topic, TopicPartition};
+use tokio::sync::watch;
+
+use super::Options;
+use super::connect::{self, Context, Health, io};
+use super::numbers::{End, corrupt, number, received_at};
+use crate::Error;
+use crate::batch::StoredBatch;
+
+/// Bytes of records that are kept as one piece.
+const PIECE: usize = 256 << 10;
+
+/// See the module.
+pub struct Tail {
+    tracks: Arc<HashMap<TopicPartition, Track>>,
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Track {
+    end: watch::Sender<u64>,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    pieces: VecDeque<StoredBatch>,
+    bytes: usize,
+    /// The first number in memory, or the one after the last.
+    first: u64,
+    next: Option<u64>,
+    /// Why nothing more can be read.
+    broken: Option<Error>,
+}
+
+/// What memory has.
+pub enum Found {
+    /// This, or nothing because there is nothing yet.
+    Batches(Vec<StoredBatch>),
+    /// What is asked for is older; memory goes on at `until`.
+    Older {
+        /// The first number in memory.
+        until: u64,
+    },
+}
+
+impl Tail {
+    /// Starts to read where the partitions end.
+    ///
+    /// # Errors
+    /// [`Error::Settings`], [`Error::Io`].
+    pub fn start(options: &Options, health: Arc<Health>, ends: &HashMap<TopicPartition, End>) -> Result<Self, Error> {
+        let consumer: BaseConsumer<Context> = connect::create(&connect::consumer(options), &health)?;
+        let mut list = TopicPartitionList::new();
+        let mut tracks = HashMap::new();
+        for (of, end) in ends {
+            let at = Offset::Offset(end.offset);
+            list.add_partition_offset(&options.topic(of.topic), of.partition as i32, at)
+                .map_err(io("read the tail"))?;
+            let next = end.next.unwrap_or(0);
+            let kept = Kept { pieces: VecDeque::new(), bytes: 0, first: next, next: end.next, broken: None };
+            tracks.insert(*of, Track { end: watch::Sender::new(next), kept: Mutex::new(kept) });
+        }
+        consumer.assign(&list).map_err(io("read the tail"))?;
+        let (tracks, stop) = (Arc::new(tracks), Arc::<AtomicBool>::default());
+        let reading = Reading {
+            names: Topic::ALL.map(|topic| (options.topic(topic), topic)),
+            room: options.cache_bytes / options.partitions as usize / 2,
+            tracks: tracks.clone(),
+            gathered: None,
+            health,
+        };
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("kafka-tail".into())
+            .spawn(move || reading.run(&consumer, &stopped))
+            .map_err(|cause| Error::Io { what: "start kafka-tail".into(), cause: cause.to_string() })?;
+        Ok(Self { tracks, stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Records from a number on.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Failed`]: nothing after what was read can be read.
+    pub fn read(&self, of: TopicPartition, from: u64, max_bytes: usize) -> Result<Found, Error> {
+        let Some(track) = self.tracks.get(&of) else { return Ok(Found::Batches(Vec::new())) };
+        let kept = track.kept.lock();
+        if kept.next.is_none_or(|next| from >= next) {
+            return kept.broken.clone().map_or(Ok(Found::Batches(Vec::new())), Err);
+        }
+        if from < kept.first {
+            return Ok(Found::Older { until: kept.first });
+        }
+        let begin = kept.pieces.partition_point(|piece| piece.next_offset() <= from);
+        let mut bytes = 0;
+        let fits = |piece: &&StoredBatch| {
+            let fits = bytes == 0 || bytes + piece.bytes() <= max_bytes;
+            bytes += piece.bytes();
+            fits
+        };
+        Ok(Found::Batches(kept.pieces.range(begin..).take_while(fits).cloned().collect()))
+    }
+
+    /// The number after the last, as it moves.
+    pub fn end(&self, of: TopicPartition) -> watch::Receiver<u64> {
+        // A partition that does not exist never grows.
+        self.tracks.get(&of).map_or_else(|| watch::channel(0).1, |track| track.end.subscribe())
+    }
+
+    /// What tells when readers see what was appended.
+    pub fn seen(&self, of: TopicPartition) -> Seen {
+        Seen { tracks: self.tracks.clone(), of }
+    }
+
+    /// Ends the reading.
+    pub fn close(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was logged by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// See [`Tail::seen`].
+pub struct Seen {
+    tracks: Arc<HashMap<TopicPartition, Track>>,
+    of: TopicPartition,
+}
+
+impl Seen {
+    /// Waits until readers see everything before a number.
+    ///
+    /// # Errors
+    /// Why they never will.
+    pub async fn await_next(self, next: u64) -> Result<(), Error> {
+        let Some(track) = self.tracks.get(&self.of) else { return Ok(()) };
+        let mut end = track.end.subscribe();
+        loop {
+            if *end.borrow_and_update() >= next {
+                return Ok(());
+            }
+            if let Some(error) = track.kept.lock().broken.clone() {
+                return Err(error);
+            }
+            if end.changed().await.is_err() {
+                return Err(Error::InDoubt("the log was closed".into()));
+            }
+        }
+    }
+}
+
+struct Reading {
+    names: [(String, Topic); 5],
+    /// Bytes of a partition that are kept.
+    room: usize,
+    tracks: Arc<HashMap<TopicPartition, Track>>,
+    gathered: Option<(TopicPartition, Piece)>,
+    health: Arc<Health>,
+}
+
+/// Records of one partition that were taken by the broker at the same time.
+pub struct Piece {
+    base: u64,
+    count: u32,
+    received_at: i64,
+    payload: Vec<u8>,
+}
+
+impl Piece {
+    pub fn new(base: u64, received_at: i64) -> Self {
+        Self { base, count: 0, received_at, payload: Vec::new() }
+    }
+
+    /// Whether a record with a number and a time may be added.
+    pub fn takes(&self, number: u64, received_at: i64) -> bool {
+        self.base + u64::from(self.count) == number && self.received_at == received_at && self.payload.len() < PIECE
+    }
+
+    pub fn push(&mut self, record: &[u8]) {
+        self.payload.reserve(record.len() + 4);
+        self.payload.put_u32_le(record.len() as u32);
+        self.payload.put_slice(record);
+        self.count += 1;
+    }
+
+    pub fn finish(self) -> StoredBatch {
+        let Self { base, count, received_at, payload } = self;
+        StoredBatch { base_offset: base, count, received_at, payload: payload.into() }
+    }
+}
+
+impl Reading {
+    fn run(mut self, consumer: &BaseConsumer<Context>, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            // What was gathered is shown as soon as nothing more is there.
+            let wait = if self.gathered.is_some() { Duration::ZERO } else { Duration::from_millis(100) };
+            match consumer.poll(wait) {
+                Some(Ok(message)) => self.take(&message),
+                Some(Err(error)) if is_gone(&error) => self.fail(&error),
+                // The client goes on by itself.
+                Some(Err(error)) => tracing::debug!(%error, "the tail of the log"),
+                None => self.show(),
+            }
+        }
+        self.show();
+        for of in self.tracks.keys().copied().collect::<Vec<_>>() {
+            self.close(of);
+        }
+    }
+
+    /// Whoever waits for more waits in vain.
+    fn close(&self, of: TopicPartition) {
+        if let Some(track) = self.tracks.get(&of) {
+            track.kept.lock().broken.get_or_insert_with(|| Error::Failed("the log is closed".into()));
+            track.end.send_modify(|_| {});
+        }
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let Some((_, topic)) = self.names.iter().find(|(name, _)| name == message.topic()) else { return };
+        let of = TopicPartition::new(*topic, message.partition() as u32);
+        let received_at = received_at(message);
+        let number = match number(message, *topic) {
+            Ok(number) => number,
+            Err(error) => return self.stop_at(of, error),
+        };
+        if let Some((other, piece)) = &mut self.gathered {
+            if *other == of && piece.takes(number, received_at) {
+                return piece.push(message.payload().unwrap_or_default());
+            }
+            self.show();
+        }
+        self.health.well();
+        let Some(track) = self.tracks.get(&of) else { return };
+        let kept = track.kept.lock();
+        match kept.next {
+            _ if kept.broken.is_some() => return,
+            // Written again after a crash.
+            Some(next) if number < next => return,
+            Some(next) if number > next => {
+                let why = format!("record {number} stands where {next} should");
+                drop(kept);
+                return self.stop_at(of, corrupt(message, why));
+            }
+            _ => drop(kept),
+        }
+        let mut piece = Piece::new(number, received_at);
+        piece.push(message.payload().unwrap_or_default());
+        self.gathered = Some((of, piece));
+    }
+
+    /// Hands on what was gathered.
+    fn show(&mut self) {
+        let Some((of, piece)) = self.gathered.take() else { return };
+        let Some(track) = self.tracks.get(&of) else { return };
+        let piece = piece.finish();
+        let next = piece.next_offset();
+        let mut kept = track.kept.lock();
+        if kept.pieces.is_empty() {
+            kept.first = piece.base_offset;
+        }
+        kept.next = Some(next);
+        kept.bytes += piece.bytes();
+        kept.pieces.push_back(piece);
+        while kept.bytes > self.room && kept.pieces.len() > 1 {
+            let bytes = kept.pieces.pop_front().map_or(0, |piece| piece.bytes());
+            kept.bytes -= bytes;
+            kept.first = kept.pieces.front().map_or(next, |piece| piece.base_offset);
+        }
+        drop(kept);
+        track.end.send_replace(next);
+    }
+
+    /// Nothing after this can be read of a partition.
+    fn stop_at(&mut self, of: TopicPartition, error: Error) {
+        self.show();
+        let Some(track) = self.tracks.get(&of) else { return };
+        let mut kept = track.kept.lock();
+        if kept.broken.is_none() {
+            tracing::error!(%of, %error, "a partition of the log cannot be read on");
+            kept.broken = Some(error);
+            drop(kept);
+            // Readers are woken to learn of it.
+            track.end.send_modify(|_| {});
+        }
+    }
+
+    /// The broker lacks what it had: which partition, the client does not tell.
+    fn fail(&mut self, error: &KafkaError) {
+        let why =
+            format!("Kafka has lost records that it had acknowledged ({error}); restart to see which are missing");
+        for of in self.tracks.keys().copied().collect::<Vec<_>>() {
+            self.stop_at(of, Error::Failed(why.clone()));
+        }
+    }
+}
+
+/// Whether the broker says that it does not have an offset.
+pub fn is_gone(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange))
+}

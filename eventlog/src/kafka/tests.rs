@@ -1,0 +1,183 @@
+//! The suite on a real broker, and what only a broker can do.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use super::*;
+use crate::contract::Subject;
+
+const EVENTS: TopicPartition = TopicPartition { topic: Topic::Events, partition: 0 };
+
+struct Namespace(Option<Options>);
+
+fn options(address: &str) -> Options {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    Options {
+        namespace: format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
+        partitions: 2,
+        replication: 1,
+        allow_single_replica: true,
+        // Small, so that tests read what is no longer in memory.
+        cache_bytes: 4_000,
+        properties: BTreeMap::from([("bootstrap.servers".into(), address.into())]),
+        ..Options::default()
+    }
+}
+
+fn open(options: &Options) -> Result<Arc<KafkaLog>, Error> {
+    let options = options.clone();
+    tokio::task::block_in_place(|| KafkaLog::open(options).map(Arc::new))
+}
+
+impl Subject for Namespace {
+    async fn fresh() -> Self {
+        Self(sendtrail_test_servers::kafka().map(options))
+    }
+
+    async fn open(&self) -> Option<Arc<dyn EventLog>> {
+        Some(open(self.0.as_ref()?).unwrap())
+    }
+}
+
+crate::contract_suite!(Namespace);
+
+/// Waits until readers see what was appended.
+async fn seen(log: &KafkaLog, of: TopicPartition, next: u64) {
+    let mut end = log.end(of);
+    let reached = tokio::time::timeout(PATIENCE, end.wait_for(|end| *end >= next)).await;
+    assert!(reached.is_ok(), "{of} did not reach {next} but {}", *log.end(of).borrow());
+}
+
+fn numbered(first: u64, count: u64) -> Batch {
+    let mut batch = Batch::numbered(first);
+    (first..first + count).for_each(|n| batch.push_bytes(&n.to_le_bytes()));
+    batch
+}
+
+fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8>)> {
+    let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
+    loop {
+        let next = found.last().map_or(from, |(offset, _)| offset + 1);
+        let batches = tokio::task::block_in_place(|| log.read(of, next, 1_000)).unwrap();
+        if batches.is_empty() {
+            return found;
+        }
+        let records = batches.iter().flat_map(|batch| batch.records(next));
+        found.extend(records.map(|record| (record.offset, record.value.to_vec())));
+    }
+}
+
+/// What a process that was thought dead writes.
+fn zombie(options: &Options, numbers: impl Iterator<Item = u64>) {
+    let producer: BaseProducer = connect::producer(options).create().unwrap();
+    for n in numbers {
+        let (topic, key, value) = (options.topic(Topic::Events), numbers::key(n), n.to_le_bytes());
+        let record = BaseRecord::to(&topic).partition(0).key(&key).payload(&value);
+        producer.send(record).unwrap();
+    }
+    producer.flush(PATIENCE).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_again_is_read_once_from_wherever() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let options = options(address);
+    let log = open(&options).unwrap();
+    for n in 0..10 {
+        log.append(EVENTS, numbered(n * 50, 50)).await.unwrap();
+    }
+    // Another owner that began at an older checkpoint, and was slower.
+    zombie(&options, 100..420);
+    log.append(EVENTS, numbered(500, 50)).await.unwrap();
+    zombie(&options, 420..500);
+    log.append(EVENTS, numbered(550, 50)).await.unwrap();
+    seen(&log, EVENTS, 600).await;
+    let check = |log: &KafkaLog| {
+        for from in (0..600).step_by(37) {
+            let found = values(log, EVENTS, from);
+            assert_eq!(found.len() as u64, 600 - from);
+            assert!(found.iter().zip(from..).all(|((at, value), n)| *at == n && *value == n.to_le_bytes()), "{from}");
+        }
+    };
+    check(&log);
+    drop(log);
+    // The last record has an old number: the greatest counts.
+    zombie(&options, 300..310);
+    let log = open(&options).unwrap();
+    assert_eq!(*log.end(EVENTS).borrow(), 600);
+    check(&log);
+    log.append(EVENTS, numbered(590, 20)).await.unwrap();
+    seen(&log, EVENTS, 610).await;
+    assert_eq!(values(&log, EVENTS, 595).len(), 15);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_stops_the_reader_and_says_where() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let options = options(address);
+    let log = open(&options).unwrap();
+    log.append(EVENTS, numbered(0, 5)).await.unwrap();
+    seen(&log, EVENTS, 5).await;
+    zombie(&options, 7..8);
+    for _ in 0..500 {
+        if log.read(EVENTS, 5, 1_000).is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let error = log.read(EVENTS, 5, 1_000).unwrap_err();
+    assert!(matches!(&error, Error::Corrupt { at: 5, why, .. } if why.contains("record 7 stands where 5")), "{error}");
+    assert_eq!(values_before(&log, 5), 5, "what comes before is read");
+}
+
+fn values_before(log: &KafkaLog, next: u64) -> u64 {
+    let batches = log.read(EVENTS, 0, 1 << 20).unwrap();
+    batches.iter().map(|batch| u64::from(batch.count)).sum::<u64>().min(next)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_that_are_wrong_are_named() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let options = options(address);
+    let careless = Options { allow_single_replica: false, ..options.clone() };
+    let refused = open(&careless).unwrap_err().to_string();
+    assert!(refused.contains("kafka.replication is 1"), "{refused}");
+    let missing = open(&Options { create_topics: false, ..options.clone() }).unwrap_err().to_string();
+    assert!(missing.contains(".intake does not exist; 'sendtrail topics apply'"), "{missing}");
+    let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
+    assert_eq!(plan.missing().count(), 5);
+    drop(open(&options).unwrap());
+    let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
+    assert!(plan.steps.iter().all(|(_, step)| *step == Step::Keep), "{plan:?}");
+    let more = open(&Options { partitions: 3, ..options.clone() }).unwrap_err().to_string();
+    assert!(more.contains("set log.partitions to 2"), "{more}");
+    let strict = open(&careless).unwrap_err().to_string();
+    assert!(strict.contains("1 replica(s)") && strict.contains("min.insync.replicas is 1"), "{strict}");
+    // Made by hand, as a broker makes topics by default.
+    let by_hand = Options { namespace: format!("{}-hand", options.namespace), ..options.clone() };
+    tokio::task::block_in_place(|| {
+        let health = Arc::default();
+        let admin: rdkafka::admin::AdminClient<connect::Context> =
+            connect::create(&connect::admin(&by_hand), &health).unwrap();
+        let name = by_hand.topic(Topic::Events);
+        let topic = rdkafka::admin::NewTopic::new(&name, 2, rdkafka::admin::TopicReplication::Fixed(1));
+        let topics = [topic];
+        let made = admin.create_topics(&topics, &rdkafka::admin::AdminOptions::new());
+        futures::executor::block_on(made).unwrap();
+    });
+    let wrong = open(&by_hand).unwrap_err().to_string();
+    assert!(wrong.contains("message.timestamp.type is 'CreateTime' and must be 'LogAppendTime'"), "{wrong}");
+    assert!(wrong.contains("max.message.bytes"), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_does_not_answer_is_told_with_its_address() {
+    let mut options = options("127.0.0.1:1");
+    options.properties.insert("socket.connection.setup.timeout.ms".into(), "1000".into());
+    let error = open(&options).unwrap_err().to_string();
+    assert!(error.contains("no Kafka broker answers") && error.contains("127.0.0.1:1"), "{error}");
+    options.properties.insert("no.such.setting".into(), "1".into());
+    let error = open(&options).unwrap_err();
+    assert!(matches!(&error, Error::Settings(why) if why.contains("no.such.setting")), "{error}");
+}

@@ -1,0 +1,197 @@
+//! The topics: what they must be like, what is there, and what would have to be done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::types::RDKafkaErrorCode;
+use sendtrail_schemas::topic::Topic;
+
+use super::connect::{self, Context, Health, io};
+use super::{Options, PATIENCE};
+use crate::Error;
+
+/// Bytes of the largest batch of records.
+const MAX_BATCH: &str = "16777216";
+
+/// What there is to do about one topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It is as it must be.
+    Keep,
+    /// It does not exist.
+    Create,
+    /// It is wrong, and this program does not change it: what, and what it should be.
+    Wrong(Vec<String>),
+}
+
+/// What there is to do about every topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The topics' names, and what there is to do.
+    pub steps: Vec<(String, Step)>,
+}
+
+/// Settings of every topic.
+fn settings(options: &Options) -> Vec<(&'static str, String)> {
+    vec![
+        ("cleanup.policy", "delete".into()),
+        // The sequencer's time: what it is counted by.
+        ("message.timestamp.type", "LogAppendTime".into()),
+        ("retention.ms", (options.retention_hours * 3_600_000).to_string()),
+        ("max.message.bytes", MAX_BATCH.into()),
+        ("min.insync.replicas", if options.replication >= 3 { "2" } else { "1" }.into()),
+    ]
+}
+
+impl Plan {
+    /// Looks at what is there. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when no broker answers; [`Error::Settings`] when a setting is unknown.
+    pub fn of(options: &Options) -> Result<Self, Error> {
+        let health = Arc::new(Health::default());
+        let admin: AdminClient<Context> = connect::create(&connect::admin(options), &health)?;
+        let asking: BaseConsumer<Context> = connect::create(&connect::consumer(options), &health)?;
+        let metadata = asking.fetch_metadata(None, PATIENCE).map_err(|cause| {
+            // What the client noticed says more than the call does.
+            for _ in 0..50 {
+                if health.failure().is_none() {
+                    asking.poll(Duration::from_millis(10));
+                }
+            }
+            let cause = health.failure().unwrap_or_else(|| cause.to_string());
+            let servers = options.properties.get("bootstrap.servers").map_or("", String::as_str);
+            Error::Io { what: format!("ask Kafka at {servers} for its topics"), cause }
+        })?;
+        let found = |name: &str| metadata.topics().iter().find(|topic| topic.name() == name);
+        let names: Vec<String> = Topic::ALL.iter().map(|topic| options.topic(*topic)).collect();
+        let there: Vec<&String> = names.iter().filter(|name| found(name).is_some()).collect();
+        let described = if there.is_empty() {
+            Vec::new()
+        } else {
+            let resources: Vec<_> = there.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+            let ask = admin.describe_configs(&resources, &AdminOptions::new().request_timeout(Some(PATIENCE)));
+            futures::executor::block_on(ask).map_err(io("ask Kafka for its topics' settings"))?
+        };
+        let mut steps = Vec::new();
+        for name in &names {
+            let Some(topic) = found(name) else {
+                steps.push((name.clone(), Step::Create));
+                continue;
+            };
+            let mut wrong = Vec::new();
+            let partitions = topic.partitions().len();
+            if partitions != options.partitions as usize {
+                wrong.push(format!(
+                    "it has {partitions} partitions and log.partitions is {}; accounts are bound to partitions, so \
+                     their number cannot change: set log.partitions to {partitions}",
+                    options.partitions
+                ));
+            }
+            let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+            if copies < 3 && !options.allow_single_replica {
+                wrong.push(format!(
+                    "it has {copies} replica(s): a broker that fails would take acknowledged events with it; three are \
+                     needed, or kafka.allow_single_replica"
+                ));
+            }
+            let at = there.iter().position(|there| *there == name);
+            let described = at.and_then(|at| described.get(at)?.as_ref().ok());
+            let value = |setting: &str| described.and_then(|topic| topic.get(setting)?.value.as_deref()).unwrap_or("");
+            let number = |setting: &str| value(setting).parse::<i64>().unwrap_or(0);
+            for (setting, must) in [("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime")] {
+                if value(setting) != must {
+                    wrong.push(format!("its {setting} is '{}' and must be '{must}'", value(setting)));
+                }
+            }
+            if !options.allow_single_replica && number("min.insync.replicas") < 2 {
+                wrong.push(format!("its min.insync.replicas is {} and must be 2", number("min.insync.replicas")));
+            }
+            if number("max.message.bytes") < MAX_BATCH.parse().unwrap_or(0) {
+                let is = number("max.message.bytes");
+                wrong.push(format!("its max.message.bytes is {is} and must be at least {MAX_BATCH}"));
+            }
+            let retention = number("retention.ms");
+            if (0..24 * 3_600_000).contains(&retention) {
+                wrong.push(format!("its retention.ms is {retention}, less than a day: readers could miss records"));
+            }
+            steps.push((name.clone(), if wrong.is_empty() { Step::Keep } else { Step::Wrong(wrong) }));
+        }
+        Ok(Self { steps })
+    }
+
+    /// The topics that do not exist.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().filter(|(_, step)| *step == Step::Create).map(|(name, _)| name.as_str())
+    }
+
+    /// Refuses topics that are wrong.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with everything that is wrong.
+    pub fn check(&self) -> Result<(), Error> {
+        let wrong = self.steps.iter().filter_map(|(name, step)| match step {
+            Step::Wrong(why) => Some(why.iter().map(move |why| format!("the topic {name}: {why}"))),
+            Step::Keep | Step::Create => None,
+        });
+        let wrong: Vec<String> = wrong.flatten().collect();
+        if wrong.is_empty() { Ok(()) } else { Err(Error::Settings(wrong.join("\n"))) }
+    }
+
+    /// Makes the topics that do not exist. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when fewer than three copies are asked for and not allowed, or the broker refuses;
+    /// [`Error::Io`] when none answers.
+    pub fn create(&self, options: &Options) -> Result<(), Error> {
+        let missing: Vec<&str> = self.missing().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if options.replication < 3 && !options.allow_single_replica {
+            let is = options.replication;
+            let why = "three are needed for an acknowledged event to survive a broker, or kafka.allow_single_replica";
+            return Err(Error::Settings(format!("kafka.replication is {is}: {why}")));
+        }
+        let health = Arc::new(Health::default());
+        let admin: AdminClient<Context> = connect::create(&connect::admin(options), &health)?;
+        let settings = settings(options);
+        let topics: Vec<NewTopic<'_>> = missing
+            .iter()
+            .map(|name| {
+                let topic =
+                    NewTopic::new(name, options.partitions as i32, TopicReplication::Fixed(options.replication));
+                settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+            })
+            .collect();
+        let create = admin.create_topics(&topics, &AdminOptions::new().operation_timeout(Some(PATIENCE)));
+        for outcome in futures::executor::block_on(create).map_err(io("make topics"))? {
+            match outcome {
+                // Another process was faster.
+                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((name, why)) => return Err(Error::Settings(format!("the topic {name} could not be made: {why}"))),
+            }
+        }
+        self.wait(&admin, options)
+    }
+
+    /// A topic that was made is known to every broker some time later.
+    fn wait(&self, admin: &AdminClient<Context>, options: &Options) -> Result<(), Error> {
+        for _ in 0..100 {
+            let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(io("ask Kafka for its topics"))?;
+            let ready = self.missing().all(|name| {
+                metadata.topics().iter().any(|topic| {
+                    let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
+                    topic.name() == name && led == options.partitions as usize
+                })
+            });
+            if ready {
+                return Ok(());
+            }
+            std::thread::sleep(PATIENCE / 100);
+        }
+        Err(Error::Io { what: "make topics".into(), cause: "they have no leaders".into() })
+    }
+}

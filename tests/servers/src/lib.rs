@@ -1,0 +1,104 @@
+//! The real servers that tests talk to. Each is started at most once per test program, on free ports, in a folder that
+//! is deleted, and ends with the program.
+//!
+//! Where one cannot be started the tests that need it are skipped, loudly; with `CI=true` that is a failure.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a server may take to answer; the first start downloads it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A server that lives as long as its standard input is open: until this program ends, however it does.
+struct Server {
+    address: String,
+    _process: Child,
+    _folder: TempDir,
+}
+
+/// The address of an Apache Kafka broker: `SENDTRAIL_TEST_KAFKA`, or one of our own. None where there is no Java.
+///
+/// # Panics
+/// When it cannot be had and `CI` is set.
+pub fn kafka() -> Option<&'static str> {
+    static BROKER: OnceLock<Option<String>> = OnceLock::new();
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let address = BROKER.get_or_init(|| {
+        if let Ok(address) = std::env::var("SENDTRAIL_TEST_KAFKA") {
+            return Some(address);
+        }
+        match start("kafka", &["java", "mvn"]) {
+            Ok(server) => Some(SERVER.get_or_init(|| server).address.clone()),
+            Err(why) => {
+                skipped("Apache Kafka", &why);
+                None
+            }
+        }
+    });
+    address.as_deref()
+}
+
+#[expect(clippy::print_stdout, reason = "that tests are skipped must be seen")]
+fn skipped(what: &str, why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{what} could not be started: {why}");
+    println!("SKIPPED: tests that need {what}: {why}");
+}
+
+fn start(script: &str, needs: &[&str]) -> Result<Server, String> {
+    if let Some(missing) = needs.iter().find(|program| !is_there(program)) {
+        return Err(format!("there is no {missing}"));
+    }
+    let script = local().join(script);
+    let folder = TempDir::new().map_err(|cause| cause.to_string())?;
+    let port = free_pair()?;
+    let mut process = Command::new(&script)
+        .args(["--port", &port.to_string(), "--while-stdin-is-open", "--data"])
+        .arg(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|cause| format!("{}: {cause}", script.display()))?;
+    let address = format!("127.0.0.1:{port}");
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if TcpStream::connect(&address).is_ok() {
+            return Ok(Server { address, _process: process, _folder: folder });
+        }
+        if let Ok(Some(status)) = process.try_wait() {
+            return Err(format!("{} ended with {status}", script.display()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(format!("{} did not answer", script.display()))
+}
+
+fn local() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docker/local")
+}
+
+fn is_there(program: &str) -> bool {
+    Command::new(program)
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// A free port whose successor is free too.
+fn free_pair() -> Result<u16, String> {
+    for _ in 0..100 {
+        let first = TcpListener::bind("127.0.0.1:0").map_err(|cause| cause.to_string())?;
+        let port = first.local_addr().map_err(|cause| cause.to_string())?.port();
+        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err("no two free ports".into())
+}
