@@ -9,7 +9,6 @@ use anyhow::Context;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use rand::Rng;
-use sendtrail_eventlog::embedded::EmbeddedLog;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
@@ -27,6 +26,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::backbone::Backbone;
 use crate::config::Config;
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, admin_key, vault};
@@ -50,7 +50,7 @@ pub struct App {
     partition_handles: Vec<PartitionHandle>,
     sink_stop: CancellationToken,
     sink: Arc<SinkHandle>,
-    log: Arc<EmbeddedLog>,
+    backbone: Backbone,
     archive: Arc<ArchiveCell>,
 }
 
@@ -67,7 +67,7 @@ pub struct ArchiveTotals {
 
 /// What several rooms are handed.
 struct Shared {
-    log: Arc<EmbeddedLog>,
+    log: Arc<dyn EventLog>,
     store: Store,
     directory: Arc<Directory>,
     views: Views,
@@ -86,7 +86,8 @@ impl App {
         let data = &config.data.dir;
         std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
         let metrics = telemetry::metrics()?;
-        let shared = open(config)?;
+        let backbone = Backbone::open(config).await?;
+        let shared = open(config, backbone.log())?;
         let admin = admin_key(data, std::env::var(ADMIN_KEY_VARIABLE).ok().filter(|key| !key.is_empty()))?;
         let vault = vault(data, config)?;
         let count = config.log.partitions;
@@ -212,7 +213,7 @@ impl App {
             partition_handles,
             sink_stop,
             sink,
-            log: shared.log,
+            backbone,
             archive: cell,
         })
     }
@@ -232,7 +233,8 @@ impl App {
         self.edges.cancel();
         while self.edge_tasks.join_next().await.is_some() {}
         self.partitions.cancel();
-        let (partitions, sink, sink_stop, log) = (self.partition_handles, self.sink, self.sink_stop, self.log);
+        let (partitions, sink, sink_stop, backbone) =
+            (self.partition_handles, self.sink, self.sink_stop, self.backbone);
         // Threads are joined beside the runtime's workers, which they still need.
         let joined = tokio::task::spawn_blocking(move || {
             partitions.into_iter().for_each(PartitionHandle::join);
@@ -241,7 +243,7 @@ impl App {
                 Ok(sink) => sink.join(),
                 Err(_) => tracing::error!("a request still holds the sink"),
             }
-            log.close();
+            backbone.close();
         });
         if let Err(error) = joined.await {
             tracing::error!(%error, "stopping went wrong");
@@ -250,9 +252,8 @@ impl App {
     }
 }
 
-fn open(config: &Config) -> anyhow::Result<Shared> {
+fn open(config: &Config, log: Arc<dyn EventLog>) -> anyhow::Result<Shared> {
     let data = &config.data.dir;
-    let log = Arc::new(EmbeddedLog::open(&data.join("log"), config.log_options()).context("open the log")?);
     let store =
         Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes).context("open the state")?;
     let directory = Arc::new(Directory::default());

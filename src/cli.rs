@@ -39,6 +39,9 @@ pub enum Command {
         #[arg(long, default_value = "http://127.0.0.1:8420")]
         url: String,
     },
+    /// Show or make the topics on Kafka
+    #[command(subcommand)]
+    Topics(Topics),
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
 }
@@ -55,6 +58,15 @@ pub struct Serve {
     /// The address and port, instead of the settings'; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
+}
+
+/// The topics on Kafka.
+#[derive(Subcommand, Debug)]
+pub enum Topics {
+    /// Show what is there, what is missing and what is wrong; exits with 1 when something is wrong
+    Plan(Serve),
+    /// Make the topics that are missing
+    Apply(Serve),
 }
 
 /// How to demonstrate.

@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use comfy_table::Table;
 use http::Method;
+use sendtrail_eventlog::kafka::{Plan, Step};
 use sendtrail_processor::{Projections, Store, archive};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Serve};
+use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Serve, Topics};
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
-use crate::{demo, loadgen, shutdown, telemetry};
+use crate::{backbone, demo, loadgen, shutdown, telemetry};
 
 /// Runs a command.
 ///
@@ -28,6 +28,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::DeadLetters(command) => dead_letters(command).await?,
         Command::Config(args) => return Ok(config(&args)),
         Command::Healthcheck { url } => return healthcheck(&url).await,
+        Command::Topics(command) => return topics(command).await,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -84,12 +85,41 @@ async fn healthcheck(url: &str) -> anyhow::Result<ExitCode> {
     Ok(if reply.status.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+async fn topics(command: Topics) -> anyhow::Result<ExitCode> {
+    let (args, apply) = match &command {
+        Topics::Plan(args) => (args, false),
+        Topics::Apply(args) => (args, true),
+    };
+    let config = load(args)?;
+    telemetry::log(&config.telemetry)?;
+    let options = config.kafka_options();
+    let plan = tokio::task::spawn_blocking(move || {
+        let plan = Plan::of(&options)?;
+        if apply {
+            plan.create(&options)?;
+        }
+        Ok::<_, sendtrail_eventlog::Error>(plan)
+    });
+    let mut sound = true;
+    for (name, step) in plan.await??.steps {
+        match step {
+            Step::Keep => println!("{name}: as it must be"),
+            Step::Create if apply => println!("{name}: made"),
+            Step::Create => println!("{name}: to be made"),
+            Step::Wrong(wrong) => {
+                sound = false;
+                wrong.iter().for_each(|wrong| println!("{name}: {wrong}"));
+            }
+        }
+    }
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
     let config = load(args)?;
     telemetry::log(&config.telemetry)?;
     let data = &config.data.dir;
-    // The log's lock tells whether a server is running.
-    let _lock = sendtrail_eventlog::embedded::lock(&data.join("log")).context("the server must be stopped")?;
+    let _lock = backbone::lock(data)?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
     let events = archive::Table::open(&archive::EVENTS, &data.join("archive/events")).await?;
     let attempts = archive::Table::open(&archive::ATTEMPTS, &data.join("archive/attempts")).await?;

@@ -8,6 +8,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use figment::value::{Dict, Value};
 use ipnet::IpNet;
 use sendtrail_eventlog::embedded::Options;
+use sendtrail_eventlog::kafka;
 use serde::{Deserialize, Serialize};
 
 /// The defaults, with what they mean.
@@ -30,7 +31,7 @@ macro_rules! sections {
 sections! {
     /// All settings.
     Config {
-        server: Server, data: Data, log: Log, state: State, intake: Intake, sending: Sending, dedup: Dedup,
+        server: Server, data: Data, log: Log, kafka: Kafka, state: State, intake: Intake, sending: Sending, dedup: Dedup,
         identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query, blobs: Blobs,
         secrets: Secrets, telemetry: Telemetry,
     }
@@ -43,7 +44,13 @@ sections! {
     Data { dir: PathBuf }
     /// The event log.
     Log {
-        partitions: u32, simulated: bool, segment_bytes: u64, cache_bytes: usize, queue_bytes: u64, disk_budget_bytes: u64,
+        backend: Backend, partitions: u32, simulated: bool, segment_bytes: u64, cache_bytes: usize, queue_bytes: u64, disk_budget_bytes: u64,
+    }
+    /// Apache Kafka, when the log is there.
+    Kafka {
+        bootstrap_servers: String, namespace: String, replication: i32, allow_single_replica: bool, create_topics: bool,
+        retention_hours: u64, security_protocol: String, sasl_mechanism: String, sasl_username: String,
+        sasl_password: String, ssl_ca_location: String, properties: Vec<String>,
     }
     /// The state store.
     State { cache_bytes: u64, checkpoint_ms: u64 }
@@ -72,6 +79,16 @@ sections! {
     Secrets { key: String }
     /// What is logged.
     Telemetry { log: String, format: String }
+}
+
+/// Where the log is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// In the data folder.
+    Embedded,
+    /// On Apache Kafka.
+    Kafka,
 }
 
 /// Everything that is wrong with the settings.
@@ -145,6 +162,16 @@ impl Config {
         need((1 << 16..=2 << 30).contains(&self.log.segment_bytes), "log.segment_bytes: 64 KiB to 2 GiB");
         need(self.log.queue_bytes >= 1 << 20, "log.queue_bytes: at least 1 MiB");
         need(self.log.disk_budget_bytes >= 2 * self.log.segment_bytes, "log.disk_budget_bytes: at least two segments");
+        need(!self.kafka.bootstrap_servers.is_empty(), "kafka.bootstrap_servers: none");
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let namespace = &self.kafka.namespace;
+        need(
+            (1..=200).contains(&namespace.len()) && namespace.chars().all(plain),
+            "kafka.namespace: letters, digits, . _ -",
+        );
+        need(self.kafka.replication > 0, "kafka.replication: at least 1");
+        need((24..=87_600).contains(&self.kafka.retention_hours), "kafka.retention_hours: 24 to 87600");
+        need(self.kafka.properties.iter().all(|of| of.contains('=')), "kafka.properties: each is name=value");
         need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
         need(self.intake.max_events > 0, "intake.max_events: at least 1");
         need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
@@ -175,11 +202,19 @@ impl Config {
         base64::prelude::BASE64_STANDARD.decode(&self.secrets.key).ok()?.try_into().ok()
     }
 
-    /// The settings as a file; the secret key is not shown.
+    /// The settings as a file; secrets are not shown.
     pub fn show(&self) -> String {
         let mut shown = self.clone();
         if !shown.secrets.key.is_empty() {
             shown.secrets.key = "(set)".into();
+        }
+        if !shown.kafka.sasl_password.is_empty() {
+            shown.kafka.sasl_password = "(set)".into();
+        }
+        for property in &mut shown.kafka.properties {
+            if let Some((name, _)) = property.split_once('=').filter(|(name, _)| name.contains("password")) {
+                *property = format!("{name}=(set)");
+            }
         }
         toml::to_string_pretty(&shown).unwrap_or_default()
     }
@@ -194,6 +229,34 @@ impl Config {
             cache_bytes: log.cache_bytes,
             queue_bytes: log.queue_bytes,
             disk_budget: log.disk_budget_bytes,
+        }
+    }
+
+    /// How the log on Kafka is opened.
+    pub fn kafka_options(&self) -> kafka::Options {
+        let kafka = &self.kafka;
+        let named = [
+            ("bootstrap.servers", &kafka.bootstrap_servers),
+            ("security.protocol", &kafka.security_protocol),
+            ("sasl.mechanism", &kafka.sasl_mechanism),
+            ("sasl.username", &kafka.sasl_username),
+            ("sasl.password", &kafka.sasl_password),
+            ("ssl.ca.location", &kafka.ssl_ca_location),
+        ];
+        let named = named.into_iter().filter(|(_, value)| !value.is_empty());
+        let further = kafka.properties.iter().filter_map(|property| property.split_once('='));
+        let properties = named.map(|(name, value)| (name, value.as_str())).chain(further);
+        kafka::Options {
+            namespace: kafka.namespace.clone(),
+            partitions: self.log.partitions,
+            simulated: self.log.simulated,
+            replication: kafka.replication,
+            allow_single_replica: kafka.allow_single_replica,
+            retention_hours: kafka.retention_hours,
+            create_topics: kafka.create_topics,
+            cache_bytes: self.log.cache_bytes,
+            queue_bytes: self.log.queue_bytes,
+            properties: properties.map(|(name, value)| (name.trim().to_owned(), value.to_owned())).collect(),
         }
     }
 

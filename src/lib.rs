@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program prints")]
 
 pub mod app;
+pub mod backbone;
 pub mod cli;
 pub mod client;
 pub mod commands;

@@ -13,6 +13,8 @@ mod pulse;
 mod replies;
 mod retention;
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use sendtrail_schemas::topic::TopicPartition;
 use tokio::sync::watch;
@@ -82,6 +84,21 @@ pub enum Error {
     },
 }
 
+/// [`EventLog::read`], beside the runtime's workers: it may wait for a device or a broker.
+///
+/// # Errors
+/// As [`EventLog::read`].
+pub async fn read(
+    log: &Arc<dyn EventLog>,
+    of: TopicPartition,
+    from: u64,
+    max_bytes: usize,
+) -> Result<Vec<StoredBatch>, Error> {
+    let log = log.clone();
+    let read = tokio::task::spawn_blocking(move || log.read(of, from, max_bytes)).await;
+    read.unwrap_or_else(|cause| Err(Error::Io { what: "read the log".into(), cause: cause.to_string() }))
+}
+
 /// How the log stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -97,9 +114,9 @@ pub struct Status {
 
 /// A durable log of topics and partitions, each a sequence of records numbered from 0 without holes.
 ///
-/// Guarantees: an append that resolves is durable and in the order of its offset; the records of a batch follow one
-/// another; what was appended here is read here at once; readers see only what is durable, in order, each number of a dense sequence once. An append that fails has
-/// left nothing, unless it fails with [`Error::InDoubt`].
+/// Guarantees: an append that resolves is durable, in the order of its offset, and seen by the readers of this process;
+/// the records of a batch follow one another; readers see only what is durable, in order, each number of a dense
+/// sequence once. An append that fails has left nothing, unless it fails with [`Error::InDoubt`].
 pub trait EventLog: Send + Sync + 'static {
     /// Appends a batch; resolves with the offset of its first record once it is durable.
     ///
@@ -109,7 +126,7 @@ pub trait EventLog: Send + Sync + 'static {
     fn append(&self, to: TopicPartition, batch: Batch) -> BoxFuture<'static, Result<u64, Error>>;
 
     /// Batches from an offset on, up to about `max_bytes` but at least one if there is any; the first may begin before
-    /// the offset. Does not wait.
+    /// the offset. Does not wait for records that are not there yet, but for the device or the broker: see [`read`].
     ///
     /// # Errors
     /// [`Error::Trimmed`] below what is kept; [`Error::Corrupt`] when the device does not return what was written.

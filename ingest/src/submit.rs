@@ -50,6 +50,10 @@ impl Stamp {
 pub fn log_problem(error: &sendtrail_eventlog::Error) -> Problem {
     match error {
         sendtrail_eventlog::Error::Full => Problem::unavailable("too much is being written at the moment"),
+        sendtrail_eventlog::Error::InDoubt(_) => {
+            tracing::error!(%error, "whether the log took a record is not known");
+            unknown_outcome()
+        }
         error => {
             tracing::error!(%error, "the log did not take a record");
             Problem::new(Code::DbUnavailable, "the event log did not take the request").retry_after(5)
@@ -105,7 +109,19 @@ impl Ingest {
         self.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch).await
     }
 
-    /// Appends events together; all of them are durable when this returns, or none is in the log.
+    /// Waits until a record is durable, but not for ever: a broker may be away for longer than a client waits.
+    pub(crate) async fn durable(
+        &self,
+        appended: impl Future<Output = Result<u64, sendtrail_eventlog::Error>>,
+    ) -> Result<u64, Problem> {
+        match tokio::time::timeout(self.limits().decision_timeout, appended).await {
+            Ok(appended) => appended.map_err(|error| log_problem(&error)),
+            Err(_) => Err(unknown_outcome()),
+        }
+    }
+
+    /// Appends events together; all of them are durable when this returns. When it fails some may be in the log all the
+    /// same, and are known as duplicates when they come again.
     pub(crate) async fn append_facts(
         &self,
         account: AccountId,
@@ -121,7 +137,7 @@ impl Ingest {
             return Ok(());
         }
         let to = TopicPartition::new(Topic::Intake, self.partition(account));
-        self.parts().log.append(to, batch).await.map_err(|error| log_problem(&error))?;
+        self.durable(self.parts().log.append(to, batch)).await?;
         Ok(())
     }
 
@@ -130,14 +146,9 @@ impl Ingest {
         self.admit(Kind::Command, self.partition(account))?;
         let mut waiting = self.parts().replies.expect();
         let appended = self.append(account, stamp.0, Some(waiting.reply_to), body);
-        appended.await.map_err(|error| log_problem(&error))?;
+        self.durable(appended).await?;
         let decided = tokio::time::timeout(self.limits().decision_timeout, waiting.decision()).await;
-        decided.ok().flatten().ok_or_else(|| {
-            Problem::unavailable(
-                "the request was accepted but its outcome is not known yet; repeating it with the same \
-                 Idempotency-Key is safe",
-            )
-        })
+        decided.ok().flatten().ok_or_else(unknown_outcome)
     }
 
     /// Waits until what was acknowledged for an account is applied, but not for ever: then what is there is shown.
@@ -162,6 +173,13 @@ impl Ingest {
     pub(crate) fn account(&self, id: AccountId) -> Result<Arc<AccountConfig>, Problem> {
         self.parts().directory.account(id).ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))
     }
+}
+
+/// What is said when nobody knows whether a request had an effect.
+fn unknown_outcome() -> Problem {
+    Problem::unavailable(
+        "the outcome of the request is not known yet; repeating it with the same Idempotency-Key is safe",
+    )
 }
 
 /// A refusal as a client sees it.

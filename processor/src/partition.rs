@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use sendtrail_eventlog::{Batch, Clock, EventLog, Pulse, Reader, Replies, Retention};
+use sendtrail_eventlog::{Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::Problem;
@@ -110,7 +110,15 @@ enum Ended {
 
 impl From<Error> for Ended {
     fn from(error: Error) -> Self {
-        Self::Again(error.to_string())
+        match error {
+            Error::Log(cause @ LogError::Trimmed { .. }) => Self::Halted(format!(
+                "{cause}: the state is older than the log reaches back; stop the server and put the data folder back \
+                 from a newer backup"
+            )),
+            // Going back would only read it again.
+            Error::Log(cause @ LogError::Corrupt { .. }) => Self::Halted(cause.to_string()),
+            error => Self::Again(error.to_string()),
+        }
     }
 }
 
@@ -189,6 +197,13 @@ impl<'a> Session<'a> {
     fn begin(of: &'a Partition, handle: &'a Handle) -> Result<Self, Ended> {
         let progress = of.store.progress(of.number)?.unwrap_or_default();
         let end = of.log.end(of.intake());
+        let (next, ends) = (progress.next_offset, *end.borrow());
+        if next > ends {
+            let why = "this is not the log that the state was made from: put the log or the data folder right";
+            return Err(Ended::Halted(format!(
+                "the state is at intake record {next} and the log ends at {ends}; {why}"
+            )));
+        }
         let (skips, announced) = scan(of, progress.next_offset, *end.borrow())?;
         let known = announced.or_else(|| progress.settings.clone());
         if let Some(version) = known.as_ref().map(|known| known.logic_version).filter(|known| *known > LOGIC_VERSION) {

@@ -16,12 +16,18 @@ const KILLS: u64 = 6;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_acknowledged_event_survives_a_kill() {
+    survive_kills(&[], KILLS).await;
+}
+
+/// Kills a server again and again under load; what was acknowledged must be there in the end, once.
+pub async fn survive_kills(further: &[(&str, &str)], kills: u64) {
     let folder = tempfile::TempDir::new().unwrap();
-    let settings = [
+    let mut settings = vec![
         ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
         ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
         ("SENDTRAIL__STATE__CHECKPOINT_MS", "100"),
     ];
+    settings.extend(further);
     let mut process = Process::start(folder.path(), &settings);
     let admin = Api::new(&process.base, ADMIN_KEY);
     let body = json!({"name": "kill", "contact_email": "a@b.example", "mode": "production", "policy": {"minimum_sends": 1_000_000_000}});
@@ -33,7 +39,7 @@ async fn an_acknowledged_event_survives_a_kill() {
         .to_owned();
     let mut random = StdRng::seed_from_u64(7);
     let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
-    for round in 0..KILLS {
+    for round in 0..kills {
         let mut streams = tokio::task::JoinSet::new();
         for stream in 0..3 {
             let (api, acknowledged) = (Api::new(&process.base, &key), acknowledged.clone());

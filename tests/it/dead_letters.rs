@@ -1,18 +1,17 @@
 //! What cannot be applied goes to the dead letters with its offset and reason, and the rest goes on.
 
-use sendtrail_eventlog::embedded::EmbeddedLog;
-use sendtrail_eventlog::{Batch, EventLog};
+use sendtrail::backbone::Backbone;
+use sendtrail_eventlog::Batch;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 
 use super::support::*;
 
 /// Appends bytes to intake behind the server's back.
 async fn poison(stopped: &Stopped, payloads: &[&[u8]]) -> u64 {
-    let config = &stopped.config;
-    let log = EmbeddedLog::open(&config.data.dir.join("log"), config.log_options()).unwrap();
+    let log = Backbone::open(&stopped.config).await.unwrap();
     let mut batch = Batch::new();
     payloads.iter().for_each(|payload| batch.push_bytes(payload));
-    let offset = log.append(TopicPartition::new(Topic::Intake, 0), batch).await.unwrap();
+    let offset = log.log().append(TopicPartition::new(Topic::Intake, 0), batch).await.unwrap();
     log.close();
     offset
 }

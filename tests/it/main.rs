@@ -11,6 +11,7 @@ mod dead_letters;
 mod document;
 mod events;
 mod idempotency;
+mod kafka;
 mod late;
 mod pause;
 mod quotas;

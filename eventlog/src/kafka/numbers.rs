@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
@@ -99,6 +100,24 @@ pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPart
 /// # Errors
 /// [`Error::Io`].
 pub fn watermarks(consumer: &BaseConsumer<Context>, name: &str, of: TopicPartition) -> Result<(i64, i64), Error> {
-    let found = consumer.fetch_watermarks(name, of.partition as i32, PATIENCE);
-    found.map_err(io(format!("ask Kafka where {name}/{} ends", of.partition)))
+    let begun = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(name, of.partition as i32, PATIENCE) {
+            // A topic that was made just now, or a partition that moves to another broker.
+            Err(error) if is_settling(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 200),
+            found => return found.map_err(io(format!("ask Kafka where {name}/{} ends", of.partition))),
+        }
+    }
+}
+
+fn is_settling(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownPartition
+        )
+    )
 }

@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use super::{fresh, one_line};
 use crate::Ingest;
 use crate::body::Json;
-use crate::submit::{Stamp, log_problem};
+use crate::submit::Stamp;
 
 /// What the administrator gives for an account; in a patch, what is absent stays.
 #[derive(Deserialize, ToSchema)]
@@ -378,8 +378,7 @@ pub(super) async fn tick(State(ingest): State<Ingest>, Json(request): Json<TickR
         return Err(Problem::new(Code::NotFound, "time is simulated only on a log that was created so"));
     }
     for partition in 0..ingest.parts().pulses.len() as u32 {
-        let offset = ingest.append_tick(partition, request.now, Body::Tick(Tick {})).await;
-        let offset = offset.map_err(|error| log_problem(&error))?;
+        let offset = ingest.durable(ingest.append_tick(partition, request.now, Body::Tick(Tick {}))).await?;
         let applied = ingest.parts().pulses[partition as usize].reached(offset + 1);
         // Time moves on even if a partition is slow to follow.
         let _ = tokio::time::timeout(ingest.limits().decision_timeout, applied).await;

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Ingest;
-use crate::submit::log_problem;
 
 #[derive(Serialize, ToSchema)]
 struct LetterView {
@@ -112,7 +111,7 @@ pub(super) async fn retry(
     let letter = find(&ingest, partition, seq)?;
     let mut batch = Batch::new();
     batch.push_bytes(&letter.payload);
-    let appended = ingest.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch).await;
-    let offset = appended.map_err(|error| log_problem(&error))?;
+    let appended = ingest.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch);
+    let offset = ingest.durable(appended).await?;
     Ok(ok(Retried { partition, offset }))
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 use metrics::counter;
-use sendtrail_eventlog::{Batch, Blobs, Clock, EventLog, Reader, Retention};
+use sendtrail_eventlog::{Batch, Blobs, Clock, Error as LogError, EventLog, Reader, Retention, read};
 use sendtrail_schemas::block::{Block, Reject};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::EventFact;
@@ -208,7 +208,7 @@ impl Running {
             return Ok(false);
         }
         let from = self.next;
-        let batches = self.of.log.read(self.of.of(Topic::Mail), from, READ_BYTES)?;
+        let batches = read(&self.of.log, self.of.of(Topic::Mail), from, READ_BYTES).await?;
         for record in batches.iter().flat_map(|batch| batch.records(from)) {
             let mail: Mail = codec::decode(&record.value)?;
             let reports = self.of.deliver(&mail).await;
@@ -254,8 +254,8 @@ impl Running {
         }
         match self.of.log.append(self.of.of(Topic::Intake), batch).await {
             Ok(_) => {}
-            Err(sendtrail_eventlog::Error::Full | sendtrail_eventlog::Error::Write(_)) => {
-                // Said again shortly: nobody must be mailed again for it.
+            Err(LogError::Full | LogError::Write(_) | LogError::InDoubt(_)) => {
+                // Said again shortly, and counted once: nobody must be mailed again for it.
                 self.heap.extend(told.into_iter().map(Reverse));
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 return Ok(());

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use sendtrail_eventlog::{EventLog, Reader, Retention};
+use sendtrail_eventlog::{EventLog, Reader, Retention, read};
 use sendtrail_schemas::account::{Destination, Dialect};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::directory::Directory;
@@ -187,7 +187,7 @@ impl Running {
             book,
             of,
         };
-        running.fold_attempts()?;
+        running.fold_attempts().await?;
         for destination in running.book.destinations()? {
             running.lane(destination).has_backlog = true;
         }
@@ -195,10 +195,10 @@ impl Running {
     }
 
     /// Applies attempts that were recorded after the marks.
-    fn fold_attempts(&mut self) -> Result<(), Error> {
+    async fn fold_attempts(&mut self) -> Result<(), Error> {
         let of = self.of.of(Topic::Attempts);
         loop {
-            let batches = self.of.log.read(of, self.next_attempt, READ_BYTES)?;
+            let batches = read(&self.of.log, of, self.next_attempt, READ_BYTES).await?;
             if batches.is_empty() {
                 return Ok(());
             }
@@ -229,7 +229,7 @@ impl Running {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
-            let folded = self.fold_events()?;
+            let folded = self.fold_events().await?;
             self.ripen()?;
             self.start_attempts()?;
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
@@ -273,11 +273,11 @@ impl Running {
     }
 
     /// Reads on in the events; whether there was anything.
-    fn fold_events(&mut self) -> Result<bool, Error> {
+    async fn fold_events(&mut self) -> Result<bool, Error> {
         self.end.borrow_and_update();
         let of = self.of.of(Topic::Events);
         let from = self.next_event;
-        let batches = self.of.log.read(of, from, READ_BYTES)?;
+        let batches = read(&self.of.log, of, from, READ_BYTES).await?;
         let Some(last) = batches.last() else {
             self.known = HashMap::new();
             return Ok(false);

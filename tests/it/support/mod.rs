@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use http::Method;
 use sendtrail::app::App;
 use sendtrail::client::{Api, Reply};
-use sendtrail::config::Config;
+use sendtrail::config::{Backend, Config};
 use sendtrail_schemas::time::Millis;
 pub use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -52,6 +52,9 @@ impl Server {
         config.archive.merge_seconds = 1;
         config.webhooks.allow_http = true;
         config.webhooks.allow_private_networks = vec!["127.0.0.0/8".parse().unwrap()];
+        if std::env::var("SENDTRAIL_TEST_LOG").is_ok_and(|log| log == "kafka") {
+            assert!(use_kafka(&mut config), "there is no broker");
+        }
         change(&mut config);
         Self::open(folder, config, None).await
     }
@@ -102,6 +105,18 @@ impl Server {
     pub async fn tick(&self, t: Millis) {
         self.admin.post(&format!("{ADMIN}/clock"), &json!({"now": t})).await.unwrap();
     }
+}
+
+/// Puts the log on a real broker, in topics of its own; whether there is one.
+pub fn use_kafka(config: &mut Config) -> bool {
+    static NEXT: AtomicI64 = AtomicI64::new(0);
+    let Some(address) = sendtrail_test_servers::kafka() else { return false };
+    config.log.backend = Backend::Kafka;
+    config.kafka.bootstrap_servers = address.into();
+    config.kafka.namespace = format!("it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    config.kafka.replication = 1;
+    config.kafka.allow_single_replica = true;
+    true
 }
 
 /// A folder without a server.

@@ -14,11 +14,36 @@ use tempfile::TempDir;
 /// How long a server may take to answer; the first start downloads it.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A server that lives as long as its standard input is open: until this program ends, however it does.
-struct Server {
+/// A server that lives as long as its standard input is open: until it is dropped or this program ends, however it does.
+pub struct Server {
     address: String,
     _process: Child,
-    _folder: TempDir,
+    folder: TempDir,
+}
+
+impl Server {
+    /// A broker that nobody else uses, so that a test may disturb it. None where there is no Java.
+    ///
+    /// # Panics
+    /// When it cannot be had and `CI` is set.
+    pub fn kafka() -> Option<Self> {
+        start("kafka", &["java", "mvn"]).map_err(|why| skipped("Apache Kafka", &why)).ok()
+    }
+
+    /// Its host and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Sends a signal, such as `-STOP`, to the server itself.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    pub fn signal(&self, name: &str) {
+        let pid = std::fs::read_to_string(self.folder.path().join("server.pid")).unwrap_or_default();
+        let sent = Command::new("kill").args([name, pid.trim()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill {name} {pid}");
+    }
 }
 
 /// The address of an Apache Kafka broker: `SENDTRAIL_TEST_KAFKA`, or one of our own. None where there is no Java.
@@ -68,7 +93,7 @@ fn start(script: &str, needs: &[&str]) -> Result<Server, String> {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         if TcpStream::connect(&address).is_ok() {
-            return Ok(Server { address, _process: process, _folder: folder });
+            return Ok(Server { address, _process: process, folder });
         }
         if let Ok(Some(status)) = process.try_wait() {
             return Err(format!("{} ended with {status}", script.display()));

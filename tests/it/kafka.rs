@@ -1,0 +1,191 @@
+//! The same program with its log on a real Kafka broker. `SENDTRAIL_TEST_LOG=kafka` runs every other scenario there too.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use http::Method;
+use rdkafka::Message;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sendtrail_schemas::codec;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::topic::partition_of;
+
+use super::binary::PROGRAM;
+use super::crash::survive_kills;
+use super::support::*;
+
+async fn start() -> Option<Server> {
+    sendtrail_test_servers::kafka()?;
+    let start = Server::start_with(|config| {
+        config.log.simulated = true;
+        assert!(use_kafka(config), "there was a broker");
+    });
+    Some(start.await)
+}
+
+/// What an independent consumer finds on a topic: partition, key, value.
+fn consume(address: &str, topic: &str, partitions: i32) -> Vec<(i32, Vec<u8>, Vec<u8>)> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", address)
+        .set("group.id", "an auditor")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let mut all = TopicPartitionList::new();
+    (0..partitions).for_each(|partition| all.add_partition_offset(topic, partition, Offset::Beginning).unwrap());
+    consumer.assign(&all).unwrap();
+    let mut found = Vec::new();
+    let mut ended = 0;
+    while ended < partitions {
+        match consumer.poll(Duration::from_secs(10)).expect("the broker answers") {
+            Ok(message) => found.push((
+                message.partition(),
+                message.key().unwrap_or_default().to_vec(),
+                message.payload().unwrap_or_default().to_vec(),
+            )),
+            Err(rdkafka::error::KafkaError::PartitionEOF(_)) => ended += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_lie_on_topics_numbered_without_holes_and_the_pause_is_exact() {
+    let Some(server) = start().await else { return };
+    let receiver = Receiver::start_ok().await;
+    let partner = server
+        .partner_with(json!({"name": "topics", "mode": "production", "daily_send_quota": 100_000_000,
+            "peak_send_rate_per_second": 1_000_000, "policy": {"minimum_sends": 100}}))
+        .await;
+    let set = partner.set(json!({"name": "set"})).await;
+    partner.destination(&set, json!({"webhook_url": receiver.base, "dialect": "standard"})).await;
+    let mut told: Vec<Value> = (0..400).map(|_| partner.event("Send")).collect();
+    told[7]["configuration_set_name"] = "set".into();
+    partner.stream(&told).await;
+    partner.stream(&told).await;
+    assert_eq!(partner.try_send(&["success@inbox.example"]).await.0, 200);
+    partner.stream(&(0..60).map(|_| partner.event("HardBounce")).collect::<Vec<_>>()).await;
+    let (status, refused) = partner.try_send(&["success@inbox.example"]).await;
+    assert_eq!((status, &refused["error"]), (403, &json!("SENDING_PAUSED")));
+    receiver.wait("/", 1).await;
+    let log = partner.log().await;
+    let stats = partner.get("/stats?from=2026-05-01&to=2026-05-02").await;
+    assert_eq!(stats["totals"]["sends"], 401);
+
+    // A restart steps nothing twice and shows the same.
+    let server = server.restart().await;
+    let partner = partner.on(&server);
+    assert_eq!(partner.log().await.len(), log.len());
+    assert_eq!(partner.get("/stats?from=2026-05-01&to=2026-05-02").await["totals"], stats["totals"]);
+    assert_eq!(partner.try_send(&["success@inbox.example"]).await.0, 403);
+
+    let kafka = &server.config.kafka;
+    let topic = format!("{}.simulated.events", kafka.namespace);
+    let found = consume(&kafka.bootstrap_servers, &topic, 3);
+    let account = AccountId(partner.account_id.parse().unwrap());
+    let home = partition_of(account, 3) as i32;
+    let mut next: HashMap<i32, u64> = HashMap::new();
+    let mut messages = HashSet::new();
+    for (partition, key, value) in found {
+        let event: Event = codec::decode(&value).unwrap();
+        let next = next.entry(partition).or_default();
+        assert_eq!(
+            (event.seq, key.as_slice()),
+            (*next, &next.to_be_bytes()[..]),
+            "the key is the number, without holes"
+        );
+        *next += 1;
+        if event.account() == account {
+            assert_eq!(partition, home, "an account has one partition, that of Kafka's own hash");
+            messages.insert(event.seq);
+        }
+    }
+    let shown: HashSet<u64> = log.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+    assert_eq!(messages, shown, "what /events shows is what the topic has");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_acknowledged_event_survives_a_kill_on_kafka() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let namespace = format!("kills-{}", std::process::id());
+    let settings = [
+        ("SENDTRAIL__LOG__BACKEND", "kafka"),
+        ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", address),
+        ("SENDTRAIL__KAFKA__NAMESPACE", &namespace),
+        ("SENDTRAIL__KAFKA__REPLICATION", "1"),
+        ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
+    ];
+    survive_kills(&settings, 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_broker_that_is_away_is_503_and_nothing_is_lost() {
+    let Some(broker) = sendtrail_test_servers::Server::kafka() else { return };
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.log.partitions = 1;
+        config.log.backend = sendtrail::config::Backend::Kafka;
+        config.kafka.bootstrap_servers = broker.address().into();
+        config.kafka.replication = 1;
+        config.kafka.allow_single_replica = true;
+        config.kafka.properties =
+            vec!["socket.timeout.ms=1000".into(), "socket.connection.setup.timeout.ms=1000".into()];
+        config.sending.decision_timeout_ms = 1_000;
+    })
+    .await;
+    let partner = server.partner("away").await;
+    partner.stream(&[partner.event("Send")]).await;
+    broker.signal("-STOP");
+    let (status, reply) = partner.try_send(&["success@inbox.example"]).await;
+    assert_eq!(status, 503, "the outcome is unknown: {reply}");
+    let health = async || server.admin.call(Method::GET, "/health", &[], "").await.unwrap();
+    eventually("health tells", async || health().await.status == 503).await;
+    let told = health().await.json()["checks"]["log"].as_str().unwrap().to_owned();
+    assert!(told.contains("Kafka"), "{told}");
+    let reply = partner.call(Method::POST, "/events", &[], partner.event("Send").to_string()).await;
+    assert_eq!(reply.status, 503, "refused at once");
+    broker.signal("-CONT");
+    eventually("health is back", async || health().await.status == 200).await;
+    eventually("events are taken", async || {
+        let reply = partner.call(Method::POST, "/events", &[], partner.event("Delivery").to_string()).await;
+        reply.status == 200
+    })
+    .await;
+    let log = partner.log().await;
+    let sends = log.iter().filter(|event| event["event_type"] == "Send").count();
+    // The send that was told to be unknown had reached the client's queue.
+    assert_eq!(sends, 2, "{log:?}");
+}
+
+#[tokio::test]
+async fn topics_are_planned_and_made_by_command() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let namespace = format!("commands-{}", std::process::id());
+    let run = |command: &str, further: &[(&str, &str)]| {
+        let output = std::process::Command::new(PROGRAM)
+            .args(["topics", command])
+            .env("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", address)
+            .env("SENDTRAIL__KAFKA__NAMESPACE", &namespace)
+            .env("SENDTRAIL__KAFKA__REPLICATION", "1")
+            .envs(further.iter().copied())
+            .output()
+            .unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(told).unwrap())
+    };
+    let single = [("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true")];
+    let (done, told) = run("apply", &[]);
+    assert!(!done && told.contains("kafka.replication is 1"), "{told}");
+    let (done, told) = run("plan", &single);
+    assert!(done && told.matches("to be made").count() == 5, "{told}");
+    let (done, told) = run("apply", &single);
+    assert!(done && told.matches(": made").count() == 5, "{told}");
+    let (done, told) = run("plan", &single);
+    assert!(done && told.matches("as it must be").count() == 5, "{told}");
+    let (done, told) = run("plan", &[("SENDTRAIL__LOG__PARTITIONS", "9"), single[0]]);
+    assert!(!done && told.contains("set log.partitions to 4"), "{told}");
+}
