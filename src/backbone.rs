@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use rand::Rng;
 use sendtrail_eventlog::EventLog;
 use sendtrail_eventlog::embedded::{self, EmbeddedLog};
-use sendtrail_eventlog::kafka::KafkaLog;
+use sendtrail_eventlog::kafka::{KafkaLog, Options};
 
 use crate::config::{Backend, Config};
 
@@ -33,7 +34,7 @@ impl Backbone {
             }
             Backend::Kafka => {
                 let lock = lock(&config.data.dir)?;
-                let options = config.kafka_options();
+                let options = Options { instance: instance(&folder)?, ..config.kafka_options() };
                 let opened = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await?;
                 Ok(Self::Kafka(Arc::new(opened.context("open the log on Kafka")?), lock))
             }
@@ -55,6 +56,18 @@ impl Backbone {
             Self::Kafka(log, _) => log.close(),
         }
     }
+}
+
+/// What tells the server of this folder from others: made once.
+fn instance(folder: &Path) -> anyhow::Result<String> {
+    let path = folder.join("instance");
+    if let Ok(known) = std::fs::read_to_string(&path) {
+        return Ok(known.trim().to_owned());
+    }
+    let fresh = format!("{:016x}", rand::rng().next_u64());
+    // Should it be lost, the next start only waits until the one before is taken for dead.
+    std::fs::write(&path, &fresh).with_context(|| format!("write {}", path.display()))?;
+    Ok(fresh)
 }
 
 /// Makes sure that no server uses a data folder, as long as the file is held.

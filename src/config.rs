@@ -249,6 +249,7 @@ impl Config {
         kafka::Options {
             namespace: kafka.namespace.clone(),
             partitions: self.log.partitions,
+            instance: "sendtrail".into(),
             simulated: self.log.simulated,
             replication: kafka.replication,
             allow_single_replica: kafka.allow_single_replica,

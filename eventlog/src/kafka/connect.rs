@@ -15,12 +15,25 @@ use crate::Error;
 #[derive(Default, Debug)]
 pub struct Health {
     failure: Mutex<Option<String>>,
+    /// Why this process may write nothing more.
+    lost: Mutex<Option<String>>,
 }
 
 impl Health {
     /// Why nothing gets on, if nothing does.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        self.lost.lock().clone().or_else(|| self.failure.lock().clone())
+    }
+
+    /// Why this process may write nothing more.
+    pub fn is_lost(&self) -> Option<String> {
+        self.lost.lock().clone()
+    }
+
+    /// This process may write nothing more.
+    pub fn lost(&self, why: &str) {
+        tracing::error!(why, "the log is lost to this server");
+        *self.lost.lock() = Some(why.to_owned());
     }
 
     /// A broker answered.

@@ -1,6 +1,7 @@
 //! The log on Apache Kafka.
 //!
 //! ```text
+//! owner: one server at a time, by membership of a group
 //! append ─► writer (idempotent producer, one acknowledgement counter a batch) ─► broker
 //! broker ─► tail (one consumer of the newest records) ─► memory ─► readers close behind
 //!      └──► backlog (a consumer of its own) ─────────────────────► readers further behind
@@ -14,6 +15,7 @@
 mod backlog;
 mod connect;
 mod numbers;
+mod owner;
 mod tail;
 mod topics;
 mod writer;
@@ -30,6 +32,7 @@ use crate::batch::{Batch, StoredBatch};
 use crate::{Error, EventLog, Status};
 use backlog::Backlog;
 use connect::Health;
+use owner::Owner;
 use tail::Tail;
 use writer::Writer;
 
@@ -45,6 +48,8 @@ pub struct Options {
     pub namespace: String,
     /// Partitions of every topic, at least 1; fixed when the topics are made.
     pub partitions: u32,
+    /// Who this is, the same after a restart: what tells a server that comes back from another one.
+    pub instance: String,
     /// Whether records carry their own time: such a log has topics of its own.
     pub simulated: bool,
     /// Copies of every topic.
@@ -68,6 +73,7 @@ impl Default for Options {
         Self {
             namespace: "sendtrail".into(),
             partitions: 4,
+            instance: "sendtrail".into(),
             simulated: false,
             replication: 3,
             allow_single_replica: false,
@@ -87,6 +93,17 @@ impl Options {
         format!("{}{kind}{}", self.namespace, topic.name().trim_start_matches("sendtrail"))
     }
 
+    /// The name of the topic whose owner owns the log.
+    fn owner_topic(&self) -> String {
+        self.topic(Topic::Intake).replace(".intake", ".owner")
+    }
+
+    /// Every topic's name, and how many partitions it has.
+    fn topics(&self) -> Vec<(String, u32)> {
+        let topics = Topic::ALL.iter().map(|topic| (self.topic(*topic), self.partitions));
+        topics.chain([(self.owner_topic(), 1)]).collect()
+    }
+
     /// Every partition of every topic.
     fn all(&self) -> impl Iterator<Item = TopicPartition> + use<> {
         let partitions = self.partitions;
@@ -101,11 +118,13 @@ pub struct KafkaLog {
     writer: Writer,
     tail: Tail,
     backlog: Backlog,
+    owner: Owner,
     assignments: watch::Sender<Vec<u32>>,
 }
 
 impl KafkaLog {
-    /// Connects, makes or checks the topics, and finds where each partition ends. Blocks while it does.
+    /// Connects, makes or checks the topics, waits until no other server owns the log, and finds where each partition ends.
+    /// Blocks while it does.
     ///
     /// # Errors
     /// [`Error::Settings`] when a topic is not as it must be, or a setting is unknown to librdkafka; [`Error::Io`] when
@@ -121,18 +140,22 @@ impl KafkaLog {
         }
         plan.check()?;
         let health = Arc::new(Health::default());
+        // Before anything is looked at: an owner before may still have written.
+        let owner = Owner::become_owner(&options, &health)?;
         let ends = numbers::ends(&options, &health)?;
         let writer = Writer::new(options.clone(), health.clone(), &ends);
         let tail = Tail::start(&options, health.clone(), &ends)?;
         let backlog = Backlog::new(options.clone(), health.clone());
         let (assignments, _) = watch::channel((0..options.partitions).collect());
-        Ok(Self { options, health, writer, tail, backlog, assignments })
+        Ok(Self { options, health, writer, tail, backlog, owner, assignments })
     }
 
     /// Waits for what is being written, for a while, and refuses more.
     pub fn close(&self) {
         self.writer.close();
         self.tail.close();
+        // Last: nobody else may write as long as this one does.
+        self.owner.close();
     }
 }
 

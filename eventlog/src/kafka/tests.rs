@@ -146,7 +146,7 @@ async fn topics_that_are_wrong_are_named() {
     let missing = open(&Options { create_topics: false, ..options.clone() }).unwrap_err().to_string();
     assert!(missing.contains(".intake does not exist; 'sendtrail topics apply'"), "{missing}");
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
-    assert_eq!(plan.missing().count(), 5);
+    assert_eq!(plan.missing().count(), 6);
     drop(open(&options).unwrap());
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
     assert!(plan.steps.iter().all(|(_, step)| *step == Step::Keep), "{plan:?}");
@@ -169,6 +169,45 @@ async fn topics_that_are_wrong_are_named() {
     let wrong = open(&by_hand).unwrap_err().to_string();
     assert!(wrong.contains("message.timestamp.type is 'CreateTime' and must be 'LogAppendTime'"), "{wrong}");
     assert!(wrong.contains("max.message.bytes"), "{wrong}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_server_waits_until_the_first_is_gone() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let mut options = options(address);
+    options.properties.insert("session.timeout.ms".into(), "6000".into());
+    let first = open(&options).unwrap();
+    first.append(EVENTS, numbered(0, 10)).await.unwrap();
+    let other = Options { instance: "another".into(), ..options.clone() };
+    let mut second = tokio::task::spawn_blocking(move || KafkaLog::open(other));
+    assert!(tokio::time::timeout(Duration::from_secs(3), &mut second).await.is_err(), "it waits");
+    first.append(EVENTS, numbered(10, 10)).await.unwrap();
+    assert_eq!(first.status().failed, None, "one that waits takes nothing away");
+    tokio::task::block_in_place(|| drop(first));
+    let second = tokio::time::timeout(Duration::from_secs(30), second).await.expect("it takes over").unwrap().unwrap();
+    assert_eq!(*second.end(EVENTS).borrow(), 20);
+    second.append(EVENTS, numbered(20, 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_loses_the_log_writes_nothing_more() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let options = options(address);
+    let first = open(&options).unwrap();
+    first.append(EVENTS, numbered(0, 10)).await.unwrap();
+    // The same server once more: it came back, and the one before is taken for dead.
+    let second = open(&options).unwrap();
+    second.append(EVENTS, numbered(10, 1)).await.unwrap();
+    for _ in 0..1_000 {
+        if first.status().failed.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let refused = first.append(EVENTS, numbered(10, 5)).await.unwrap_err();
+    assert!(matches!(&refused, Error::Failed(why) if why.contains("another server")), "{refused}");
+    second.append(EVENTS, numbered(11, 1)).await.unwrap();
+    assert_eq!(second.status().failed, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,6 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::types::RDKafkaErrorCode;
-use sendtrail_schemas::topic::Topic;
 
 use super::connect::{self, Context, Health, io};
 use super::{Options, PATIENCE};
@@ -66,8 +65,8 @@ impl Plan {
             Error::Io { what: format!("ask Kafka at {servers} for its topics"), cause }
         })?;
         let found = |name: &str| metadata.topics().iter().find(|topic| topic.name() == name);
-        let names: Vec<String> = Topic::ALL.iter().map(|topic| options.topic(*topic)).collect();
-        let there: Vec<&String> = names.iter().filter(|name| found(name).is_some()).collect();
+        let topics = options.topics();
+        let there: Vec<&String> = topics.iter().map(|(name, _)| name).filter(|name| found(name).is_some()).collect();
         let described = if there.is_empty() {
             Vec::new()
         } else {
@@ -76,18 +75,17 @@ impl Plan {
             futures::executor::block_on(ask).map_err(io("ask Kafka for its topics' settings"))?
         };
         let mut steps = Vec::new();
-        for name in &names {
+        for (name, wanted) in &topics {
             let Some(topic) = found(name) else {
                 steps.push((name.clone(), Step::Create));
                 continue;
             };
             let mut wrong = Vec::new();
             let partitions = topic.partitions().len();
-            if partitions != options.partitions as usize {
+            if partitions != *wanted as usize {
                 wrong.push(format!(
-                    "it has {partitions} partitions and log.partitions is {}; accounts are bound to partitions, so \
-                     their number cannot change: set log.partitions to {partitions}",
-                    options.partitions
+                    "it has {partitions} partitions and must have {wanted}; accounts are bound to partitions, so their \
+                     number cannot change: set log.partitions to {partitions}"
                 ));
             }
             let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
@@ -146,7 +144,9 @@ impl Plan {
     /// [`Error::Settings`] when fewer than three copies are asked for and not allowed, or the broker refuses;
     /// [`Error::Io`] when none answers.
     pub fn create(&self, options: &Options) -> Result<(), Error> {
-        let missing: Vec<&str> = self.missing().collect();
+        let topics = options.topics();
+        let missing: Vec<&(String, u32)> =
+            topics.iter().filter(|(name, _)| self.missing().any(|missing| missing == name)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -160,9 +160,8 @@ impl Plan {
         let settings = settings(options);
         let topics: Vec<NewTopic<'_>> = missing
             .iter()
-            .map(|name| {
-                let topic =
-                    NewTopic::new(name, options.partitions as i32, TopicReplication::Fixed(options.replication));
+            .map(|(name, partitions)| {
+                let topic = NewTopic::new(name, *partitions as i32, TopicReplication::Fixed(options.replication));
                 settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
             })
             .collect();
@@ -174,17 +173,17 @@ impl Plan {
                 Err((name, why)) => return Err(Error::Settings(format!("the topic {name} could not be made: {why}"))),
             }
         }
-        self.wait(&admin, options)
+        self.wait(&admin, &missing)
     }
 
     /// A topic that was made is known to every broker some time later.
-    fn wait(&self, admin: &AdminClient<Context>, options: &Options) -> Result<(), Error> {
+    fn wait(&self, admin: &AdminClient<Context>, made: &[&(String, u32)]) -> Result<(), Error> {
         for _ in 0..100 {
             let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(io("ask Kafka for its topics"))?;
-            let ready = self.missing().all(|name| {
+            let ready = made.iter().all(|(name, partitions)| {
                 metadata.topics().iter().any(|topic| {
                     let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
-                    topic.name() == name && led == options.partitions as usize
+                    topic.name() == name && led == *partitions as usize
                 })
             });
             if ready {

@@ -228,6 +228,9 @@ impl Writer {
         if current.closed {
             return Err(Error::Failed("the log is closed".into()));
         }
+        if let Some(why) = self.health.is_lost() {
+            return Err(Error::Failed(why));
+        }
         if let Some(generation) = current.producer.as_ref().filter(|of| !of.broken.load(Ordering::Acquire)) {
             return Ok(generation.clone());
         }

@@ -1,0 +1,145 @@
+//! One server at a time: whoever is given the only partition of a topic of its own owns the log. Others wait, and one
+//! of them takes over when the owner has not been heard of for a while.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::sync::watch;
+
+use super::connect::{self, Context, Health, io};
+use super::{Options, PATIENCE};
+use crate::Error;
+
+/// After how long without a sign of life an owner is replaced, unless `session.timeout.ms` says otherwise.
+const SESSION_MILLIS: &str = "10000";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Waiting,
+    Owner,
+    Lost,
+}
+
+/// Ownership of the log, as long as it lives.
+pub struct Owner {
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Joining {
+    usual: Context,
+    state: watch::Sender<State>,
+}
+
+impl Joining {
+    fn lost(&self, why: &str) {
+        self.state.send_if_modified(|state| {
+            let held = *state == State::Owner;
+            if held {
+                *state = State::Lost;
+                self.usual.health.lost(&format!("{why}: another server may own the log; start this one again"));
+            }
+            held
+        });
+    }
+}
+
+impl ClientContext for Joining {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.usual.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId)) {
+            self.lost(reason);
+        }
+        self.usual.error(error, reason);
+    }
+}
+
+impl ConsumerContext for Joining {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(given) if given.count() > 0 => {
+                self.state.send_if_modified(|state| {
+                    let waited = *state == State::Waiting;
+                    if waited {
+                        *state = State::Owner;
+                    }
+                    waited
+                });
+            }
+            Rebalance::Revoke(taken) if taken.count() > 0 => self.lost("the log was taken away"),
+            Rebalance::Assign(_) | Rebalance::Revoke(_) | Rebalance::Error(_) => {}
+        }
+    }
+}
+
+impl Owner {
+    /// Waits until this server owns the log. Blocks for as long as another one does.
+    ///
+    /// # Errors
+    /// [`Error::Settings`]; [`Error::Io`] when no broker answers.
+    pub fn become_owner(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
+        let mut config = connect::consumer(options);
+        config
+            .set("group.id", format!("{}-owner", options.namespace))
+            .set("group.instance.id", &options.instance)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("auto.offset.reset", "latest");
+        if !options.properties.contains_key("session.timeout.ms") {
+            config.set("session.timeout.ms", SESSION_MILLIS);
+        }
+        let (state, mut told) = watch::channel(State::Waiting);
+        let context = Joining { usual: Context { health: health.clone() }, state };
+        let consumer: BaseConsumer<Joining> =
+            config.create_with_context(context).map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
+        consumer.subscribe(&[&options.owner_topic()]).map_err(io("ask Kafka for the log"))?;
+        let (mut said, begun) = (Instant::now(), Instant::now());
+        while *told.borrow_and_update() == State::Waiting {
+            poll(&consumer);
+            if said.elapsed() > PATIENCE {
+                said = Instant::now();
+                let seconds = begun.elapsed().as_secs();
+                tracing::warn!(seconds, "another server owns the log; waiting to take over");
+            }
+        }
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name("kafka-owner".into())
+            .spawn(move || {
+                while !stopped.load(Ordering::Acquire) {
+                    poll(&consumer);
+                }
+            })
+            .map_err(|cause| Error::Io { what: "start kafka-owner".into(), cause: cause.to_string() })?;
+        Ok(Self { stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Gives the log up.
+    pub fn close(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was logged by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Signs of life are sent meanwhile. There is nothing to read.
+fn poll(consumer: &BaseConsumer<Joining>) {
+    if let Some(Err(error)) = consumer.poll(Duration::from_millis(100)) {
+        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal)) {
+            consumer.context().lost(&error.to_string());
+        }
+        tracing::debug!(%error, "ownership of the log");
+    }
+}
