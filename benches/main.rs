@@ -1,10 +1,11 @@
-//! Measurements: `cargo bench -- core archive door query`, or some of them. Figures are in docs/PERFORMANCE.md. The log
+//! Measurements: `cargo bench -- core archive door kafka query`, or some of them. Figures are in docs/PERFORMANCE.md. The log
 //! and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
 mod archive;
 mod core;
 mod door;
+mod kafka;
 mod query;
 
 use std::time::{Duration, Instant};
@@ -15,8 +16,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 4] =
-        [("core", core::run), ("archive", archive::run), ("door", door::run), ("query", query::run)];
+    let all: [(&str, fn()); 5] = [
+        ("core", core::run),
+        ("archive", archive::run),
+        ("door", door::run),
+        ("kafka", kafka::run),
+        ("query", query::run),
+    ];
     for (name, run) in all {
         if asked.is_empty() || asked.iter().any(|asked| asked == name) {
             println!("\n{name}");

@@ -37,6 +37,9 @@ use crate::telemetry;
 /// How often an event may wait before queries see it.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
 
+/// How long stopping may take while the log takes what is left.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+
 /// A running server.
 pub struct App {
     /// Where it listens.
@@ -225,10 +228,23 @@ impl App {
         ArchiveTotals { files: view.files.len(), rows: sum(|file| file.rows), bytes: sum(|file| file.bytes) }
     }
 
+    /// Resolves when the log belongs to another server. This one must then end at once, as by a crash: what is on its way
+    /// is no longer its to finish.
+    pub fn lost(&self) -> impl Future<Output = ()> + use<> {
+        self.backbone.clone().lost()
+    }
+
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.
     /// Afterwards every acknowledged event is in the archive.
     pub async fn stop(mut self) {
         tracing::info!("stopping");
+        // A log that does not answer must not keep it from stopping: whoever waits for it is told that it is closed.
+        let closing = self.backbone.clone();
+        let watchdog = tokio::spawn(async move {
+            tokio::time::sleep(STOP_WITHIN).await;
+            tracing::warn!("the log does not take what is left; it is found again at the next start");
+            let _ = tokio::task::spawn_blocking(move || closing.close()).await;
+        });
         self.server.stop().await;
         self.edges.cancel();
         while self.edge_tasks.join_next().await.is_some() {}
@@ -248,6 +264,9 @@ impl App {
         if let Err(error) = joined.await {
             tracing::error!(%error, "stopping went wrong");
         }
+        watchdog.abort();
+        // It holds the log, and with it the folder's lock.
+        let _ = watchdog.await;
         tracing::info!("stopped");
     }
 }

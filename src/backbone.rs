@@ -1,7 +1,7 @@
 //! Which log the server runs on.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -13,11 +13,12 @@ use sendtrail_eventlog::kafka::{KafkaLog, Options};
 use crate::config::{Backend, Config};
 
 /// The log, of which the server is the only user in this data folder.
+#[derive(Clone)]
 pub enum Backbone {
     /// In the data folder.
     Embedded(Arc<EmbeddedLog>),
     /// On Kafka, with the data folder's lock.
-    Kafka(Arc<KafkaLog>, File),
+    Kafka(Arc<KafkaLog>, Arc<File>),
 }
 
 impl Backbone {
@@ -34,9 +35,20 @@ impl Backbone {
             }
             Backend::Kafka => {
                 let lock = lock(&config.data.dir)?;
-                let options = Options { instance: instance(&folder)?, ..config.kafka_options() };
+                let instance = Instance::of(&folder)?;
+                let options = Options { instance: instance.name(), ..config.kafka_options() };
                 let opened = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await?;
-                Ok(Self::Kafka(Arc::new(opened.context("open the log on Kafka")?), lock))
+                let log = opened.context("open the log on Kafka")?;
+                if instance.is_new && !log.is_empty() && !config.kafka.accept_new_folder {
+                    let data = config.data.dir.display();
+                    anyhow::bail!(
+                        "the topics hold another server's log, and {data} has nothing of it: its state, large messages \
+                         and keys. Start with its folder. With kafka.accept_new_folder the whole log is applied again, \
+                         and mail and webhooks go out again"
+                    );
+                }
+                instance.keep()?;
+                Ok(Self::Kafka(Arc::new(log), Arc::new(lock)))
             }
         }
     }
@@ -49,6 +61,14 @@ impl Backbone {
         }
     }
 
+    /// Resolves when the log belongs to another server.
+    pub async fn lost(self) {
+        match self {
+            Self::Embedded(_) => std::future::pending().await,
+            Self::Kafka(log, _) => log.lost().await,
+        }
+    }
+
     /// Writes what is queued and takes no more.
     pub fn close(&self) {
         match self {
@@ -58,16 +78,38 @@ impl Backbone {
     }
 }
 
-/// What tells the server of this folder from others: made once.
-fn instance(folder: &Path) -> anyhow::Result<String> {
-    let path = folder.join("instance");
-    if let Ok(known) = std::fs::read_to_string(&path) {
-        return Ok(known.trim().to_owned());
+/// What tells the server of this folder, on this machine, from others. Of a copied folder on another machine it is not
+/// the same: that one waits until the first is gone.
+struct Instance {
+    path: PathBuf,
+    id: String,
+    is_new: bool,
+}
+
+impl Instance {
+    fn of(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join("instance");
+        match std::fs::read_to_string(&path) {
+            Ok(known) => Ok(Self { path, id: known.trim().to_owned(), is_new: false }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self { path, id: format!("{:016x}", rand::rng().next_u64()), is_new: true })
+            }
+            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+        }
     }
-    let fresh = format!("{:016x}", rand::rng().next_u64());
-    // Should it be lost, the next start only waits until the one before is taken for dead.
-    std::fs::write(&path, &fresh).with_context(|| format!("write {}", path.display()))?;
-    Ok(fresh)
+
+    fn name(&self) -> String {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c)).take(64).collect();
+        format!("{}-{host}", self.id)
+    }
+
+    fn keep(&self) -> anyhow::Result<()> {
+        if self.is_new {
+            std::fs::write(&self.path, &self.id).with_context(|| format!("write {}", self.path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 /// Makes sure that no server uses a data folder, as long as the file is held.

@@ -49,15 +49,26 @@ async fn serve(args: &Serve) -> anyhow::Result<()> {
     let config = load(args)?;
     telemetry::log(&config.telemetry)?;
     // Asked for before anything is opened, so that no signal finds nobody.
-    let signal = shutdown::signal()?;
-    let app = App::start(&config).await?;
+    let mut signal = std::pin::pin!(shutdown::signal()?);
+    let app = tokio::select! {
+        app = App::start(&config) => app?,
+        () = &mut signal => {
+            tracing::info!("stopped before it was ready");
+            std::process::exit(0);
+        }
+    };
     if let Some(key) = &app.fresh_admin_key {
         println!("admin key, shown this once: {key}");
     }
     println!("listening on http://{}", app.address);
     tracing::info!(address = %app.address, data = %config.data.dir.display(), "serving");
-    signal.await;
-    app.stop().await;
+    tokio::select! {
+        () = signal => app.stop().await,
+        () = app.lost() => {
+            tracing::error!("another server owns the log; this one ends, and may be started again");
+            std::process::exit(1);
+        }
+    }
     Ok(())
 }
 

@@ -49,7 +49,7 @@ sections! {
     /// Apache Kafka, when the log is there.
     Kafka {
         bootstrap_servers: String, namespace: String, replication: i32, allow_single_replica: bool, create_topics: bool,
-        retention_hours: u64, security_protocol: String, sasl_mechanism: String, sasl_username: String,
+        accept_new_folder: bool, retention_hours: u64, security_protocol: String, sasl_mechanism: String, sasl_username: String,
         sasl_password: String, ssl_ca_location: String, properties: Vec<String>,
     }
     /// The state store.

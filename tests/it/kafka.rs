@@ -13,7 +13,7 @@ use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::topic::partition_of;
 
-use super::binary::PROGRAM;
+use super::binary::{ADMIN_KEY, PROGRAM, Process};
 use super::crash::survive_kills;
 use super::support::*;
 
@@ -188,4 +188,68 @@ async fn topics_are_planned_and_made_by_command() {
     assert!(done && told.matches("as it must be").count() == 6, "{told}");
     let (done, told) = run("plan", &[("SENDTRAIL__LOG__PARTITIONS", "9"), single[0]]);
     assert!(!done && told.contains("set log.partitions to 4"), "{told}");
+}
+
+/// Settings of a server on a broker, as an operator's environment has them.
+fn environment<'a>(address: &'a str, namespace: &'a str) -> [(&'a str, &'a str); 7] {
+    [
+        ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+        ("SENDTRAIL__LOG__BACKEND", "kafka"),
+        ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", address),
+        ("SENDTRAIL__KAFKA__NAMESPACE", namespace),
+        ("SENDTRAIL__KAFKA__REPLICATION", "1"),
+        ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
+        ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() {
+    let Some(address) = sendtrail_test_servers::kafka() else { return };
+    let namespace = format!("takeover-{}", std::process::id());
+    let settings = environment(address, &namespace);
+    let folders = tempfile::TempDir::new().unwrap();
+    let (own, copy, other) = (folders.path().join("own"), folders.path().join("copy"), folders.path().join("other"));
+    let mut process = Process::start(&own, &settings);
+    process.signal("-TERM");
+    assert!(process.wait().success());
+    assert!(std::process::Command::new("cp").arg("-r").arg(&own).arg(&copy).status().unwrap().success());
+
+    // A copy on the same machine is taken for the same server, come back.
+    let mut first = Process::start(&own, &settings);
+    let second = Process::start(&copy, &settings);
+    assert_eq!(first.wait().code(), Some(1), "it ends by itself");
+    let health = sendtrail::client::Api::new(&second.base, "").get("/health").await.unwrap();
+    assert_eq!(health["status"], "ok");
+    drop(second);
+
+    let refused = std::process::Command::new(PROGRAM)
+        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(&other)
+        .envs(settings)
+        .output()
+        .unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(!refused.status.success() && told.contains("the topics hold another server's log"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_idle_server_notices_that_the_broker_is_back_and_stops_while_it_is_away() {
+    let Some(broker) = sendtrail_test_servers::Server::kafka() else { return };
+    let mut settings = environment(broker.address(), "idle").to_vec();
+    settings[6].1 = r#"["socket.timeout.ms=1000","socket.connection.setup.timeout.ms=1000"]"#;
+    let folder = tempfile::TempDir::new().unwrap();
+    let mut process = Process::start(folder.path(), &settings);
+    let api = sendtrail::client::Api::new(&process.base, "");
+    let status = async || api.call(Method::GET, "/health", &[], "").await.unwrap().status;
+    broker.signal("-STOP");
+    eventually("health tells", async || status().await == 503).await;
+    broker.signal("-CONT");
+    eventually("health is back without a request", async || status().await == 200).await;
+    broker.signal("-STOP");
+    process.signal("-TERM");
+    let begun = std::time::Instant::now();
+    process.wait();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    broker.signal("-CONT");
 }

@@ -1,12 +1,14 @@
 //! Clients of librdkafka, configured alike, and what they say about the brokers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::sync::watch;
 
 use super::Options;
 use crate::Error;
@@ -15,25 +17,36 @@ use crate::Error;
 #[derive(Default, Debug)]
 pub struct Health {
     failure: Mutex<Option<String>>,
+    refused: AtomicBool,
     /// Why this process may write nothing more.
-    lost: Mutex<Option<String>>,
+    lost: watch::Sender<Option<String>>,
 }
 
 impl Health {
     /// Why nothing gets on, if nothing does.
     pub fn failure(&self) -> Option<String> {
-        self.lost.lock().clone().or_else(|| self.failure.lock().clone())
+        self.is_lost().or_else(|| self.failure.lock().clone())
+    }
+
+    /// Whether a broker answered with a refusal: waiting does not help.
+    pub fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Acquire)
     }
 
     /// Why this process may write nothing more.
     pub fn is_lost(&self) -> Option<String> {
-        self.lost.lock().clone()
+        self.lost.borrow().clone()
+    }
+
+    /// The same, once it is so.
+    pub fn losing(&self) -> watch::Receiver<Option<String>> {
+        self.lost.subscribe()
     }
 
     /// This process may write nothing more.
     pub fn lost(&self, why: &str) {
         tracing::error!(why, "the log is lost to this server");
-        *self.lost.lock() = Some(why.to_owned());
+        self.lost.send_replace(Some(why.to_owned()));
     }
 
     /// A broker answered.
@@ -45,8 +58,8 @@ impl Health {
     }
 
     fn failed(&self, error: &KafkaError, reason: &str) {
-        let lasting = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Resolve) => "no Kafka broker answers",
+        let what = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => "no Kafka broker answers",
             Some(RDKafkaErrorCode::Authentication) => "Kafka refuses the credentials",
             Some(RDKafkaErrorCode::SSL) => "TLS with Kafka fails",
             Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
@@ -54,11 +67,13 @@ impl Health {
             }
             _ => return,
         };
+        let refused = !matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::AllBrokersDown));
+        self.refused.fetch_or(refused, Ordering::AcqRel);
         let mut failure = self.failure.lock();
         // The first reason is the cause: that no broker answers only follows from refused credentials.
         if failure.is_none() {
-            tracing::error!(reason, "{lasting}");
-            *failure = Some(format!("{lasting}: {reason}"));
+            tracing::error!(reason, "{what}");
+            *failure = Some(format!("{what}: {reason}"));
         }
     }
 }
@@ -122,6 +137,9 @@ pub fn producer(options: &Options) -> ClientConfig {
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
+        // A broker that knows nothing of a new producer takes any first batch: a second one on its way could be taken
+        // before a first that is tried again, and leave a hole.
+        .set("max.in.flight.requests.per.connection", "1")
         .set("message.timeout.ms", "0")
         .set("message.max.bytes", "16777216")
         .set("compression.type", "lz4")

@@ -150,6 +150,23 @@ impl KafkaLog {
         Ok(Self { options, health, writer, tail, backlog, owner, assignments })
     }
 
+    /// Resolves when another server owns the log: this one must end, and may be started again. What it does to the world
+    /// from then on is not its to do.
+    pub fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lost = self.health.losing();
+        async move {
+            if lost.wait_for(Option::is_some).await.is_err() {
+                // Nobody can lose a log that was closed.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Whether nothing was ever written to it.
+    pub fn is_empty(&self) -> bool {
+        self.options.all().all(|of| *self.tail.end(of).borrow() == 0)
+    }
+
     /// Waits for what is being written, for a while, and refuses more.
     pub fn close(&self) {
         self.writer.close();

@@ -18,7 +18,7 @@ use super::{Options, PATIENCE};
 use crate::Error;
 
 /// After how long without a sign of life an owner is replaced, unless `session.timeout.ms` says otherwise.
-const SESSION_MILLIS: &str = "10000";
+const SESSION_MILLIS: &str = "30000";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -35,13 +35,15 @@ pub struct Owner {
 
 struct Joining {
     usual: Context,
+    /// It is given up: nothing that happens then is a loss.
+    stop: Arc<AtomicBool>,
     state: watch::Sender<State>,
 }
 
 impl Joining {
     fn lost(&self, why: &str) {
         self.state.send_if_modified(|state| {
-            let held = *state == State::Owner;
+            let held = *state == State::Owner && !self.stop.load(Ordering::Acquire);
             if held {
                 *state = State::Lost;
                 self.usual.health.lost(&format!("{why}: another server may own the log; start this one again"));
@@ -98,26 +100,41 @@ impl Owner {
             config.set("session.timeout.ms", SESSION_MILLIS);
         }
         let (state, mut told) = watch::channel(State::Waiting);
-        let context = Joining { usual: Context { health: health.clone() }, state };
+        let stop = Arc::<AtomicBool>::default();
+        let context = Joining { usual: Context { health: health.clone() }, stop: stop.clone(), state };
         let consumer: BaseConsumer<Joining> =
             config.create_with_context(context).map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
         consumer.subscribe(&[&options.owner_topic()]).map_err(io("ask Kafka for the log"))?;
         let (mut said, begun) = (Instant::now(), Instant::now());
+        let mut last = None;
         while *told.borrow_and_update() == State::Waiting {
-            poll(&consumer);
+            match poll(&consumer) {
+                Some(error) if is_final(&error) => {
+                    return Err(Error::Settings(format!("Kafka does not let this server own the log: {error}")));
+                }
+                Some(error) => last = Some(error.to_string()),
+                None => {}
+            }
             if said.elapsed() > PATIENCE {
                 said = Instant::now();
-                let seconds = begun.elapsed().as_secs();
-                tracing::warn!(seconds, "another server owns the log; waiting to take over");
+                let (seconds, trouble) = (begun.elapsed().as_secs(), health.failure().or_else(|| last.take()));
+                match trouble {
+                    Some(trouble) => tracing::warn!(seconds, trouble, "waiting for the log"),
+                    None => tracing::warn!(seconds, "another server owns the log; waiting to take over"),
+                }
             }
         }
-        let stop = Arc::<AtomicBool>::default();
-        let stopped = stop.clone();
+        let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
         let thread = std::thread::Builder::new()
             .name("kafka-owner".into())
             .spawn(move || {
-                while !stopped.load(Ordering::Acquire) {
+                // Whoever lost the log must not be given it again: it would keep it from others.
+                while !stopped.load(Ordering::Acquire) && health.is_lost().is_none() {
                     poll(&consumer);
+                    // An idle server would not notice that brokers are back.
+                    if health.failure().is_some() && consumer.fetch_metadata(Some(&topic), PATIENCE / 10).is_ok() {
+                        health.well();
+                    }
                 }
             })
             .map_err(|cause| Error::Io { what: "start kafka-owner".into(), cause: cause.to_string() })?;
@@ -135,11 +152,19 @@ impl Owner {
 }
 
 /// Signs of life are sent meanwhile. There is nothing to read.
-fn poll(consumer: &BaseConsumer<Joining>) {
-    if let Some(Err(error)) = consumer.poll(Duration::from_millis(100)) {
-        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal)) {
-            consumer.context().lost(&error.to_string());
-        }
-        tracing::debug!(%error, "ownership of the log");
+fn poll(consumer: &BaseConsumer<Joining>) -> Option<KafkaError> {
+    let error = consumer.poll(Duration::from_millis(100))?.err()?;
+    if is_final(&error) {
+        consumer.context().lost(&error.to_string());
     }
+    tracing::debug!(%error, "ownership of the log");
+    Some(error)
+}
+
+/// Whether trying on is no use.
+fn is_final(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::GroupAuthorizationFailed)
+    )
 }

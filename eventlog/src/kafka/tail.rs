@@ -78,7 +78,7 @@ impl Tail {
         let (tracks, stop) = (Arc::new(tracks), Arc::<AtomicBool>::default());
         let reading = Reading {
             names: Topic::ALL.map(|topic| (options.topic(topic), topic)),
-            room: options.cache_bytes / options.partitions as usize / 2,
+            room: options.cache_bytes / options.partitions as usize / Topic::ALL.len(),
             tracks: tracks.clone(),
             gathered: None,
             health,

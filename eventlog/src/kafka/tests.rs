@@ -220,3 +220,30 @@ async fn a_broker_that_does_not_answer_is_told_with_its_address() {
     let error = open(&options).unwrap_err();
     assert!(matches!(&error, Error::Settings(why) if why.contains("no.such.setting")), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_and_passwords_and_one_clear_error_without_them() {
+    let Some(broker) = sendtrail_test_servers::Server::secure_kafka("mail:correct horse") else { return };
+    let mut secure = options(broker.address());
+    let mut set = |name: &str, value: &str| drop(secure.properties.insert(name.into(), value.into()));
+    set("security.protocol", "sasl_ssl");
+    set("ssl.ca.location", broker.certificate().to_str().unwrap());
+    set("sasl.username", "mail");
+    set("sasl.password", "correct horse");
+    for mechanism in ["SCRAM-SHA-256", "PLAIN"] {
+        let mut options = Options { namespace: format!("{}-{mechanism}", secure.namespace), ..secure.clone() };
+        options.properties.insert("sasl.mechanism".into(), mechanism.into());
+        let log = open(&options).unwrap();
+        log.append(EVENTS, numbered(0, 3)).await.unwrap();
+        assert_eq!(values(&log, EVENTS, 0).len(), 3);
+        drop(log);
+        options.properties.insert("sasl.password".into(), "wrong".into());
+        let refused = open(&options).unwrap_err().to_string();
+        assert!(refused.contains("Kafka refuses the credentials"), "{refused}");
+        assert!(!refused.contains("wrong"), "no password is told: {refused}");
+    }
+    secure.properties.insert("sasl.mechanism".into(), "PLAIN".into());
+    secure.properties.remove("ssl.ca.location");
+    let refused = open(&secure).unwrap_err().to_string();
+    assert!(refused.contains("TLS with Kafka fails"), "{refused}");
+}

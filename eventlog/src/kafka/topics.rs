@@ -1,10 +1,11 @@
 //! The topics: what they must be like, what is there, and what would have to be done.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::Metadata;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::connect::{self, Context, Health, io};
@@ -44,6 +45,24 @@ fn settings(options: &Options) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// What the brokers have. A broker that is about to start is waited for, one that refuses is not.
+fn metadata(asking: &BaseConsumer<Context>, health: &Health) -> Result<Metadata, String> {
+    let begun = Instant::now();
+    loop {
+        let cause = match asking.fetch_metadata(None, PATIENCE / 5) {
+            Ok(metadata) => return Ok(metadata),
+            Err(cause) => cause,
+        };
+        // What the client noticed says more than the call does.
+        for _ in 0..20 {
+            asking.poll(PATIENCE / 1_000);
+        }
+        if health.is_refused() || begun.elapsed() > PATIENCE {
+            return Err(health.failure().unwrap_or_else(|| cause.to_string()));
+        }
+    }
+}
+
 impl Plan {
     /// Looks at what is there. Blocks.
     ///
@@ -53,14 +72,7 @@ impl Plan {
         let health = Arc::new(Health::default());
         let admin: AdminClient<Context> = connect::create(&connect::admin(options), &health)?;
         let asking: BaseConsumer<Context> = connect::create(&connect::consumer(options), &health)?;
-        let metadata = asking.fetch_metadata(None, PATIENCE).map_err(|cause| {
-            // What the client noticed says more than the call does.
-            for _ in 0..50 {
-                if health.failure().is_none() {
-                    asking.poll(Duration::from_millis(10));
-                }
-            }
-            let cause = health.failure().unwrap_or_else(|| cause.to_string());
+        let metadata = metadata(&asking, &health).map_err(|cause| {
             let servers = options.properties.get("bootstrap.servers").map_or("", String::as_str);
             Error::Io { what: format!("ask Kafka at {servers} for its topics"), cause }
         })?;

@@ -126,9 +126,14 @@ impl ProducerContext for Acknowledging {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Arc<Ticket>) {
         match result {
-            Ok(message) => {
+            Ok(message) if message.offset() >= 0 => {
                 self.usual.health.well();
                 ticket.settle(Ok(message.offset()));
+            }
+            // The broker says that it has the record from before, but not where.
+            Ok(_) => {
+                self.broken.store(true, Ordering::Release);
+                ticket.settle(Err("acknowledged without an offset".into()));
             }
             Err((error, _)) => {
                 self.broken.store(true, Ordering::Release);

@@ -40,7 +40,7 @@ pub struct Completer {
     work: mpsc::Sender<Work>,
     task: JoinHandle<()>,
     committed: Arc<AtomicBool>,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 struct Task {
@@ -51,7 +51,7 @@ struct Task {
     pulse: Arc<Pulse>,
     retention: Arc<Retention>,
     committed: Arc<AtomicBool>,
-    failure: Arc<Mutex<Option<String>>>,
+    failure: Arc<Mutex<Option<Error>>>,
 }
 
 impl Completer {
@@ -94,7 +94,8 @@ impl Completer {
     }
 
     fn why(&self) -> Ended {
-        Ended::Again(self.failure.lock().clone().unwrap_or_else(|| "the completer ended".into()))
+        // Only its first caller learns why; a session has one.
+        self.failure.lock().take().map_or_else(|| Ended::Again("the completer ended".into()), Ended::from)
     }
 
     /// Waits for everything handed over.
@@ -119,7 +120,7 @@ impl Task {
                 }
             };
             if let Err(error) = done {
-                *self.failure.lock() = Some(error.to_string());
+                *self.failure.lock() = Some(error);
                 break;
             }
         }
@@ -163,7 +164,10 @@ impl Task {
                     retention.passed(Reader::Processor, intake, next_offset);
                     committed.store(true, Ordering::Release);
                 }
-                Err(error) => *failure.lock() = Some(format!("checkpoint: {error}")),
+                Err(error) => {
+                    tracing::error!(partition = intake.partition, %error, "a checkpoint failed");
+                    *failure.lock() = Some(error);
+                }
             }
         })
     }

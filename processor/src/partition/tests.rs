@@ -272,3 +272,18 @@ async fn other_settings_become_a_record() {
     assert_eq!(settings(&house).len(), 1, "the same settings are not told again");
     house.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_not_the_states_halts_the_partition() {
+    let (log, state, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    let last = house.fact("m1").await;
+    house.applied(last).await;
+    house.close().await;
+    let house = House::open(other.path(), state.path());
+    let why = house.halted().await;
+    assert!(why.contains("not the log that the state was made from"), "{why}");
+    assert!(house.messages().is_empty(), "nothing is written to it");
+    house.close().await;
+}

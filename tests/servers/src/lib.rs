@@ -27,7 +27,21 @@ impl Server {
     /// # Panics
     /// When it cannot be had and `CI` is set.
     pub fn kafka() -> Option<Self> {
-        start("kafka", &["java", "mvn"]).map_err(|why| skipped("Apache Kafka", &why)).ok()
+        start("kafka", &["java", "mvn"], &[]).map_err(|why| skipped("Apache Kafka", &why)).ok()
+    }
+
+    /// The same, for clients with TLS and these credentials only, `user:password`.
+    ///
+    /// # Panics
+    /// When it cannot be had and `CI` is set.
+    pub fn secure_kafka(credentials: &str) -> Option<Self> {
+        let arguments = ["--secure", credentials];
+        start("kafka", &["java", "mvn"], &arguments).map_err(|why| skipped("Apache Kafka", &why)).ok()
+    }
+
+    /// The certificate that vouches for a secure server.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
     }
 
     /// Its host and port.
@@ -57,7 +71,7 @@ pub fn kafka() -> Option<&'static str> {
         if let Ok(address) = std::env::var("SENDTRAIL_TEST_KAFKA") {
             return Some(address);
         }
-        match start("kafka", &["java", "mvn"]) {
+        match start("kafka", &["java", "mvn"], &[]) {
             Ok(server) => Some(SERVER.get_or_init(|| server).address.clone()),
             Err(why) => {
                 skipped("Apache Kafka", &why);
@@ -74,7 +88,7 @@ fn skipped(what: &str, why: &str) {
     println!("SKIPPED: tests that need {what}: {why}");
 }
 
-fn start(script: &str, needs: &[&str]) -> Result<Server, String> {
+fn start(script: &str, needs: &[&str], further: &[&str]) -> Result<Server, String> {
     if let Some(missing) = needs.iter().find(|program| !is_there(program)) {
         return Err(format!("there is no {missing}"));
     }
@@ -82,6 +96,7 @@ fn start(script: &str, needs: &[&str]) -> Result<Server, String> {
     let folder = TempDir::new().map_err(|cause| cause.to_string())?;
     let port = free_pair()?;
     let mut process = Command::new(&script)
+        .args(further)
         .args(["--port", &port.to_string(), "--while-stdin-is-open", "--data"])
         .arg(folder.path())
         .stdin(Stdio::piped())
