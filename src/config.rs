@@ -212,7 +212,8 @@ impl Config {
             shown.kafka.sasl_password = "(set)".into();
         }
         for property in &mut shown.kafka.properties {
-            if let Some((name, _)) = property.split_once('=').filter(|(name, _)| name.contains("password")) {
+            let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
+            if let Some((name, _)) = property.split_once('=').filter(|(name, _)| secret(name)) {
                 *property = format!("{name}=(set)");
             }
         }
@@ -318,6 +319,27 @@ mod tests {
             assert!(all.contains(part), "{part} is not told in:\n{all}");
         }
         assert_eq!(errors.len(), 5, "{all}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let key = "a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2U=";
+        let config = read(&format!(
+            r#"
+            [secrets]
+            key = "{key}"
+            [kafka]
+            sasl_password = "hush1"
+            properties = ["ssl.key.password=hush2", "sasl.oauthbearer.client.secret=hush3", "ssl.key.pem=hush4", "client.rack=a"]
+            "#
+        ))
+        .unwrap();
+        let shown = config.show();
+        assert!(!shown.contains("hush") && !shown.contains(key), "{shown}");
+        assert!(shown.contains("client.rack=a"), "{shown}");
+        let options = config.kafka_options();
+        assert_eq!(options.properties["sasl.password"], "hush1");
+        assert_eq!(options.properties["ssl.key.pem"], "hush4");
     }
 
     #[test]
