@@ -88,7 +88,8 @@ impl Owner {
     /// Waits until this server owns the log. Blocks for as long as another one does.
     ///
     /// # Errors
-    /// [`Error::Settings`]; [`Error::Io`] when no broker answers.
+    /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started. Brokers that are away
+    /// are waited for.
     pub fn become_owner(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
         let mut config = connect::consumer(options);
         config
