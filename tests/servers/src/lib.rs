@@ -82,6 +82,29 @@ pub fn kafka() -> Option<&'static str> {
     address.as_deref()
 }
 
+/// The host and port of a ClickHouse engine's HTTP interface: `SENDTRAIL_TEST_CLICKHOUSE`, or one of our own. None where
+/// there is no Python.
+///
+/// # Panics
+/// When it cannot be had and `CI` is set.
+pub fn clickhouse() -> Option<&'static str> {
+    static ENGINE: OnceLock<Option<String>> = OnceLock::new();
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let address = ENGINE.get_or_init(|| {
+        if let Ok(address) = std::env::var("SENDTRAIL_TEST_CLICKHOUSE") {
+            return Some(address);
+        }
+        match start("clickhouse", &["python3"], &[]) {
+            Ok(server) => Some(SERVER.get_or_init(|| server).address.clone()),
+            Err(why) => {
+                skipped("ClickHouse", &why);
+                None
+            }
+        }
+    });
+    address.as_deref()
+}
+
 #[expect(clippy::print_stdout, reason = "that tests are skipped must be seen")]
 fn skipped(what: &str, why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{what} could not be started: {why}");
@@ -124,7 +147,7 @@ fn local() -> PathBuf {
 
 fn is_there(program: &str) -> bool {
     Command::new(program)
-        .arg("-version")
+        .arg("--version")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
@@ -141,4 +164,42 @@ fn free_pair() -> Result<u16, String> {
         }
     }
     Err("no two free ports".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn ask(address: &str, path: &str, body: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(address).unwrap();
+        let length = body.len();
+        let request =
+            format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+
+    #[test]
+    fn the_engine_deduplicates_by_token_and_binds_parameters() {
+        let Some(address) = clickhouse() else { return };
+        let table = "CREATE TABLE t (n UInt64, s String) ENGINE = MergeTree ORDER BY n \
+                     SETTINGS non_replicated_deduplication_window = 100";
+        assert!(ask(address, "/", table).0.starts_with("HTTP/1.1 200"));
+        for token in ["one", "one", "two"] {
+            let path = format!("/?query=INSERT%20INTO%20t%20FORMAT%20TabSeparated&insert_deduplication_token={token}");
+            let (head, body) = ask(address, &path, "1\tx\n2\ty\n");
+            assert!(head.starts_with("HTTP/1.1 200"), "{body}");
+        }
+        assert_eq!(ask(address, "/", "SELECT count() FROM t").1, "4\n", "what has the same token is there once");
+        let (_, found) =
+            ask(address, "/?param_n=2&default_format=JSONEachRow", "SELECT DISTINCT s FROM t WHERE n = {n:UInt64}");
+        assert_eq!(found, "{\"s\":\"y\"}\n");
+        let (head, told) = ask(address, "/", "SELECT nothing");
+        assert!(head.contains("500") && head.contains("X-ClickHouse-Exception-Code: 47"), "{head} {told}");
+    }
 }
