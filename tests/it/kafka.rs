@@ -133,8 +133,8 @@ async fn a_broker_that_is_away_is_503_and_nothing_is_lost() {
         config.kafka.replication = 1;
         config.kafka.allow_single_replica = true;
         config.kafka.properties =
-            vec!["socket.timeout.ms=1000".into(), "socket.connection.setup.timeout.ms=1000".into()];
-        config.sending.decision_timeout_ms = 1_000;
+            vec!["socket.timeout.ms=2000".into(), "socket.connection.setup.timeout.ms=2000".into()];
+        config.sending.decision_timeout_ms = 5_000;
     })
     .await;
     let partner = server.partner("away").await;
@@ -237,7 +237,7 @@ async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() 
 async fn an_idle_server_notices_that_the_broker_is_back_and_stops_while_it_is_away() {
     let Some(broker) = sendtrail_test_servers::Server::kafka() else { return };
     let mut settings = environment(broker.address(), "idle").to_vec();
-    settings[6].1 = r#"["socket.timeout.ms=1000","socket.connection.setup.timeout.ms=1000"]"#;
+    settings[6].1 = r#"["socket.timeout.ms=2000","socket.connection.setup.timeout.ms=2000"]"#;
     let folder = tempfile::TempDir::new().unwrap();
     let mut process = Process::start(folder.path(), &settings);
     let api = sendtrail::client::Api::new(&process.base, "");
