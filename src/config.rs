@@ -211,8 +211,8 @@ impl Config {
         if !shown.kafka.sasl_password.is_empty() {
             shown.kafka.sasl_password = "(set)".into();
         }
+        let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
         for property in &mut shown.kafka.properties {
-            let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
             if let Some((name, _)) = property.split_once('=').filter(|(name, _)| secret(name)) {
                 *property = format!("{name}=(set)");
             }
@@ -250,7 +250,6 @@ impl Config {
         kafka::Options {
             namespace: kafka.namespace.clone(),
             partitions: self.log.partitions,
-            instance: "sendtrail".into(),
             simulated: self.log.simulated,
             replication: kafka.replication,
             allow_single_replica: kafka.allow_single_replica,
@@ -259,6 +258,7 @@ impl Config {
             cache_bytes: self.log.cache_bytes,
             queue_bytes: self.log.queue_bytes,
             properties: properties.map(|(name, value)| (name.trim().to_owned(), value.to_owned())).collect(),
+            ..kafka::Options::default()
         }
     }
 

@@ -8,6 +8,7 @@ Other URL parameters are settings, `param_x` the values of `{x:Type}` in the que
 import argparse
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -113,6 +114,12 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def end_with_stdin(folder):
+    sys.stdin.read()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
+
+
 def main():
     options = argparse.ArgumentParser()
     options.add_argument("--port", type=int, default=8123)
@@ -123,7 +130,7 @@ def main():
     server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
     server.engine = Engine(options.data)
     if options.while_stdin_is_open:
-        threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+        threading.Thread(target=end_with_stdin, args=[options.data], daemon=True).start()
     server.serve_forever()
 
 

@@ -112,14 +112,7 @@ async fn events_lie_on_topics_numbered_without_holes_and_the_pause_is_exact() {
 async fn an_acknowledged_event_survives_a_kill_on_kafka() {
     let Some(address) = sendtrail_test_servers::kafka() else { return };
     let namespace = format!("kills-{}", std::process::id());
-    let settings = [
-        ("SENDTRAIL__LOG__BACKEND", "kafka"),
-        ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", address),
-        ("SENDTRAIL__KAFKA__NAMESPACE", &namespace),
-        ("SENDTRAIL__KAFKA__REPLICATION", "1"),
-        ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
-    ];
-    survive_kills(&settings, 4).await;
+    survive_kills(&environment(address, &namespace), 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -191,15 +184,14 @@ async fn topics_are_planned_and_made_by_command() {
 }
 
 /// Settings of a server on a broker, as an operator's environment has them.
-fn environment<'a>(address: &'a str, namespace: &'a str) -> [(&'a str, &'a str); 7] {
-    [
+fn environment<'a>(address: &'a str, namespace: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![
         ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
         ("SENDTRAIL__LOG__BACKEND", "kafka"),
         ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", address),
         ("SENDTRAIL__KAFKA__NAMESPACE", namespace),
         ("SENDTRAIL__KAFKA__REPLICATION", "1"),
         ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
-        ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#),
     ]
 }
 
@@ -207,7 +199,8 @@ fn environment<'a>(address: &'a str, namespace: &'a str) -> [(&'a str, &'a str);
 async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() {
     let Some(address) = sendtrail_test_servers::kafka() else { return };
     let namespace = format!("takeover-{}", std::process::id());
-    let settings = environment(address, &namespace);
+    let mut settings = environment(address, &namespace);
+    settings.push(("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#));
     let folders = tempfile::TempDir::new().unwrap();
     let (own, copy, other) = (folders.path().join("own"), folders.path().join("copy"), folders.path().join("other"));
     let mut process = Process::start(&own, &settings);
@@ -236,8 +229,9 @@ async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_idle_server_notices_that_the_broker_is_back_and_stops_while_it_is_away() {
     let Some(broker) = sendtrail_test_servers::Server::kafka() else { return };
-    let mut settings = environment(broker.address(), "idle").to_vec();
-    settings[6].1 = r#"["socket.timeout.ms=2000","socket.connection.setup.timeout.ms=2000"]"#;
+    let mut settings = environment(broker.address(), "idle");
+    let timeouts = r#"["socket.timeout.ms=2000","socket.connection.setup.timeout.ms=2000"]"#;
+    settings.push(("SENDTRAIL__KAFKA__PROPERTIES", timeouts));
     let folder = tempfile::TempDir::new().unwrap();
     let mut process = Process::start(folder.path(), &settings);
     let api = sendtrail::client::Api::new(&process.base, "");

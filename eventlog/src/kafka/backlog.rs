@@ -11,7 +11,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sendtrail_schemas::topic::TopicPartition;
 
 use super::connect::{self, Context, Health, io};
-use super::numbers::{corrupt, number, received_at, watermarks};
+use super::numbers::{gap, number, received_at, watermarks};
 use super::tail::{Piece, is_gone};
 use super::{Options, PATIENCE};
 use crate::Error;
@@ -70,13 +70,9 @@ impl Backlog {
         let mut batches = Vec::new();
         let mut piece = Piece::new(from, 0);
         while next < until && (bytes == 0 || bytes < max_bytes) {
-            let message = match seeker.next_message() {
-                Ok(message) => message,
-                Err(Error::Trimmed { .. }) => {
-                    let first = watermarks(&seeker.consumer, &name, of)?.0 as u64;
-                    return Err(Error::Trimmed { of, from, first });
-                }
-                Err(error) => return Err(error),
+            let Some(message) = seeker.next_message()? else {
+                let first = watermarks(&seeker.consumer, &name, of)?.0 as u64;
+                return Err(Error::Trimmed { of, from, first });
             };
             let found = number(&message, of.topic)?;
             if found < next {
@@ -87,7 +83,7 @@ impl Backlog {
                 return Err(Error::Trimmed { of, from, first: found });
             }
             if found > next {
-                return Err(corrupt(&message, format!("record {found} stands where {next} should")));
+                return Err(gap(&message, found, next));
             }
             let at = received_at(&message);
             if !piece.takes(found, at) {
@@ -109,8 +105,8 @@ impl Backlog {
             seeker.used = Instant::now();
             self.places.lock().entry(of).or_default().free.push(seeker);
         } else {
-            // Memory goes on from here. It takes a moment to end, which nobody should wait for.
-            std::thread::spawn(move || drop(seeker));
+            // Memory goes on from here.
+            connect::end_aside(seeker);
         }
         Ok(batches)
     }
@@ -147,7 +143,7 @@ impl Backlog {
             (at.map(|at| free.swap_remove(at)), idle)
         };
         if !idle.is_empty() {
-            std::thread::spawn(move || drop(idle));
+            connect::end_aside(idle);
         }
         if let Some(seeker) = taken {
             return Ok(seeker);
@@ -165,15 +161,13 @@ impl Seeker {
         self.consumer.assign(&list).map_err(io("read older records"))
     }
 
-    fn next_message(&self) -> Result<BorrowedMessage<'_>, Error> {
+    /// The next record; none when the broker no longer has what stands there.
+    fn next_message(&self) -> Result<Option<BorrowedMessage<'_>>, Error> {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             match self.consumer.poll(PATIENCE / 10) {
-                Some(Ok(message)) => return Ok(message),
-                Some(Err(error)) if is_gone(&error) => {
-                    let of = TopicPartition::new(sendtrail_schemas::topic::Topic::Intake, 0);
-                    return Err(Error::Trimmed { of, from: 0, first: 0 });
-                }
+                Some(Ok(message)) => return Ok(Some(message)),
+                Some(Err(error)) if is_gone(&error) => return Ok(None),
                 // The client goes on by itself.
                 Some(Err(error)) => tracing::debug!(%error, "older records"),
                 None => {}

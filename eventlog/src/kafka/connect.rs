@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use super::Options;
 use crate::Error;
 
+/// Bytes of the largest batch of records.
+pub const MAX_BATCH: i64 = 16 << 20;
+
 /// Whether brokers answer, as the clients notice it.
 #[derive(Default, Debug)]
 pub struct Health {
@@ -141,7 +144,7 @@ pub fn producer(options: &Options) -> ClientConfig {
         // before a first that is tried again, and leave a hole.
         .set("max.in.flight.requests.per.connection", "1")
         .set("message.timeout.ms", "0")
-        .set("message.max.bytes", "16777216")
+        .set("message.max.bytes", MAX_BATCH.to_string())
         .set("compression.type", "lz4")
         .set("linger.ms", "1")
         .set("batch.num.messages", "10000")
@@ -162,6 +165,11 @@ pub fn admin(options: &Options) -> ClientConfig {
 pub fn create<T: FromClientConfigAndContext<Context>>(config: &ClientConfig, health: &Arc<Health>) -> Result<T, Error> {
     let made = config.create_with_context(Context { health: health.clone() });
     made.map_err(|cause| Error::Settings(format!("Kafka: {cause}")))
+}
+
+/// Ends a client, which takes a moment that nobody should wait for.
+pub fn end_aside(client: impl Send + 'static) {
+    std::thread::spawn(move || drop(client));
 }
 
 /// What went wrong while something was asked of a broker.

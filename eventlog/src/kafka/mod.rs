@@ -93,6 +93,11 @@ impl Options {
         format!("{}{kind}{}", self.namespace, topic.name().trim_start_matches("sendtrail"))
     }
 
+    /// Every topic's name on the broker.
+    fn names(&self) -> [(String, Topic); 5] {
+        Topic::ALL.map(|topic| (self.topic(topic), topic))
+    }
+
     /// The name of the topic whose owner owns the log.
     fn owner_topic(&self) -> String {
         self.topic(Topic::Intake).replace(".intake", ".owner")

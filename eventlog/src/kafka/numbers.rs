@@ -40,13 +40,18 @@ pub fn number(message: &BorrowedMessage<'_>, topic: Topic) -> Result<u64, Error>
         return Ok(message.offset() as u64);
     }
     let number = message.key().and_then(|key| key.try_into().ok()).map(u64::from_be_bytes);
-    number.ok_or_else(|| corrupt(message, "the record has no number: another program writes to this topic"))
+    number.ok_or_else(|| corrupt(message, "the record has no number: another program writes to this topic".into()))
 }
 
 /// That a record is not what it should be.
-pub fn corrupt(message: &BorrowedMessage<'_>, why: impl Into<String>) -> Error {
+fn corrupt(message: &BorrowedMessage<'_>, why: String) -> Error {
     let file = format!("{}/{}", message.topic(), message.partition());
-    Error::Corrupt { file, at: message.offset() as u64, why: why.into() }
+    Error::Corrupt { file, at: message.offset() as u64, why }
+}
+
+/// That numbers are missing before a record.
+pub fn gap(message: &BorrowedMessage<'_>, found: u64, wanted: u64) -> Error {
+    corrupt(message, format!("record {found} stands where {wanted} should"))
 }
 
 /// When the broker took a record, milliseconds since the epoch.
@@ -72,6 +77,7 @@ pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPart
         }
         ends.insert(of, End { offset: high, next });
     }
+    let names = options.names();
     let mut left = look.count();
     consumer.assign(&look).map_err(io("look for the last numbers"))?;
     let mut since = Instant::now();
@@ -84,10 +90,9 @@ pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPart
         };
         let message = message.map_err(io("look for the last numbers"))?;
         since = Instant::now();
-        let topic = Topic::ALL.into_iter().find(|topic| options.topic(*topic) == message.topic());
-        let Some(topic) = topic else { continue };
-        let next = number(&message, topic)? + 1;
-        if let Some(end) = ends.get_mut(&TopicPartition::new(topic, message.partition() as u32)) {
+        let Some((_, topic)) = names.iter().find(|(name, _)| name == message.topic()) else { continue };
+        let next = number(&message, *topic)? + 1;
+        if let Some(end) = ends.get_mut(&TopicPartition::new(*topic, message.partition() as u32)) {
             end.next = end.next.max(Some(next));
             left -= usize::from(message.offset() + 1 == end.offset);
         }

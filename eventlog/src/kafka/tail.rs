@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::BufMut;
 use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -17,9 +16,9 @@ use tokio::sync::watch;
 
 use super::Options;
 use super::connect::{self, Context, Health, io};
-use super::numbers::{End, corrupt, number, received_at};
+use super::numbers::{End, gap, number, received_at};
 use crate::Error;
-use crate::batch::StoredBatch;
+use crate::batch::{Batch, StoredBatch};
 
 /// Bytes of records that are kept as one piece.
 const PIECE: usize = 256 << 10;
@@ -34,6 +33,20 @@ pub struct Tail {
 struct Track {
     end: watch::Sender<u64>,
     kept: Mutex<Kept>,
+}
+
+impl Track {
+    /// Nothing more can be read; readers are woken to learn of it. Whether it is news.
+    fn stop(&self, error: Error) -> bool {
+        let is_new = {
+            let mut kept = self.kept.lock();
+            let is_new = kept.broken.is_none();
+            kept.broken.get_or_insert(error);
+            is_new
+        };
+        self.end.send_modify(|_| {});
+        is_new
+    }
 }
 
 struct Kept {
@@ -77,7 +90,7 @@ impl Tail {
         consumer.assign(&list).map_err(io("read the tail"))?;
         let (tracks, stop) = (Arc::new(tracks), Arc::<AtomicBool>::default());
         let reading = Reading {
-            names: Topic::ALL.map(|topic| (options.topic(topic), topic)),
+            names: options.names(),
             room: options.cache_bytes / options.partitions as usize / Topic::ALL.len(),
             tracks: tracks.clone(),
             gathered: None,
@@ -175,31 +188,28 @@ struct Reading {
 /// Records of one partition that were taken by the broker at the same time.
 pub struct Piece {
     base: u64,
-    count: u32,
     received_at: i64,
-    payload: Vec<u8>,
+    records: Batch,
 }
 
 impl Piece {
     pub fn new(base: u64, received_at: i64) -> Self {
-        Self { base, count: 0, received_at, payload: Vec::new() }
+        Self { base, received_at, records: Batch::new() }
     }
 
     /// Whether a record with a number and a time may be added.
     pub fn takes(&self, number: u64, received_at: i64) -> bool {
-        self.base + u64::from(self.count) == number && self.received_at == received_at && self.payload.len() < PIECE
+        let next = self.base + self.records.len() as u64;
+        next == number && self.received_at == received_at && self.records.bytes() < PIECE
     }
 
     pub fn push(&mut self, record: &[u8]) {
-        self.payload.reserve(record.len() + 4);
-        self.payload.put_u32_le(record.len() as u32);
-        self.payload.put_slice(record);
-        self.count += 1;
+        self.records.push_bytes(record);
     }
 
     pub fn finish(self) -> StoredBatch {
-        let Self { base, count, received_at, payload } = self;
-        StoredBatch { base_offset: base, count, received_at, payload: payload.into() }
+        let (payload, count) = self.records.freeze(0);
+        StoredBatch { base_offset: self.base, count, received_at: self.received_at, payload }
     }
 }
 
@@ -217,16 +227,9 @@ impl Reading {
             }
         }
         self.show();
-        for of in self.tracks.keys().copied().collect::<Vec<_>>() {
-            self.close(of);
-        }
-    }
-
-    /// Whoever waits for more waits in vain.
-    fn close(&self, of: TopicPartition) {
-        if let Some(track) = self.tracks.get(&of) {
-            track.kept.lock().broken.get_or_insert_with(|| Error::Failed("the log is closed".into()));
-            track.end.send_modify(|_| {});
+        // Whoever waits for more waits in vain.
+        for track in self.tracks.values() {
+            track.stop(Error::Failed("the log is closed".into()));
         }
     }
 
@@ -252,9 +255,8 @@ impl Reading {
             // Written again after a crash.
             Some(next) if number < next => return,
             Some(next) if number > next => {
-                let why = format!("record {number} stands where {next} should");
                 drop(kept);
-                return self.stop_at(of, corrupt(message, why));
+                return self.stop_at(of, gap(message, number, next));
             }
             _ => drop(kept),
         }
@@ -288,14 +290,8 @@ impl Reading {
     /// Nothing after this can be read of a partition.
     fn stop_at(&mut self, of: TopicPartition, error: Error) {
         self.show();
-        let Some(track) = self.tracks.get(&of) else { return };
-        let mut kept = track.kept.lock();
-        if kept.broken.is_none() {
+        if self.tracks.get(&of).is_some_and(|track| track.stop(error.clone())) {
             tracing::error!(%of, %error, "a partition of the log cannot be read on");
-            kept.broken = Some(error);
-            drop(kept);
-            // Readers are woken to learn of it.
-            track.end.send_modify(|_| {});
         }
     }
 

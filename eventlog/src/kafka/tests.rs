@@ -68,6 +68,16 @@ fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8>)> 
     }
 }
 
+/// Waits until something holds, for ten seconds at most.
+async fn soon(holds: impl Fn() -> bool) {
+    for _ in 0..1_000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// What a process that was thought dead writes.
 fn zombie(options: &Options, numbers: impl Iterator<Item = u64>) {
     let producer: BaseProducer = connect::producer(options).create().unwrap();
@@ -120,12 +130,7 @@ async fn a_gap_stops_the_reader_and_says_where() {
     log.append(EVENTS, numbered(0, 5)).await.unwrap();
     seen(&log, EVENTS, 5).await;
     zombie(&options, 7..8);
-    for _ in 0..500 {
-        if log.read(EVENTS, 5, 1_000).is_err() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    soon(|| log.read(EVENTS, 5, 1_000).is_err()).await;
     let error = log.read(EVENTS, 5, 1_000).unwrap_err();
     assert!(matches!(&error, Error::Corrupt { at: 5, why, .. } if why.contains("record 7 stands where 5")), "{error}");
     assert_eq!(values_before(&log, 5), 5, "what comes before is read");
@@ -198,12 +203,7 @@ async fn whoever_loses_the_log_writes_nothing_more() {
     // The same server once more: it came back, and the one before is taken for dead.
     let second = open(&options).unwrap();
     second.append(EVENTS, numbered(10, 1)).await.unwrap();
-    for _ in 0..1_000 {
-        if first.status().failed.is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    soon(|| first.status().failed.is_some()).await;
     let refused = first.append(EVENTS, numbered(10, 5)).await.unwrap_err();
     assert!(matches!(&refused, Error::Failed(why) if why.contains("another server")), "{refused}");
     second.append(EVENTS, numbered(11, 1)).await.unwrap();

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaErrorCode;
 
-use super::connect::{self, Context, Health, io};
+use super::connect::{self, Context, Health, MAX_BATCH, io};
 use super::{Options, PATIENCE};
 use crate::Error;
 
-/// Bytes of the largest batch of records.
-const MAX_BATCH: &str = "16777216";
+/// Settings that a topic must have. The time is the sequencer's: what it is counted by.
+const MUST: [(&str, &str); 2] = [("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime")];
 
 /// What there is to do about one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,16 +33,53 @@ pub struct Plan {
     pub steps: Vec<(String, Step)>,
 }
 
-/// Settings of every topic.
+/// Settings of every topic that is made.
 fn settings(options: &Options) -> Vec<(&'static str, String)> {
-    vec![
-        ("cleanup.policy", "delete".into()),
-        // The sequencer's time: what it is counted by.
-        ("message.timestamp.type", "LogAppendTime".into()),
+    let further = [
         ("retention.ms", (options.retention_hours * 3_600_000).to_string()),
-        ("max.message.bytes", MAX_BATCH.into()),
+        ("max.message.bytes", MAX_BATCH.to_string()),
         ("min.insync.replicas", if options.replication >= 3 { "2" } else { "1" }.into()),
-    ]
+    ];
+    MUST.map(|(name, value)| (name, value.to_owned())).into_iter().chain(further).collect()
+}
+
+/// What is wrong with a topic, and what it should be.
+fn wrongs(options: &Options, topic: &MetadataTopic, wanted: u32, described: Option<&ConfigResource>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let partitions = topic.partitions().len();
+    if partitions != wanted as usize {
+        wrong.push(format!(
+            "it has {partitions} partitions and must have {wanted}; accounts are bound to partitions, so their \
+             number cannot change: set log.partitions to {partitions}"
+        ));
+    }
+    let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+    if copies < 3 && !options.allow_single_replica {
+        wrong.push(format!(
+            "it has {copies} replica(s): a broker that fails would take acknowledged events with it; three are \
+             needed, or kafka.allow_single_replica"
+        ));
+    }
+    let value = |setting: &str| described.and_then(|topic| topic.get(setting)?.value.as_deref()).unwrap_or("");
+    let number = |setting: &str| value(setting).parse::<i64>().unwrap_or(0);
+    for (setting, must) in MUST {
+        if value(setting) != must {
+            wrong.push(format!("its {setting} is '{}' and must be '{must}'", value(setting)));
+        }
+    }
+    let in_sync = number("min.insync.replicas");
+    if !options.allow_single_replica && in_sync < 2 {
+        wrong.push(format!("its min.insync.replicas is {in_sync} and must be 2"));
+    }
+    let largest = number("max.message.bytes");
+    if largest < MAX_BATCH {
+        wrong.push(format!("its max.message.bytes is {largest} and must be at least {MAX_BATCH}"));
+    }
+    let retention = number("retention.ms");
+    if (0..24 * 3_600_000).contains(&retention) {
+        wrong.push(format!("its retention.ms is {retention}, less than a day: readers could miss records"));
+    }
+    wrong
 }
 
 /// What the brokers have. A broker that is about to start is waited for, one that refuses is not.
@@ -86,49 +123,14 @@ impl Plan {
             let ask = admin.describe_configs(&resources, &AdminOptions::new().request_timeout(Some(PATIENCE)));
             futures::executor::block_on(ask).map_err(io("ask Kafka for its topics' settings"))?
         };
-        let mut steps = Vec::new();
-        for (name, wanted) in &topics {
-            let Some(topic) = found(name) else {
-                steps.push((name.clone(), Step::Create));
-                continue;
-            };
-            let mut wrong = Vec::new();
-            let partitions = topic.partitions().len();
-            if partitions != *wanted as usize {
-                wrong.push(format!(
-                    "it has {partitions} partitions and must have {wanted}; accounts are bound to partitions, so their \
-                     number cannot change: set log.partitions to {partitions}"
-                ));
-            }
-            let copies = topic.partitions().iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
-            if copies < 3 && !options.allow_single_replica {
-                wrong.push(format!(
-                    "it has {copies} replica(s): a broker that fails would take acknowledged events with it; three are \
-                     needed, or kafka.allow_single_replica"
-                ));
-            }
-            let at = there.iter().position(|there| *there == name);
+        let step = |(name, wanted): (String, u32)| {
+            let Some(topic) = found(&name) else { return (name, Step::Create) };
+            let at = there.iter().position(|there| **there == name);
             let described = at.and_then(|at| described.get(at)?.as_ref().ok());
-            let value = |setting: &str| described.and_then(|topic| topic.get(setting)?.value.as_deref()).unwrap_or("");
-            let number = |setting: &str| value(setting).parse::<i64>().unwrap_or(0);
-            for (setting, must) in [("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime")] {
-                if value(setting) != must {
-                    wrong.push(format!("its {setting} is '{}' and must be '{must}'", value(setting)));
-                }
-            }
-            if !options.allow_single_replica && number("min.insync.replicas") < 2 {
-                wrong.push(format!("its min.insync.replicas is {} and must be 2", number("min.insync.replicas")));
-            }
-            if number("max.message.bytes") < MAX_BATCH.parse().unwrap_or(0) {
-                let is = number("max.message.bytes");
-                wrong.push(format!("its max.message.bytes is {is} and must be at least {MAX_BATCH}"));
-            }
-            let retention = number("retention.ms");
-            if (0..24 * 3_600_000).contains(&retention) {
-                wrong.push(format!("its retention.ms is {retention}, less than a day: readers could miss records"));
-            }
-            steps.push((name.clone(), if wrong.is_empty() { Step::Keep } else { Step::Wrong(wrong) }));
-        }
+            let wrong = wrongs(options, topic, wanted, described);
+            (name, if wrong.is_empty() { Step::Keep } else { Step::Wrong(wrong) })
+        };
+        let steps = topics.iter().cloned().map(step).collect();
         Ok(Self { steps })
     }
 
@@ -185,24 +187,24 @@ impl Plan {
                 Err((name, why)) => return Err(Error::Settings(format!("the topic {name} could not be made: {why}"))),
             }
         }
-        self.wait(&admin, &missing)
+        wait(&admin, &missing)
     }
+}
 
-    /// A topic that was made is known to every broker some time later.
-    fn wait(&self, admin: &AdminClient<Context>, made: &[&(String, u32)]) -> Result<(), Error> {
-        for _ in 0..100 {
-            let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(io("ask Kafka for its topics"))?;
-            let ready = made.iter().all(|(name, partitions)| {
-                metadata.topics().iter().any(|topic| {
-                    let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
-                    topic.name() == name && led == *partitions as usize
-                })
-            });
-            if ready {
-                return Ok(());
-            }
-            std::thread::sleep(PATIENCE / 100);
+/// A topic that was made is known to every broker some time later.
+fn wait(admin: &AdminClient<Context>, made: &[&(String, u32)]) -> Result<(), Error> {
+    for _ in 0..100 {
+        let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(io("ask Kafka for its topics"))?;
+        let ready = made.iter().all(|(name, partitions)| {
+            metadata.topics().iter().any(|topic| {
+                let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
+                topic.name() == name && led == *partitions as usize
+            })
+        });
+        if ready {
+            return Ok(());
         }
-        Err(Error::Io { what: "make topics".into(), cause: "they have no leaders".into() })
+        std::thread::sleep(PATIENCE / 100);
     }
+    Err(Error::Io { what: "make topics".into(), cause: "they have no leaders".into() })
 }

@@ -248,8 +248,7 @@ impl Writer {
         let generation = Arc::new(Generation { number: current.made, broken, producer });
         if let Some(old) = current.producer.replace(generation.clone()) {
             tracing::warn!("a delivery to Kafka failed; a new producer goes on after the last acknowledged record");
-            // It takes a moment to end, which nobody should wait for.
-            std::thread::spawn(move || drop(old));
+            connect::end_aside(old);
         }
         Ok(generation)
     }

@@ -27,7 +27,7 @@ impl Server {
     /// # Panics
     /// When it cannot be had and `CI` is set.
     pub fn kafka() -> Option<Self> {
-        start("kafka", &["java", "mvn"], &[]).map_err(|why| skipped("Apache Kafka", &why)).ok()
+        Self::start_kafka(&[])
     }
 
     /// The same, for clients with TLS and these credentials only, `user:password`.
@@ -35,8 +35,11 @@ impl Server {
     /// # Panics
     /// When it cannot be had and `CI` is set.
     pub fn secure_kafka(credentials: &str) -> Option<Self> {
-        let arguments = ["--secure", credentials];
-        start("kafka", &["java", "mvn"], &arguments).map_err(|why| skipped("Apache Kafka", &why)).ok()
+        Self::start_kafka(&["--secure", credentials])
+    }
+
+    fn start_kafka(arguments: &[&str]) -> Option<Self> {
+        started("Apache Kafka", start("kafka", &["java", "mvn"], arguments))
     }
 
     /// The certificate that vouches for a secure server.
@@ -65,21 +68,8 @@ impl Server {
 /// # Panics
 /// When it cannot be had and `CI` is set.
 pub fn kafka() -> Option<&'static str> {
-    static BROKER: OnceLock<Option<String>> = OnceLock::new();
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let address = BROKER.get_or_init(|| {
-        if let Ok(address) = std::env::var("SENDTRAIL_TEST_KAFKA") {
-            return Some(address);
-        }
-        match start("kafka", &["java", "mvn"], &[]) {
-            Ok(server) => Some(SERVER.get_or_init(|| server).address.clone()),
-            Err(why) => {
-                skipped("Apache Kafka", &why);
-                None
-            }
-        }
-    });
-    address.as_deref()
+    static BROKER: Shared = Shared::new();
+    shared(&BROKER, "SENDTRAIL_TEST_KAFKA", Server::kafka)
 }
 
 /// The host and port of a ClickHouse engine's HTTP interface: `SENDTRAIL_TEST_CLICKHOUSE`, or one of our own. None where
@@ -88,21 +78,24 @@ pub fn kafka() -> Option<&'static str> {
 /// # Panics
 /// When it cannot be had and `CI` is set.
 pub fn clickhouse() -> Option<&'static str> {
-    static ENGINE: OnceLock<Option<String>> = OnceLock::new();
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let address = ENGINE.get_or_init(|| {
-        if let Ok(address) = std::env::var("SENDTRAIL_TEST_CLICKHOUSE") {
-            return Some(address);
-        }
-        match start("clickhouse", &["python3"], &[]) {
-            Ok(server) => Some(SERVER.get_or_init(|| server).address.clone()),
-            Err(why) => {
-                skipped("ClickHouse", &why);
-                None
-            }
-        }
+    static ENGINE: Shared = Shared::new();
+    let start = || started("ClickHouse", start("clickhouse", &["python3"], &[]));
+    shared(&ENGINE, "SENDTRAIL_TEST_CLICKHOUSE", start)
+}
+
+/// A server for all tests of this program: where it is, and the server itself if it is our own.
+type Shared = OnceLock<Option<(String, Option<Server>)>>;
+
+fn shared(once: &'static Shared, variable: &str, start: impl FnOnce() -> Option<Server>) -> Option<&'static str> {
+    let there = once.get_or_init(|| match std::env::var(variable) {
+        Ok(address) => Some((address, None)),
+        Err(_) => start().map(|server| (server.address.clone(), Some(server))),
     });
-    address.as_deref()
+    there.as_ref().map(|(address, _)| address.as_str())
+}
+
+fn started(what: &str, outcome: Result<Server, String>) -> Option<Server> {
+    outcome.map_err(|why| skipped(what, &why)).ok()
 }
 
 #[expect(clippy::print_stdout, reason = "that tests are skipped must be seen")]
