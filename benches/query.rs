@@ -88,6 +88,7 @@ pub fn run() {
             root: table.root().to_path_buf(),
             version: table.version(),
             files: Arc::new(table.files()),
+            filed: Arc::default(),
             tail: Vec::new(),
         });
         let analytics = DataFusionAnalytics::new(cell, 128 << 20, 2);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::clickhouse::Client;
 use anyhow::Context;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
@@ -12,11 +13,12 @@ use rand::Rng;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
+use sendtrail_processor::clickhouse::{ClickHouseHandle, ClickHouseSink};
 use sendtrail_processor::core::step::LOGIC_VERSION;
 use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
 use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
 use sendtrail_processor::{Partition, PartitionHandle, Projections, Sink, SinkHandle, SinkOptions, Store, Views};
-use sendtrail_query_api::{DataFusionAnalytics, Query};
+use sendtrail_query_api::{ClickHouseAnalytics, DataFusionAnalytics, Preferred, Query, Source};
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::record::Settings;
@@ -27,10 +29,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backbone::Backbone;
-use crate::config::Config;
+use crate::clickhouse;
+use crate::config::{Config, Fallback};
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, admin_key, vault};
-use crate::ports::{DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
+use crate::ports::{ClickHouseReplica, DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
 use crate::server::{Server, ServerOptions};
 use crate::telemetry;
 
@@ -106,7 +109,7 @@ impl App {
 
         let table = open_table(&EVENTS, data).await?;
         let attempts = open_table(&ATTEMPTS, data).await?;
-        let cell = Arc::new(ArchiveCell::default());
+        let (cell, attempts_cell): (Arc<ArchiveCell>, Arc<ArchiveCell>) = Default::default();
         let projections = Projections::open(shared.store.database())?;
         let reader = projections.reader();
         let sink_stop = CancellationToken::new();
@@ -115,6 +118,7 @@ impl App {
             table: table.clone(),
             attempts: attempts.clone(),
             cell: cell.clone(),
+            attempts_cell: attempts_cell.clone(),
             projections,
             retention: shared.retention.clone(),
             partitions: (0..count).collect(),
@@ -128,8 +132,7 @@ impl App {
 
         let edges = CancellationToken::new();
         let mut edge_tasks = JoinSet::new();
-        // Nobody asks for attempts by queries.
-        for (table, cell) in [(table, cell.clone()), (attempts, Arc::default())] {
+        for (table, cell) in [(table, cell.clone()), (attempts, attempts_cell.clone())] {
             let options = UpkeepOptions {
                 every: Duration::from_secs(config.archive.merge_seconds),
                 vacuum_after: Duration::from_secs(config.archive.vacuum_after_hours * 3_600),
@@ -175,6 +178,25 @@ impl App {
             edge_tasks.spawn(dispatcher.run(edges.clone()));
         }
 
+        let archive = Arc::new(DataFusionAnalytics::new(cell.clone(), config.query.cache_bytes, config.query.threads));
+        let (clickhouse, preferred) = match clickhouse::client(&config.clickhouse) {
+            None => (None, None),
+            Some(client) => {
+                let sink = ClickHouseSink {
+                    client: client.clone(),
+                    events: cell.clone(),
+                    attempts: attempts_cell,
+                    claims: data.join("clickhouse-claims"),
+                    clock: shared.clock.clone(),
+                    options: clickhouse::options(&config.clickhouse),
+                };
+                let (handle, running) = sink.start(edges.clone());
+                edge_tasks.spawn(running);
+                let preferred = prefer(config, client, handle.clone(), &cell, archive.clone());
+                (Some((handle, !preferred.fall_back)), Some(preferred))
+            }
+        };
+
         let ingest = Ingest::new(sendtrail_ingest::Parts {
             log: shared.log.clone(),
             replies: shared.replies.clone(),
@@ -196,14 +218,14 @@ impl App {
                 pulses: pulses.clone(),
                 sink: sink.clone(),
             }),
-            rollups: Arc::new(Sums(reader.clone())),
+            source: Source { rollups: Arc::new(Sums(reader.clone())), analytics: archive },
+            preferred,
             deliveries: Arc::new(DeliveryStates(reader)),
-            analytics: Arc::new(DataFusionAnalytics::new(cell.clone(), config.query.cache_bytes, config.query.threads)),
             clock: shared.clock.clone(),
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
         });
-        let health = Health { log: shared.log.clone(), pulses, sink: sink.clone(), metrics };
+        let health = Health { log: shared.log.clone(), pulses, sink: sink.clone(), clickhouse, metrics };
         let router = routes(ingest.clone(), query, health);
         let server = Server::start(&ServerOptions::of(&config.server), router, ingest).await?;
         Ok(Self {
@@ -268,6 +290,28 @@ impl App {
         // It holds the log, and with it the folder's lock.
         let _ = watchdog.await;
         tracing::info!("stopped");
+    }
+}
+
+/// ClickHouse as what queries ask first.
+fn prefer(
+    config: &Config,
+    client: Client,
+    sink: ClickHouseHandle,
+    cell: &Arc<ArchiveCell>,
+    archive: Arc<DataFusionAnalytics>,
+) -> Preferred {
+    let replica = Arc::new(ClickHouseReplica {
+        sink,
+        cell: cell.clone(),
+        partitions: config.log.partitions,
+        patience: Duration::from_millis(config.clickhouse.max_wait_ms),
+    });
+    let analytics = Arc::new(ClickHouseAnalytics::new(client, archive, replica.clone(), clickhouse::bounds(config)));
+    Preferred {
+        source: Source { rollups: analytics.clone(), analytics },
+        replica,
+        fall_back: config.clickhouse.fallback == Fallback::Archive,
     }
 }
 

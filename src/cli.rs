@@ -42,6 +42,14 @@ pub enum Command {
     /// Show or make the topics on Kafka
     #[command(subcommand)]
     Topics(Topics),
+    /// Make the tables in ClickHouse, or bring them up to date
+    Migrate {
+        #[command(flatten)]
+        serve: Serve,
+        /// Drop them first, with everything in them, while the server is stopped: it fills them again from the archive
+        #[arg(long)]
+        recreate: bool,
+    },
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use comfy_table::Table;
 use http::Method;
 use sendtrail_eventlog::kafka::{Plan, Step};
+use sendtrail_processor::clickhouse::migrate as migrate_tables;
 use sendtrail_processor::{Projections, Store, archive};
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use crate::app::App;
 use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Serve, Topics};
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
-use crate::{backbone, demo, loadgen, shutdown, telemetry};
+use crate::{backbone, clickhouse, demo, loadgen, shutdown, telemetry};
 
 /// Runs a command.
 ///
@@ -29,6 +30,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(args) => return Ok(config(&args)),
         Command::Healthcheck { url } => return healthcheck(&url).await,
         Command::Topics(command) => return topics(command).await,
+        Command::Migrate { serve, recreate } => migrate(&serve, recreate).await?,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -124,6 +126,23 @@ async fn topics(command: Topics) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn migrate(args: &Serve, recreate: bool) -> anyhow::Result<()> {
+    let config = load(args)?;
+    telemetry::log(&config.telemetry)?;
+    let Some(client) = clickhouse::client(&config.clickhouse) else {
+        anyhow::bail!("there is no ClickHouse in the settings: clickhouse.url is empty");
+    };
+    // What goes on into tables that are dropped would be neither here nor there.
+    let _lock = recreate.then(|| backbone::lock(&config.data.dir)).transpose()?;
+    let done = migrate_tables(&client, &clickhouse::wanted(&config, recreate)).await?;
+    match done.from {
+        Some(from) if from == done.meta.version => println!("the tables are of version {from}, as they must be"),
+        Some(from) => println!("the tables are of version {} now, they were of {from}", done.meta.version),
+        None => println!("the tables are made, of version {}", done.meta.version),
+    }
+    Ok(())
 }
 
 async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {

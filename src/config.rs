@@ -32,8 +32,8 @@ sections! {
     /// All settings.
     Config {
         server: Server, data: Data, log: Log, kafka: Kafka, state: State, intake: Intake, sending: Sending, dedup: Dedup,
-        identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query, blobs: Blobs,
-        secrets: Secrets, telemetry: Telemetry,
+        identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query,
+        clickhouse: ClickHouse, blobs: Blobs, secrets: Secrets, telemetry: Telemetry,
     }
     /// The HTTP server.
     Server {
@@ -73,6 +73,12 @@ sections! {
     Archive { commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, threads: usize, cache_bytes: usize }
+    /// ClickHouse, when there is one.
+    ClickHouse {
+        url: String, database: String, user: String, password: String, lanes: u32, retention_days: u32, batch_rows: usize,
+        flush_ms: u64, insert_timeout_ms: u64, fallback: Fallback, max_wait_ms: u64, max_query_memory_bytes: u64,
+        max_query_rows: u64,
+    }
     /// Large message bodies.
     Blobs { retention_days: u32 }
     /// Keys.
@@ -89,6 +95,16 @@ pub enum Backend {
     Embedded,
     /// On Apache Kafka.
     Kafka,
+}
+
+/// What becomes of queries while ClickHouse cannot answer.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// The archive answers.
+    Archive,
+    /// 503.
+    Refuse,
 }
 
 /// Everything that is wrong with the settings.
@@ -188,6 +204,16 @@ impl Config {
         need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
         need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
         need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
+        let clickhouse = &self.clickhouse;
+        let reads = url::Url::parse(&clickhouse.url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+        need(clickhouse.url.is_empty() || reads, "clickhouse.url: not an http:// or https:// address");
+        need(!clickhouse.database.is_empty(), "clickhouse.database: none");
+        need((1..=64).contains(&clickhouse.lanes), "clickhouse.lanes: 1 to 64");
+        need(clickhouse.retention_days <= 36_500, "clickhouse.retention_days: at most 36500");
+        need((1_000..=1_000_000).contains(&clickhouse.batch_rows), "clickhouse.batch_rows: 1000 to 1000000");
+        need(clickhouse.flush_ms >= 10, "clickhouse.flush_ms: at least 10");
+        need(clickhouse.insert_timeout_ms >= 1_000, "clickhouse.insert_timeout_ms: at least 1000");
+        need(clickhouse.max_query_memory_bytes >= 1 << 20, "clickhouse.max_query_memory_bytes: at least 1048576");
         need(self.blobs.retention_days > 0, "blobs.retention_days: at least 1");
         need(self.secrets.key.is_empty() || self.secret_key().is_some(), "secrets.key: not 32 bytes in base64");
         need(
@@ -208,8 +234,10 @@ impl Config {
         if !shown.secrets.key.is_empty() {
             shown.secrets.key = "(set)".into();
         }
-        if !shown.kafka.sasl_password.is_empty() {
-            shown.kafka.sasl_password = "(set)".into();
+        for secret in [&mut shown.kafka.sasl_password, &mut shown.clickhouse.password] {
+            if !secret.is_empty() {
+                *secret = "(set)".into();
+            }
         }
         let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
         for property in &mut shown.kafka.properties {
@@ -331,6 +359,8 @@ mod tests {
             [kafka]
             sasl_password = "hush1"
             properties = ["ssl.key.password=hush2", "sasl.oauthbearer.client.secret=hush3", "ssl.key.pem=hush4", "client.rack=a"]
+            [clickhouse]
+            password = "hush5"
             "#
         ))
         .unwrap();

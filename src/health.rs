@@ -12,6 +12,7 @@ use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_eventlog::{EventLog, Pulse};
 use sendtrail_processor::SinkHandle;
+use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use serde::Serialize;
@@ -27,6 +28,8 @@ pub struct Health {
     pub pulses: Vec<Arc<Pulse>>,
     /// What shows events to readers.
     pub sink: Arc<SinkHandle>,
+    /// The sink into ClickHouse, if there is one, and whether answers depend on it.
+    pub clickhouse: Option<(ClickHouseHandle, bool)>,
     /// Metrics.
     pub metrics: PrometheusHandle,
 }
@@ -49,26 +52,33 @@ struct Shown {
 }
 
 impl Health {
-    fn checks(&self) -> BTreeMap<&'static str, String> {
+    /// What there is to tell of each part, and whether all that is needed is well.
+    fn checks(&self) -> (BTreeMap<&'static str, String>, bool) {
         let told = |failure: Option<String>| failure.unwrap_or_else(|| "ok".into());
         let status = self.log.status();
         let full = (status.disk_bytes >= status.disk_budget).then(|| "the disk budget is used up".to_owned());
         let mut halted = self.pulses.iter().enumerate();
         let halted = halted.find_map(|(number, pulse)| Some(format!("partition {number}: {}", pulse.halted()?)));
-        BTreeMap::from([
+        let mut checks = BTreeMap::from([
             // S4 names these two.
             ("database", told(self.sink.failure())),
             ("ses_configured", "ok".to_owned()),
             ("log", told(status.failed.or(full))),
             ("processor", told(halted)),
-        ])
+        ]);
+        let mut well = checks.values().all(|check| check == "ok");
+        if let Some((clickhouse, needed)) = &self.clickhouse {
+            let failure = clickhouse.failure();
+            well &= failure.is_none() || !needed;
+            checks.insert("clickhouse", told(failure));
+        }
+        (checks, well)
     }
 }
 
 /// 200 when all is well, 503 with the part that fails.
 async fn show(State(health): State<Health>) -> Response {
-    let checks = health.checks();
-    let well = checks.values().all(|check| check == "ok");
+    let (checks, well) = health.checks();
     let (status, word) = if well { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "degraded") };
     (status, Json(Shown { status: word, checks, timestamp: Millis::wall() })).into_response()
 }

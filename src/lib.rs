@@ -6,6 +6,7 @@
 pub mod app;
 pub mod backbone;
 pub mod cli;
+pub mod clickhouse;
 pub mod client;
 pub mod commands;
 pub mod config;

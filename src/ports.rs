@@ -1,18 +1,21 @@
 //! The ports of the edge, filled by what the processor keeps.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::{EventLog, Pulse, SETTLE};
 use sendtrail_ingest::SuppressionQuery;
+use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::DeliveryState;
 use sendtrail_schemas::account::Suppression;
+use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::HourRows;
-use sendtrail_schemas::time::{Hour, Millis};
+use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 use tokio::sync::oneshot;
 
@@ -102,9 +105,43 @@ impl sendtrail_query_api::Accounts for OwnedAccounts {
 /// Sums, from the projections.
 pub struct Sums(pub ProjectionReader);
 
+#[async_trait]
 impl sendtrail_query_api::Rollups for Sums {
-    fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, sendtrail_query_api::Error> {
-        self.0.rollups(account, from, to).map_err(|error| sendtrail_query_api::Error::Port(error.to_string()))
+    async fn rows(
+        &self,
+        account: AccountId,
+        from: Hour,
+        to: Hour,
+    ) -> Result<Vec<HourRows>, sendtrail_query_api::Error> {
+        let reader = self.0.clone();
+        let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
+        let read = tokio::task::spawn_blocking(move || reader.rollups(account, from, to)).await;
+        read.map_err(|error| port(&error))?.map_err(|error| port(&error))
+    }
+}
+
+/// How far ClickHouse is behind what readers of the archive see.
+pub struct ClickHouseReplica {
+    /// The sink into it.
+    pub sink: ClickHouseHandle,
+    /// What readers of the archive see.
+    pub cell: Arc<ArchiveCell>,
+    /// How many partitions there are.
+    pub partitions: u32,
+    /// How long a reader waits for it.
+    pub patience: Duration,
+}
+
+#[async_trait]
+impl sendtrail_query_api::Replica for ClickHouseReplica {
+    async fn is_ready(&self, account: AccountId) -> bool {
+        let partition = partition_of(account, self.partitions);
+        let end = self.cell.load().ends().get(&partition).copied().unwrap_or(0);
+        self.sink.whole_since().is_some() && self.sink.has(partition, end, self.patience).await
+    }
+
+    fn whole_since(&self) -> Option<Day> {
+        self.sink.whole_since()
     }
 }
 

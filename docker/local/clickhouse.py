@@ -2,7 +2,8 @@
 """The ClickHouse engine in this process, behind its HTTP interface as far as Sendtrail and its tests use it.
 
 One query at a time. A query stands in ?query=, or in the body; when both are there the body is the data of an INSERT.
-Other URL parameters are settings, `param_x` the values of `{x:Type}` in the query. Not meant for production.
+Other URL parameters, and the fields of a form, are settings, `param_x` the values of `{x:Type}` in the query. Not meant
+for production.
 """
 
 import argparse
@@ -12,12 +13,14 @@ import shutil
 import sys
 import tempfile
 import threading
+from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
 
 from chdb.session import Session
 
-RESERVED = {"query", "database", "default_format", "user", "password", "session_id", "query_id", "compress", "decompress"}
+RESERVED = {"query", "database", "default_format", "user", "password", "session_id", "query_id", "compress", "decompress",
+            "quota_key"}
 INSERT = re.compile(r"^\s*INSERT\s", re.IGNORECASE)
 FORMAT = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 CODE = re.compile(r"Code: (\d+)")
@@ -25,6 +28,13 @@ CODE = re.compile(r"Code: (\d+)")
 
 def quote(value):
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def fields(content_type, body):
+    """The fields of a form, byte for byte."""
+    message = message_from_bytes(f"Content-Type: {content_type}\r\n\r\n".encode() + body)
+    name = lambda part: part.get_param("name", header="content-disposition")
+    return {name(part): part.get_payload(decode=True).decode() for part in message.get_payload()}
 
 
 class Engine:
@@ -100,6 +110,9 @@ class Handler(BaseHTTPRequestHandler):
         if address.path == "/ping":
             return self.reply(200, b"Ok.\n")
         parameters = dict(parse_qsl(address.query, keep_blank_values=True))
+        if self.headers.get_content_type() == "multipart/form-data":
+            parameters.update(fields(self.headers["Content-Type"], body))
+            body = b""
         query = parameters.get("query")
         if query is None:
             query, body = body.decode(), b""

@@ -1,6 +1,7 @@
 //! The state machine of every account, and what surrounds it: store, delivery, dispatcher, sinks and projections.
 
 pub mod archive;
+pub mod clickhouse;
 pub mod core;
 pub mod delivery;
 pub mod dispatch;
@@ -42,6 +43,9 @@ pub enum Error {
     /// The archive's store failed.
     #[error("the archive's store: {0}")]
     Archive(#[from] object_store::Error),
+    /// ClickHouse failed, or does not answer.
+    #[error("ClickHouse: {0}")]
+    ClickHouse(#[from] ::clickhouse::error::Error),
     /// Events are missing that must be there.
     #[error("{0}")]
     Missing(String),

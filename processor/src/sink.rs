@@ -16,13 +16,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatch;
 use futures::FutureExt;
 use futures::future::select_all;
 use metrics::gauge;
 use parking_lot::Mutex as PlainMutex;
 use sendtrail_eventlog::{EventLog, Reader, Record, Retention};
-use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
+use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt};
 use sendtrail_schemas::codec::{self, Wire};
 use sendtrail_schemas::columns::EventColumns;
@@ -70,6 +69,8 @@ pub struct Sink {
     pub attempts: Arc<Mutex<Table>>,
     /// What readers see of events.
     pub cell: Arc<ArchiveCell>,
+    /// What readers see of attempts.
+    pub attempts_cell: Arc<ArchiveCell>,
     /// Sums, attempts, dead letters.
     pub projections: Projections,
     /// What may be trimmed.
@@ -198,16 +199,16 @@ impl Running {
             filed_events.insert(partition, archived);
             filed_attempts.insert(partition, archived_attempts);
         }
-        sink.cell.update(|_| ArchiveView {
-            root: table.root().to_owned(),
-            version: table.version(),
-            files: Arc::new(table.files()),
-            tail: Vec::new(),
-        });
+        let filed = (
+            Filer::new(sink.table.clone(), sink.cell.clone(), filed_events),
+            Filer::new(sink.attempts.clone(), sink.attempts_cell.clone(), filed_attempts),
+        );
+        filed.0.show(&table);
+        filed.1.show(&attempts);
         drop((table, attempts));
         let running = Self {
-            events: Filer::new(sink.table.clone(), filed_events),
-            attempts: Filer::new(sink.attempts.clone(), filed_attempts),
+            events: filed.0,
+            attempts: filed.1,
             sink,
             cursors,
             columns: EventColumns::default(),
@@ -352,7 +353,7 @@ impl Running {
         self.flushed = Instant::now();
         if !self.columns.is_empty() {
             self.events.add(self.columns.finish()?);
-            self.show_tail();
+            gauge!("sendtrail_tail_rows").set(self.events.tail_rows() as f64);
         }
         if !self.attempt_columns.is_empty() {
             self.attempts.add(self.attempt_columns.finish()?);
@@ -381,22 +382,9 @@ impl Running {
         Ok(())
     }
 
-    fn show_tail(&self) {
-        let tail = self.events.tail();
-        gauge!("sendtrail_tail_rows").set(tail.iter().map(RecordBatch::num_rows).sum::<usize>() as f64);
-        self.sink.cell.update(|view| ArchiveView { tail, ..view.clone() });
-    }
-
     /// Ends the writing of chunks that have ended.
     fn collect(&mut self) -> Result<(), Error> {
-        let mut filed = false;
-        if let Some(table) = self.events.collect() {
-            let tail = self.events.tail();
-            let (version, files) = (table.version(), Arc::new(table.files()));
-            self.sink.cell.update(|view| ArchiveView { version, files, tail, ..view.clone() });
-            filed = true;
-        }
-        filed |= self.attempts.collect().is_some();
+        let filed = self.events.collect() | self.attempts.collect();
         if filed {
             // The projections of what may now be trimmed must be durable too.
             self.sink.projections.flush(true)?;

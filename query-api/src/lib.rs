@@ -2,6 +2,7 @@
 
 pub mod analytics;
 mod archive;
+mod clickhouse;
 mod cursor;
 mod routes;
 mod show;
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
+pub use clickhouse::{ClickHouseAnalytics, ClickHouseBounds, Replica};
 pub use routes::{admin_routes, partner_routes};
 
 /// What can go wrong with an answer, besides what is the client's.
@@ -36,6 +38,9 @@ pub enum Error {
     /// A row is not what it should be.
     #[error("{0}")]
     Schema(#[from] sendtrail_schemas::Error),
+    /// ClickHouse failed, or does not answer.
+    #[error("ClickHouse: {0}")]
+    ClickHouse(#[from] ::clickhouse::error::Error),
     /// Something behind a port failed.
     #[error("{0}")]
     Port(String),
@@ -44,12 +49,28 @@ pub enum Error {
     Timeout(Duration),
 }
 
+impl Error {
+    /// Whether the query itself is the trouble: anywhere else it would only cost more.
+    fn is_excess(&self) -> bool {
+        // ClickHouse: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, MEMORY_LIMIT_EXCEEDED.
+        const EXCESS: [&str; 4] = ["Code: 158.", "Code: 159.", "Code: 201.", "Code: 241."];
+        match self {
+            Self::Timeout(_) => true,
+            Self::ClickHouse(::clickhouse::error::Error::BadResponse(text)) => {
+                EXCESS.iter().any(|code| text.contains(code))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         tracing::error!(%error, "a query failed");
-        let message = match error {
-            Error::Timeout(_) => "the query took too long; ask for less",
-            _ => "the analytics did not answer",
+        let message = if error.is_excess() {
+            "the query took too long or too much; ask for less"
+        } else {
+            "the analytics did not answer"
         };
         Self::new(Code::DbUnavailable, message).retry_after(5)
     }
@@ -69,12 +90,13 @@ pub trait Accounts: Send + Sync + 'static {
 }
 
 /// Hourly sums.
+#[async_trait]
 pub trait Rollups: Send + Sync + 'static {
     /// The rows of an account's hours, `from` to `to` exclusive, in the order of hours.
     ///
     /// # Errors
     /// [`Error::Port`].
-    fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error>;
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error>;
 }
 
 /// How the delivery of one event to one destination stands.
@@ -99,18 +121,46 @@ pub trait Deliveries: Send + Sync + 'static {
     fn state(&self, partition: u32, seq: u64, destination: DestinationId) -> Result<Option<DeliveryState>, Error>;
 }
 
+/// Where answers come from.
+#[derive(Clone)]
+pub struct Source {
+    /// Hourly sums.
+    pub rollups: Arc<dyn Rollups>,
+    /// Events.
+    pub analytics: Arc<dyn Analytics>,
+}
+
+/// A source that is asked first.
+pub struct Preferred {
+    /// It.
+    pub source: Source,
+    /// How far it is.
+    pub replica: Arc<dyn Replica>,
+    /// Whether the other answers while it cannot; else it is 503.
+    pub fall_back: bool,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answered<T> {
+    /// It.
+    pub value: T,
+    /// When it was true, if it comes from the second source.
+    pub as_of: Option<Millis>,
+}
+
 /// What the read side is made of.
 pub struct Parts {
     /// Every account's configuration.
     pub directory: Arc<Directory>,
     /// Every account's windows.
     pub accounts: Arc<dyn Accounts>,
-    /// Hourly sums.
-    pub rollups: Arc<dyn Rollups>,
     /// Webhook deliveries.
     pub deliveries: Arc<dyn Deliveries>,
-    /// Events.
-    pub analytics: Arc<dyn Analytics>,
+    /// The archive and its sums.
+    pub source: Source,
+    /// What is asked before it.
+    pub preferred: Option<Preferred>,
     /// What time it is.
     pub clock: Clock,
     /// How long a query may take.
@@ -139,6 +189,38 @@ impl Query {
 
     fn parts(&self) -> &Parts {
         &self.inner.parts
+    }
+
+    /// Asks the preferred source, if there is one and it is ready, else the archive; of either, everything that was
+    /// acknowledged for the account before this call.
+    async fn answered<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        account: AccountId,
+        query: impl Fn(Source) -> F,
+    ) -> Result<Answered<T>, Error> {
+        let parts = self.parts();
+        parts.accounts.settle(account).await;
+        let Some(preferred) = &parts.preferred else {
+            return Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of: None });
+        };
+        let error = if preferred.replica.is_ready(account).await {
+            match self.bounded(query(preferred.source.clone())).await {
+                Ok(value) => return Ok(Answered { value, as_of: None }),
+                Err(error) if error.is_excess() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "ClickHouse does not answer a query");
+                    error
+                }
+            }
+        } else {
+            Error::Port("ClickHouse is behind".into())
+        };
+        if !preferred.fall_back {
+            return Err(error);
+        }
+        metrics::counter!("sendtrail_query_fallbacks_total").increment(1);
+        let as_of = Some(parts.clock.now());
+        Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of })
     }
 
     /// Runs a query in its turn and within its time.

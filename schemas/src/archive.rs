@@ -1,5 +1,6 @@
 //! What the archive holds at one moment: files, and the tail of events that are in none yet.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,6 +37,15 @@ impl ArchivedFile {
     }
 }
 
+/// Rows that are in no file yet.
+#[derive(Clone, Debug)]
+pub struct TailBatch {
+    /// The rows, in the table's columns.
+    pub rows: RecordBatch,
+    /// The first and the last number of each partition in it; none is missing between them.
+    pub numbers: Arc<BTreeMap<u32, (u64, u64)>>,
+}
+
 /// Files and tail together: each event is in exactly one of them.
 #[derive(Clone, Debug, Default)]
 pub struct ArchiveView {
@@ -45,8 +55,21 @@ pub struct ArchiveView {
     pub version: u64,
     /// The files.
     pub files: Arc<Vec<Arc<ArchivedFile>>>,
-    /// Events that are in no file yet, in [`crate::columns::schema`].
-    pub tail: Vec<RecordBatch>,
+    /// The number after the last row of each partition that is in a file.
+    pub filed: Arc<BTreeMap<u32, u64>>,
+    /// Rows that are in no file yet, in the order in which they came.
+    pub tail: Vec<TailBatch>,
+}
+
+impl ArchiveView {
+    /// The number after the last row of each partition.
+    pub fn ends(&self) -> BTreeMap<u32, u64> {
+        let mut ends = (*self.filed).clone();
+        for (partition, (_, last)) in self.tail.iter().flat_map(|batch| &*batch.numbers) {
+            ends.insert(*partition, last + 1);
+        }
+        ends
+    }
 }
 
 /// Where the newest view is. A reader takes it once, so that a file and the tail it came from are never both in it.

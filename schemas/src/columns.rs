@@ -84,6 +84,17 @@ macro_rules! blocks {
             )*
             Ok(None)
         }
+
+        /// The block of a name, with what `get` tells of its fields.
+        pub(crate) fn block_named(
+            name: &str,
+            get: &dyn Fn(&str, FieldKind) -> Option<FieldValue<'static>>,
+        ) -> Option<Block> {
+            match name {
+                $($name => Some(Block::$kind(filled(get))),)*
+                _ => None,
+            }
+        }
     };
 }
 
@@ -418,8 +429,16 @@ impl EventColumns {
 /// # Errors
 /// [`Error::Malformed`] when a column is missing or of another type.
 pub fn read_events(batch: &RecordBatch) -> Result<Vec<Event>, Error> {
+    read_with(batch, |row| read_block(batch, row))
+}
+
+/// The same, with blocks that are kept in another way.
+pub(crate) fn read_with(
+    batch: &RecordBatch,
+    block: impl Fn(usize) -> Result<Option<Block>, Error>,
+) -> Result<Vec<Event>, Error> {
     let reader = Reader { batch };
-    (0..batch.num_rows()).map(|row| reader.event(row)).collect()
+    (0..batch.num_rows()).map(|row| Ok(Event { block: block(row)?, ..reader.event(row)? })).collect()
 }
 
 struct Reader<'a> {
@@ -506,7 +525,7 @@ impl Reader<'_> {
             sent_at: self.time("sent_at", row)?,
             destination_ids: self.destinations(row)?,
             config_set_id: set.map(|id| id.bytes().to_vec()),
-            block: read_block(self.batch, row)?,
+            block: None,
         })
     }
 }
@@ -522,13 +541,18 @@ fn read_struct<B: Fields>(batch: &RecordBatch, name: &str, row: usize) -> Result
     if column.is_null(row) {
         return Ok(None);
     }
+    Ok(Some(filled(&|name, kind| read_value(column.column_by_name(name)?, kind, row))))
+}
+
+/// A block with what `get` tells of its fields.
+fn filled<B: Fields>(get: &dyn Fn(&str, FieldKind) -> Option<FieldValue<'static>>) -> B {
     let mut block = B::default();
     let mut fields = B::FIELDS.iter();
     block.write(&mut || {
         let (name, kind) = fields.next()?;
-        read_value(column.column_by_name(name)?, *kind, row)
+        get(name, *kind)
     });
-    Ok(Some(block))
+    block
 }
 
 pub(crate) fn read_value(column: &ArrayRef, kind: FieldKind, row: usize) -> Option<FieldValue<'static>> {

@@ -6,6 +6,7 @@ pub mod address;
 pub mod archive;
 pub mod attempts;
 pub mod block;
+pub mod clickhouse;
 pub mod codec;
 pub mod columns;
 pub mod directory;

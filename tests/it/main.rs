@@ -4,6 +4,7 @@
 mod archive;
 mod backfill;
 mod binary;
+mod clickhouse;
 mod codes;
 mod crash;
 mod cursors;

@@ -71,7 +71,7 @@ pub fn read_file(
 }
 
 /// A batch of an older file in today's columns: those it lacks are null.
-fn conform(batch: &RecordBatch, schema: SchemaRef) -> Result<RecordBatch, Error> {
+pub fn conform(batch: &RecordBatch, schema: SchemaRef) -> Result<RecordBatch, Error> {
     let column = |field: &arrow::datatypes::FieldRef| match batch.column_by_name(field.name()) {
         Some(column) => column.clone(),
         None => arrow::array::new_null_array(field.data_type(), batch.num_rows()),

@@ -14,6 +14,8 @@ pub use parquet_file::write_files;
 pub use table::Table;
 pub use upkeep::{Upkeep, UpkeepOptions};
 
+pub(crate) use durable::DurableFileSystem;
+pub(crate) use merge::conform;
 pub(crate) use upkeep::fresh_name;
 
 #[cfg(test)]

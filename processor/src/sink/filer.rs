@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use metrics::{counter, histogram};
+use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, TailBatch};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 
@@ -21,11 +22,14 @@ type Committed = Result<OwnedMutexGuard<Table>, Error>;
 /// See the module.
 pub struct Filer {
     table: Arc<Mutex<Table>>,
+    cell: Arc<ArchiveCell>,
     chunk: Chunk,
+    /// The numbers of the next batch.
+    noted: BTreeMap<u32, (u64, u64)>,
     /// The chunk that is being written, and how that ends.
     writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
     /// The number after the last row of each partition that is in a file.
-    filed: BTreeMap<u32, u64>,
+    filed: Arc<BTreeMap<u32, u64>>,
     /// Why the last chunk could not be written, and when to try again.
     trouble: Option<(Error, Instant)>,
 }
@@ -33,7 +37,7 @@ pub struct Filer {
 /// Rows that are written together.
 #[derive(Default)]
 pub struct Chunk {
-    batches: Vec<RecordBatch>,
+    batches: Vec<TailBatch>,
     rows: usize,
     /// The first and the last number of each partition.
     numbers: BTreeMap<u32, (u64, u64)>,
@@ -41,9 +45,17 @@ pub struct Chunk {
 }
 
 impl Filer {
-    /// For a table in which each partition is up to a number.
-    pub fn new(table: Arc<Mutex<Table>>, filed: BTreeMap<u32, u64>) -> Self {
-        Self { table, chunk: Chunk::default(), writing: None, filed, trouble: None }
+    /// For a table in which each partition is up to a number, and what readers see of it.
+    pub fn new(table: Arc<Mutex<Table>>, cell: Arc<ArchiveCell>, filed: BTreeMap<u32, u64>) -> Self {
+        Self {
+            table,
+            cell,
+            chunk: Chunk::default(),
+            noted: BTreeMap::new(),
+            writing: None,
+            filed: Arc::new(filed),
+            trouble: None,
+        }
     }
 
     /// The number after the last row of a partition that is in a file.
@@ -58,13 +70,24 @@ impl Filer {
 
     /// Notes the number of a row that the next batch will hold.
     pub fn note(&mut self, partition: u32, number: u64) {
-        self.chunk.numbers.entry(partition).or_insert((number, 0)).1 = number;
+        self.noted.entry(partition).or_insert((number, 0)).1 = number;
     }
 
-    /// Adds rows.
-    pub fn add(&mut self, batch: RecordBatch) {
-        self.chunk.rows += batch.num_rows();
-        self.chunk.batches.push(batch);
+    /// Adds the rows whose numbers were noted, and shows them to readers.
+    pub fn add(&mut self, rows: RecordBatch) {
+        self.chunk.rows += rows.num_rows();
+        let numbers = std::mem::take(&mut self.noted);
+        extend(&mut self.chunk.numbers, &numbers);
+        self.chunk.batches.push(TailBatch { rows, numbers: Arc::new(numbers) });
+        let tail = self.tail();
+        self.cell.update(|view| ArchiveView { tail, ..view.clone() });
+    }
+
+    /// Shows readers a table's files and what is in none yet, in one step.
+    pub fn show(&self, table: &Table) {
+        let (root, version, files) = (table.root().to_owned(), table.version(), Arc::new(table.files()));
+        let (filed, tail) = (self.filed.clone(), self.tail());
+        self.cell.update(|_| ArchiveView { root, version, files, filed, tail });
     }
 
     /// Rows that are not being written yet.
@@ -82,8 +105,12 @@ impl Filer {
         self.writing.is_some()
     }
 
-    /// Rows that are in no file yet.
-    pub fn tail(&self) -> Vec<RecordBatch> {
+    /// How many rows are in no file yet.
+    pub fn tail_rows(&self) -> usize {
+        self.chunk.rows + self.writing.as_ref().map_or(0, |(chunk, _)| chunk.rows)
+    }
+
+    fn tail(&self) -> Vec<TailBatch> {
         let writing = self.writing.iter().flat_map(|(chunk, _)| &chunk.batches);
         writing.chain(&self.chunk.batches).cloned().collect()
     }
@@ -123,12 +150,12 @@ impl Filer {
         self.writing = Some((chunk, wait));
     }
 
-    /// The table, once what was being written is in it; locked until readers see it. What could not be written is
-    /// gathered again, in front of what came since, and [`trouble`](Self::trouble) says why.
-    pub fn collect(&mut self) -> Option<OwnedMutexGuard<Table>> {
-        let (chunk, wait) = self.writing.as_mut()?;
+    /// Ends the writing of a chunk that has ended, and shows readers the table with it; whether there was one. What could
+    /// not be written is gathered again, in front of what came since, and [`trouble`](Self::trouble) says why.
+    pub fn collect(&mut self) -> bool {
+        let Some((chunk, wait)) = self.writing.as_mut() else { return false };
         let outcome = match wait.try_recv() {
-            Err(oneshot::error::TryRecvError::Empty) => return None,
+            Err(oneshot::error::TryRecvError::Empty) => return false,
             Err(oneshot::error::TryRecvError::Closed) => Err(Error::Missing("the archive's writer ended".into())),
             Ok(outcome) => outcome,
         };
@@ -136,23 +163,30 @@ impl Filer {
         self.writing = None;
         match outcome {
             Ok(table) => {
-                self.filed.extend(chunk.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1)));
+                Arc::make_mut(&mut self.filed)
+                    .extend(chunk.numbers.iter().map(|(partition, (_, last))| (*partition, last + 1)));
                 self.trouble = None;
-                Some(table)
+                self.show(&table);
+                true
             }
             Err(error) => {
                 tracing::error!(%error, "rows could not be filed; they are kept, and tried again");
                 let rest = std::mem::take(&mut self.chunk);
                 let mut numbers = chunk.numbers.clone();
-                for (partition, (first, last)) in rest.numbers {
-                    numbers.entry(partition).or_insert((first, last)).1 = last;
-                }
+                extend(&mut numbers, &rest.numbers);
                 let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
                 self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, numbers, since: chunk.since };
                 self.trouble = Some((error, Instant::now() + BACKOFF));
-                None
+                false
             }
         }
+    }
+}
+
+/// Adds numbers that come right after.
+fn extend(numbers: &mut BTreeMap<u32, (u64, u64)>, next: &BTreeMap<u32, (u64, u64)>) {
+    for (partition, (first, last)) in next {
+        numbers.entry(*partition).or_insert((*first, *last)).1 = *last;
     }
 }
 
@@ -167,7 +201,10 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
         Vec::new()
     } else {
         let writing = chunk.clone();
-        let write = move || write_files(layout, &root, &fresh_name(), &writing.batches);
+        let write = move || {
+            let batches: Vec<_> = writing.batches.iter().map(|batch| batch.rows.clone()).collect();
+            write_files(layout, &root, &fresh_name(), &batches)
+        };
         let written = tokio::task::spawn_blocking(write).await;
         written.map_err(|cause| Error::Io { what: "write archive files".into(), cause: cause.into() })??
     };

@@ -21,7 +21,7 @@ use sendtrail_schemas::event::{Event, Tags};
 use sendtrail_schemas::ids::{AccountId, ConfigSetId, hash128};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::rollup::{Dims, Rollup, Sums};
-use sendtrail_schemas::time::{Hour, Millis};
+use sendtrail_schemas::time::{Day, Hour, Millis};
 
 use crate::Error;
 use crate::analytics::{Analytics, EventQuery, Position};
@@ -30,6 +30,28 @@ use provider::EventsTable;
 
 /// Files of the first round of a page; each round takes twice as many.
 const FIRST_FILES: usize = 4;
+
+/// Which events are asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// All: files and tail.
+    All,
+    /// Those received before a UTC day, which are all in files.
+    Before(Day),
+}
+
+impl Part {
+    fn has_tail(self) -> bool {
+        matches!(self, Self::All)
+    }
+
+    fn has(self, file: &ArchivedFile) -> bool {
+        match self {
+            Self::All => true,
+            Self::Before(day) => file.day < day,
+        }
+    }
+}
 
 /// Answers from the archive of one process.
 pub struct DataFusionAnalytics {
@@ -54,20 +76,26 @@ impl DataFusionAnalytics {
 
     /// A table of some files, with the tail or without.
     fn table(&self, view: &Arc<ArchiveView>, files: Vec<provider::Chosen>, tail: bool) -> Result<DataFrame, Error> {
-        let tail = if tail { view.tail.clone() } else { Vec::new() };
+        let tail = view.tail.iter().filter(|_| tail).map(|batch| batch.rows.clone()).collect();
         let table = EventsTable::new(view.root.clone(), files, tail);
         Ok(self.context.read_table(Arc::new(table))?)
     }
 
     /// The files that may hold what is wanted, with the row groups that may, newest first.
-    async fn choose(&self, view: &Arc<ArchiveView>, query: &EventQuery) -> Result<Vec<provider::Chosen>, Error> {
+    async fn choose(
+        &self,
+        view: &Arc<ArchiveView>,
+        query: &EventQuery,
+        part: Part,
+    ) -> Result<Vec<provider::Chosen>, Error> {
         let to = query.before.as_ref().map(|before| before.occurred_at.plus(1));
         let to = match (to, query.to) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         };
+        let files = view.files.iter().filter(|file| part.has(file));
         let mut files: Vec<Arc<ArchivedFile>> =
-            view.files.iter().filter(|file| file.may_hold(Some(query.account), query.from, to)).cloned().collect();
+            files.filter(|file| file.may_hold(Some(query.account), query.from, to)).cloned().collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.occurred.1));
         let wanted = Wanted { message_id: query.message_id.clone(), recipient: query.recipient.clone() };
         if wanted.is_anything() {
@@ -98,16 +126,21 @@ impl DataFusionAnalytics {
         }
         Ok(events)
     }
-}
 
-#[async_trait]
-impl Analytics for DataFusionAnalytics {
-    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error> {
+    /// The newest events of a part that match, newest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn events_in(&self, query: EventQuery, part: Part) -> Result<Vec<Event>, Error> {
         let view = self.cell.load();
-        let mut rest = self.choose(&view, &query).await?;
+        let mut rest = self.choose(&view, &query, part).await?;
+        if rest.is_empty() && !part.has_tail() {
+            return Ok(Vec::new());
+        }
         // Files are taken newest first, a few at a time, until the page cannot change any more.
         let mut page: Vec<Event> = Vec::new();
-        let (mut tail, mut count) = (true, if query.message_id.is_some() { usize::MAX } else { FIRST_FILES });
+        let (mut tail, mut count) =
+            (part.has_tail(), if query.message_id.is_some() { usize::MAX } else { FIRST_FILES });
         loop {
             let next: Vec<_> = rest.drain(..count.min(rest.len())).collect();
             page.extend(self.round(&view, next, tail, &query).await?);
@@ -124,10 +157,23 @@ impl Analytics for DataFusionAnalytics {
         }
     }
 
-    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+    /// Sums of the events of a part.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn scan_in(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+        part: Part,
+    ) -> Result<Vec<(Hour, Rollup)>, Error> {
         let view = self.cell.load();
         let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, 0) };
-        let files = self.choose(&view, &query).await?;
+        let files = self.choose(&view, &query, part).await?;
+        if files.is_empty() && !part.has_tail() {
+            return Ok(Vec::new());
+        }
         let columns = [
             "occurred_at",
             "event_type",
@@ -139,13 +185,24 @@ impl Analytics for DataFusionAnalytics {
             "tags",
             "bounce",
         ];
-        let rows = self.table(&view, files, true)?.filter(predicate(&query))?.select_columns(&columns)?;
+        let rows = self.table(&view, files, part.has_tail())?.filter(predicate(&query))?.select_columns(&columns)?;
         let mut stream = rows.execute_stream().await?;
         let mut sums: HashMap<(Hour, u128), Rollup> = HashMap::new();
         while let Some(batch) = stream.next().await {
             add_up(&batch?, &mut sums)?;
         }
         Ok(sums.into_iter().map(|((hour, _), row)| (hour, row)).collect())
+    }
+}
+
+#[async_trait]
+impl Analytics for DataFusionAnalytics {
+    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error> {
+        self.events_in(query, Part::All).await
+    }
+
+    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+        self.scan_in(account, from, to, Part::All).await
     }
 }
 

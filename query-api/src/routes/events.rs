@@ -15,7 +15,9 @@ use utoipa::ToSchema;
 
 use crate::analytics::{EventQuery, Position, TagFilter};
 use crate::show::{EventView, event as show, message_status};
-use crate::{Query, cursor};
+use crate::{Answered, Error, Query, Source, cursor};
+
+use super::dated;
 
 /// Events of one message that are looked for at once, and that are shown: the newest.
 const MESSAGE_PAGE: usize = 1_000;
@@ -75,17 +77,22 @@ pub(super) fn time(name: &str, text: &str) -> Result<Millis, Problem> {
 }
 
 /// One more than asked for tells whether there is another page.
-async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<(Vec<EventView>, Option<String>), Problem> {
+async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<Answered<Page>, Problem> {
     let limit = wanted.limit;
     wanted.limit += 1;
-    let parts = query.parts();
-    parts.accounts.settle(wanted.account).await;
-    let mut found = query.bounded(parts.analytics.events(wanted)).await?;
+    let events = |source: Source| {
+        let wanted = wanted.clone();
+        async move { source.analytics.events(wanted).await }
+    };
+    let Answered { value: mut found, as_of } = query.answered(wanted.account, events).await?;
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|last| cursor::encode(&Position::of(last)));
-    Ok((show_all(query, found)?, next_cursor))
+    Ok(Answered { value: (show_all(query, found)?, next_cursor), as_of })
 }
+
+/// Events and where to go on.
+type Page = (Vec<EventView>, Option<String>);
 
 fn show_all(query: &Query, events: Vec<Event>) -> Result<Vec<EventView>, Problem> {
     let deliveries = &*query.parts().deliveries;
@@ -115,8 +122,8 @@ pub(super) async fn list(
     Extension(owner): Extension<KeyOwner>,
     Params(params): Params<EventParams>,
 ) -> Result<Response, Problem> {
-    let (events, next_cursor) = read_page(&query, params.read(owner.account.id())?).await?;
-    Ok(ok(Events { events, next_cursor }))
+    let Answered { value: (events, next_cursor), as_of } = read_page(&query, params.read(owner.account.id())?).await?;
+    Ok(dated(ok(Events { events, next_cursor }), as_of))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -149,25 +156,16 @@ pub(super) async fn message(
     Path(message_id): Path<String>,
 ) -> Result<Response, Problem> {
     let account = owner.account.id();
-    let mut wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_PAGE) };
-    query.parts().accounts.settle(account).await;
-    let mut events: Vec<Event> = Vec::new();
-    loop {
-        let page = query.bounded(query.parts().analytics.events(wanted.clone())).await?;
-        let whole = page.len() == MESSAGE_PAGE;
-        events.extend(page);
-        wanted.before = events.last().map(Position::of);
-        if !whole || events.len() >= MESSAGE_EVENTS {
-            break;
-        }
-    }
+    let wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_PAGE) };
+    let all = |source: Source| all_events(source, wanted.clone());
+    let Answered { value: mut events, as_of } = query.answered(account, all).await?;
     events.reverse();
     // Its Send tells most; without one, whatever came first does.
     let is_send = |event: &&Event| matches!(event.kind(), EventType::Send | EventType::Reject);
     let first = events.iter().find(is_send).or_else(|| events.first());
     let first = first.ok_or_else(|| Problem::new(Code::MessageNotFound, "no such message"))?.clone();
     let status = message_status(&events);
-    Ok(ok(One {
+    let shown = One {
         email: EmailView {
             created_at: Millis(first.sent_at.unwrap_or(first.occurred_at)),
             message_id: first.message_id,
@@ -182,7 +180,22 @@ pub(super) async fn message(
             tags: first.tags,
             events: show_all(&query, events)?,
         },
-    }))
+    };
+    Ok(dated(ok(shown), as_of))
+}
+
+/// All pages, newest first, up to a bound.
+async fn all_events(source: Source, mut wanted: EventQuery) -> Result<Vec<Event>, Error> {
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        let page = source.analytics.events(wanted.clone()).await?;
+        let whole = page.len() == wanted.limit;
+        events.extend(page);
+        wanted.before = events.last().map(Position::of);
+        if !whole || events.len() >= MESSAGE_EVENTS {
+            return Ok(events);
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -213,6 +226,6 @@ pub(super) async fn history(
     let mut wanted = EventQuery::of(account, page(params.limit.as_deref())?);
     wanted.kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
     wanted.before = params.cursor.as_deref().map(cursor::decode).transpose()?;
-    let (history, next_cursor) = read_page(&query, wanted).await?;
-    Ok(ok(History { history, next_cursor }))
+    let Answered { value: (history, next_cursor), as_of } = read_page(&query, wanted).await?;
+    Ok(dated(ok(History { history, next_cursor }), as_of))
 }

@@ -16,7 +16,9 @@ use utoipa::ToSchema;
 
 use super::events::time;
 use crate::analytics::TagFilter;
-use crate::{Error, Query};
+use crate::{Answered, Error, Query, Source};
+
+use super::dated;
 
 /// Days of one answer.
 const MAX_DAYS: i64 = 400;
@@ -280,8 +282,8 @@ pub(super) async fn stats(
         let config = parts.directory.account(account)?;
         config.config_set_by_id(set).map(|set| set.name.clone())
     })?;
-    parts.accounts.settle(account).await;
-    let answer = query.bounded(sum_up(&query, account, &wanted)).await?;
+    let sums = |source: Source| sum_up(source, account, &wanted);
+    let Answered { value: answer, as_of } = query.answered(account, sums).await?;
     let text = |start: Millis| match wanted.granularity {
         Granularity::Hour => start.hour_text(),
         Granularity::Day => start.day_text(),
@@ -297,18 +299,19 @@ pub(super) async fn stats(
         group,
         sums: sums.into(),
     };
-    Ok(ok(StatsView {
+    let shown = StatsView {
         from: wanted.from,
         to: wanted.to,
         granularity: if wanted.granularity == Granularity::Hour { "hour" } else { "day" },
         group_by: wanted.group_by.map(GroupBy::name),
         buckets: answer.buckets.into_iter().map(bucket).collect(),
         totals,
-    }))
+    };
+    Ok(dated(ok(shown), as_of))
 }
 
 /// Sums whole hours from the rollups; what begins or ends within an hour, and hours that overflow, from the events.
-async fn sum_up(query: &Query, account: AccountId, wanted: &Wanted) -> Result<Answer, Error> {
+async fn sum_up(source: Source, account: AccountId, wanted: &Wanted) -> Result<Answer, Error> {
     let mut answer = Answer::default();
     let first_whole =
         Millis(wanted.from.0.div_euclid(HOUR) * HOUR + if wanted.from.0.rem_euclid(HOUR) == 0 { 0 } else { HOUR });
@@ -319,9 +322,7 @@ async fn sum_up(query: &Query, account: AccountId, wanted: &Wanted) -> Result<An
     } else {
         scanned.push((wanted.from, first_whole));
         scanned.push((last_whole, wanted.to));
-        let (rollups, from, to) = (query.parts().rollups.clone(), first_whole.hour(), last_whole.hour());
-        let rows = tokio::task::spawn_blocking(move || rollups.rows(account, from, to)).await;
-        for hour in rows.map_err(|cause| Error::Port(cause.to_string()))?? {
+        for hour in source.rollups.rows(account, first_whole.hour(), last_whole.hour()).await? {
             match hour {
                 HourRows::Exact(hour, rows) => rows.iter().for_each(|row| answer.add(wanted, hour, row)),
                 HourRows::Overflowing(hour) => scanned.push((Millis::of_hour(hour), Millis::of_hour(hour + 1))),
@@ -329,7 +330,7 @@ async fn sum_up(query: &Query, account: AccountId, wanted: &Wanted) -> Result<An
         }
     }
     for (from, to) in scanned.into_iter().filter(|(from, to)| from < to) {
-        for (hour, row) in query.parts().analytics.scan(account, from, to).await? {
+        for (hour, row) in source.analytics.scan(account, from, to).await? {
             answer.add(wanted, hour, &row);
         }
     }

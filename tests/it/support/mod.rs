@@ -1,5 +1,6 @@
 //! A server in this process, partners on it, and a receiver of webhooks.
 
+pub mod proxy;
 mod receiver;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,7 +8,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use http::Method;
 use sendtrail::app::App;
 use sendtrail::client::{Api, Reply};
-use sendtrail::config::{Backend, Config};
+use sendtrail::config::{Backend, Config, Fallback};
+use sendtrail_processor::clickhouse::migrate;
 use sendtrail_schemas::time::Millis;
 pub use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -55,7 +57,13 @@ impl Server {
         if std::env::var("SENDTRAIL_TEST_LOG").is_ok_and(|log| log == "kafka") {
             assert!(use_kafka(&mut config), "there is no broker");
         }
+        if std::env::var("SENDTRAIL_TEST_ANALYTICS").is_ok_and(|analytics| analytics == "clickhouse") {
+            assert!(use_clickhouse(&mut config), "there is no ClickHouse");
+        }
         change(&mut config);
+        if let Some(client) = sendtrail::clickhouse::client(&config.clickhouse) {
+            migrate(&client, &sendtrail::clickhouse::wanted(&config, false)).await.unwrap();
+        }
         Self::open(folder, config, None).await
     }
 
@@ -116,6 +124,17 @@ pub fn use_kafka(config: &mut Config) -> bool {
     config.kafka.namespace = format!("it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     config.kafka.replication = 1;
     config.kafka.allow_single_replica = true;
+    true
+}
+
+/// Answers from a real ClickHouse, in a database of its own, and from nowhere else; whether there is one.
+pub fn use_clickhouse(config: &mut Config) -> bool {
+    static NEXT: AtomicI64 = AtomicI64::new(0);
+    let Some(address) = sendtrail_test_servers::clickhouse() else { return false };
+    config.clickhouse.url = format!("http://{address}");
+    config.clickhouse.database = format!("it_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    config.clickhouse.fallback = Fallback::Refuse;
+    config.clickhouse.max_wait_ms = 20_000;
     true
 }
 

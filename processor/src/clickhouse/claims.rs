@@ -1,0 +1,128 @@
+//! Which rows an insert is of, written down before it: a claim is made once, and never changed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Marks;
+use crate::Error;
+
+/// Claims that are kept: only the last is needed, the others are for whoever looks for a fault.
+const KEPT: u64 = 64;
+
+/// Numbers of rows by partition, from one to another (exclusive).
+pub type Ranges = BTreeMap<u32, (u64, u64)>;
+
+/// One insert.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Its number in its lane: 0, 1, 2, …
+    pub number: u64,
+    /// Its rows.
+    pub ranges: Ranges,
+    /// Where each partition of the lane is before it.
+    pub before: Marks,
+}
+
+impl Claim {
+    /// Where each partition of the lane is after it.
+    pub fn after(&self) -> Marks {
+        let mut marks = self.before.clone();
+        marks.extend(self.ranges.iter().map(|(partition, (_, to))| (*partition, *to)));
+        marks
+    }
+}
+
+/// The claims of one lane into one database.
+pub struct Claims {
+    store: Arc<dyn ObjectStore>,
+    folder: Path,
+    /// What tells this lane's inserts from others'.
+    pub name: String,
+}
+
+impl Claims {
+    /// Those of a lane.
+    pub fn new(store: Arc<dyn ObjectStore>, database: Uuid, table: &str, lane: u32) -> Self {
+        let name = format!("{table}-{lane}");
+        Self { store, folder: Path::from(format!("{database}/{name}")), name }
+    }
+
+    fn path(&self, number: u64) -> Path {
+        self.folder.clone().join(format!("{number:020}.json"))
+    }
+
+    /// The last claim; `None` before the first.
+    ///
+    /// # Errors
+    /// [`Error::Archive`]; [`Error::Schema`] when it is not one.
+    pub async fn last(&self) -> Result<Option<Claim>, Error> {
+        let listed: Vec<_> = self.store.list(Some(&self.folder)).try_collect().await?;
+        let Some(last) = listed.into_iter().map(|object| object.location).max() else { return Ok(None) };
+        let bytes = self.store.get(&last).await?.bytes().await?;
+        let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("claim {last}: {cause}"));
+        Ok(Some(serde_json::from_slice(&bytes).map_err(malformed)?))
+    }
+
+    /// Makes a claim, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when somebody else made it; [`Error::Archive`].
+    pub async fn make(&self, claim: &Claim) -> Result<(), Error> {
+        // Numbers and maps of them always serialize.
+        let bytes = serde_json::to_vec(claim).unwrap_or_default();
+        let put = self.store.put_opts(&self.path(claim.number), PutPayload::from(bytes), PutMode::Create.into()).await;
+        match put {
+            Ok(_) => {}
+            Err(object_store::Error::AlreadyExists { path, .. }) => {
+                return Err(Error::Missing(format!("claim {path} was made by another server")));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(old) = claim.number.checked_sub(KEPT) {
+            // One that stays does no harm.
+            let _ = self.store.delete(&self.path(old)).await;
+        }
+        Ok(())
+    }
+
+    /// The token by which ClickHouse knows a claim's insert.
+    pub fn token(&self, claim: &Claim) -> String {
+        format!("{}/{}", self.name, claim.number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    #[tokio::test]
+    async fn a_claim_is_made_once_and_the_last_is_found() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let claims = Claims::new(store.clone(), Uuid::from_u128(1), "events", 0);
+        assert_eq!(claims.last().await.unwrap(), None);
+        let claim = |number| Claim {
+            number,
+            ranges: BTreeMap::from([(2, (number, number + 1))]),
+            before: BTreeMap::from([(0, 5), (2, number)]),
+        };
+        for number in 0..KEPT + 12 {
+            claims.make(&claim(number)).await.unwrap();
+        }
+        assert!(matches!(claims.make(&claim(KEPT + 11)).await, Err(Error::Missing(_))));
+        let last = claims.last().await.unwrap().unwrap();
+        assert_eq!(last, claim(KEPT + 11));
+        assert_eq!(last.after(), BTreeMap::from([(0, 5), (2, KEPT + 12)]));
+        let kept: Vec<_> = store.list(None).try_collect().await.unwrap();
+        assert_eq!(kept.len() as u64, KEPT);
+        // Other lanes and databases have claims of their own.
+        assert_eq!(Claims::new(store.clone(), Uuid::from_u128(1), "events", 1).last().await.unwrap(), None);
+        assert_eq!(Claims::new(store, Uuid::from_u128(2), "events", 0).last().await.unwrap(), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! The sink into ClickHouse: rows of the archive, each exactly once.
+//!
+//! ```text
+//! archive's view (tail in memory, else files) ─► claim n: which numbers ─► one insert with token lane/n ─► claim n + 1
+//! ```
+//!
+//! It reads nothing but what readers see of the archive, and keeps nothing but claims: whatever happens, it begins again
+//! with the last claim, whose rows the archive still has, and whose token ClickHouse still knows.
+
+mod claims;
+mod lane;
+mod meta;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clickhouse::Client;
+use metrics::counter;
+use object_store::ObjectStore;
+use parking_lot::Mutex;
+use sendtrail_eventlog::Clock;
+use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::time::Day;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::archive::DurableFileSystem;
+use lane::Lane;
+pub use meta::{Meta, Migrated, Wanted, migrate, read_meta};
+use rows::Feed;
+
+/// How long to leave ClickHouse alone after a failure, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// How rows are inserted.
+#[derive(Clone, Debug)]
+pub struct ClickHouseOptions {
+    /// Rows of one insert, at most.
+    pub batch_rows: usize,
+    /// How long rows may wait for others.
+    pub flush_every: Duration,
+    /// How long one insert may take.
+    pub timeout: Duration,
+}
+
+/// What a sink into ClickHouse works with.
+pub struct ClickHouseSink {
+    /// ClickHouse.
+    pub client: Client,
+    /// What readers see of events.
+    pub events: Arc<ArchiveCell>,
+    /// What readers see of attempts.
+    pub attempts: Arc<ArchiveCell>,
+    /// Where claims are kept: a folder of this server's.
+    pub claims: std::path::PathBuf,
+    /// What day it is.
+    pub clock: Clock,
+    /// How to work.
+    pub options: ClickHouseOptions,
+}
+
+/// What others see of the sink.
+#[derive(Clone)]
+pub struct ClickHouseHandle {
+    events: Arc<Progress>,
+    attempts: Arc<Progress>,
+}
+
+impl ClickHouseHandle {
+    /// Why it does not get on, if it does not.
+    pub fn failure(&self) -> Option<String> {
+        self.events.failure().or_else(|| self.attempts.failure())
+    }
+
+    /// Waits, at most for `patience`, until ClickHouse has a partition's events before a number; whether it has.
+    pub async fn has(&self, partition: u32, next: u64, patience: Duration) -> bool {
+        let mut marks = self.events.marks.subscribe();
+        let there = |marks: &Marks| marks.get(&partition).is_some_and(|mark| *mark >= next);
+        if there(&marks.borrow()) {
+            return true;
+        }
+        // While it fails nobody should wait.
+        if self.events.failure().is_some() {
+            return false;
+        }
+        self.events.wanted.notify_one();
+        matches!(tokio::time::timeout(patience, marks.wait_for(there)).await, Ok(Ok(_)))
+    }
+
+    /// The first UTC day of receipt since when ClickHouse has every event; `None` while that is not known.
+    pub fn whole_since(&self) -> Option<Day> {
+        *self.events.whole_since.lock()
+    }
+}
+
+/// The number after the last row of each partition that ClickHouse has.
+type Marks = BTreeMap<u32, u64>;
+
+/// How far the lanes of one table are.
+struct Progress {
+    marks: watch::Sender<Marks>,
+    wanted: Notify,
+    failures: Mutex<BTreeMap<u32, String>>,
+    whole_since: Mutex<Option<Day>>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            marks: watch::Sender::new(Marks::new()),
+            wanted: Notify::new(),
+            failures: Mutex::new(BTreeMap::from([(0, "not begun yet".into())])),
+            whole_since: Mutex::new(None),
+        }
+    }
+}
+
+impl Progress {
+    fn failure(&self) -> Option<String> {
+        self.failures.lock().values().next().cloned()
+    }
+}
+
+impl ClickHouseSink {
+    /// Starts the sink. It runs until `stop` is cancelled; what ClickHouse does not have then is found again at the next
+    /// start.
+    pub fn start(self, stop: CancellationToken) -> (ClickHouseHandle, impl Future<Output = ()> + Send + use<>) {
+        let handle = ClickHouseHandle { events: Arc::default(), attempts: Arc::default() };
+        let (events, attempts) = (handle.events.clone(), handle.attempts.clone());
+        let running = async move {
+            let sink = self;
+            tokio::join!(
+                sink.feed(&rows::EVENTS, &sink.events, &events, &stop),
+                sink.feed(&rows::ATTEMPTS, &sink.attempts, &attempts, &stop)
+            );
+        };
+        (handle, running)
+    }
+
+    /// Feeds one table, by as many lanes as the database has.
+    async fn feed(
+        &self,
+        feed: &'static Feed,
+        cell: &Arc<ArchiveCell>,
+        progress: &Arc<Progress>,
+        stop: &CancellationToken,
+    ) {
+        let mut backoff = BACKOFF.0;
+        while !stop.is_cancelled() {
+            let begun = tokio::time::Instant::now();
+            let fed = tokio::select! {
+                fed = self.feed_once(feed, cell, progress) => fed,
+                () = stop.cancelled() => return,
+            };
+            let Err(error) = fed;
+            counter!("sendtrail_clickhouse_failures_total", "table" => feed.table).increment(1);
+            tracing::warn!(table = feed.table, %error, "rows do not get into ClickHouse; they are kept, and tried again");
+            progress.failures.lock().insert(0, error.to_string());
+            *progress.whole_since.lock() = None;
+            backoff = if begun.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (backoff * 2).min(BACKOFF.1) };
+            tokio::select! {
+                () = tokio::time::sleep(backoff) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// The same until something fails.
+    async fn feed_once(
+        &self,
+        feed: &'static Feed,
+        cell: &Arc<ArchiveCell>,
+        progress: &Arc<Progress>,
+    ) -> Result<Infallible, Error> {
+        let meta = read_meta(&self.client).await?;
+        std::fs::create_dir_all(&self.claims)
+            .map_err(|cause| Error::Io { what: format!("create {}", self.claims.display()), cause })?;
+        let store: Arc<dyn ObjectStore> = Arc::new(DurableFileSystem::relative(&self.claims)?);
+        let lanes = (0..meta.lanes).map(|number| {
+            let lane = Lane {
+                number,
+                count: meta.lanes,
+                feed,
+                cell: cell.clone(),
+                client: self.client.clone(),
+                claims: claims::Claims::new(store.clone(), meta.database_id, feed.table, number),
+                clock: self.clock.clone(),
+                retention_days: meta.retention_days,
+                progress: progress.clone(),
+                options: self.options.clone(),
+            };
+            Box::pin(lane.run())
+        });
+        let (failed, _, _) = futures::future::select_all(lanes).await;
+        failed
+    }
+}

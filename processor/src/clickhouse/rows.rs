@@ -1,0 +1,164 @@
+//! Rows by their numbers, from what readers see of the archive.
+
+use std::fs::File;
+use std::path::Path;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::Int64Type;
+use arrow::error::ArrowError;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
+use parquet::file::statistics::Statistics;
+use sendtrail_schemas::archive::{ArchiveView, ArchivedFile};
+use sendtrail_schemas::clickhouse;
+
+use super::claims::Ranges;
+use crate::Error;
+use crate::archive::{self, Layout, conform};
+
+/// A table of ClickHouse and where its rows come from.
+#[derive(Clone, Copy)]
+pub struct Feed {
+    /// Its name.
+    pub table: &'static str,
+    /// The archive's table.
+    pub layout: &'static Layout,
+    /// The column of the archive that numbers the rows of a partition.
+    number: &'static str,
+    /// Makes rows of it.
+    convert: fn(&RecordBatch) -> Result<RecordBatch, ArrowError>,
+}
+
+/// Events.
+pub static EVENTS: Feed =
+    Feed { table: "events", layout: &archive::EVENTS, number: "seq", convert: clickhouse::to_rows };
+
+/// Attempts at webhooks.
+pub static ATTEMPTS: Feed =
+    Feed { table: "deliveries", layout: &archive::ATTEMPTS, number: "offset", convert: |rows| Ok(rows.clone()) };
+
+const PARTITION: &str = "partition";
+
+impl Feed {
+    /// The rows of some ranges, in ClickHouse's columns. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when the view lacks some of them; [`Error::Parquet`], [`Error::Io`].
+    pub fn fetch(&self, view: &ArchiveView, ranges: &Ranges) -> Result<RecordBatch, Error> {
+        let mut found = Vec::new();
+        if ranges.iter().any(|(partition, (from, _))| *from < view.filed.get(partition).copied().unwrap_or(0)) {
+            for file in view.files.iter() {
+                self.read(&view.root, file, ranges, &mut found)?;
+            }
+        }
+        for batch in &view.tail {
+            let within = |(partition, (first, last)): (&u32, &(u64, u64))| {
+                ranges.get(partition).is_some_and(|(from, to)| from <= first && last < to)
+            };
+            let touches = |(partition, (first, last)): (&u32, &(u64, u64))| {
+                ranges.get(partition).is_some_and(|(from, to)| from <= last && first < to)
+            };
+            if batch.numbers.iter().all(within) {
+                found.push(batch.rows.clone());
+            } else if batch.numbers.iter().any(touches) {
+                let wanted = self.wanted(&batch.rows, ranges)?;
+                found.push(filter_record_batch(&batch.rows, &wanted)?);
+            }
+        }
+        let there: u64 = found.iter().map(|rows| rows.num_rows() as u64).sum();
+        let asked: u64 = ranges.values().map(|(from, to)| to - from).sum();
+        if there != asked {
+            let what = self.layout.name;
+            return Err(Error::Missing(format!("the archive has {there} of {asked} {what} numbered {ranges:?}")));
+        }
+        Ok((self.convert)(&concat_batches(&(self.layout.schema)(), &found)?)?)
+    }
+
+    /// Which rows are in some ranges.
+    fn wanted(&self, rows: &RecordBatch, ranges: &Ranges) -> Result<BooleanArray, ArrowError> {
+        let column = |name: &str| {
+            let column = rows.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+            column.ok_or_else(|| ArrowError::SchemaError(format!("no column {name:?}")))
+        };
+        let (partitions, numbers) = (column(PARTITION)?.values(), column(self.number)?.values());
+        let is_wanted = |(partition, number): (&i64, &i64)| {
+            let range = ranges.get(&(*partition as u32));
+            Some(range.is_some_and(|(from, to)| (*from..*to).contains(&(*number as u64))))
+        };
+        Ok(partitions.iter().zip(numbers.iter()).map(is_wanted).collect())
+    }
+
+    /// Adds the rows of a file that are in some ranges; its other columns are read for those only.
+    fn read(
+        &self,
+        root: &Path,
+        file: &ArchivedFile,
+        ranges: &Ranges,
+        found: &mut Vec<RecordBatch>,
+    ) -> Result<(), Error> {
+        let reader = open(root, file)?;
+        let schema = reader.parquet_schema();
+        let hull = (
+            ranges.values().map(|(from, _)| *from).min().unwrap_or(0) as i64,
+            ranges.values().map(|(_, to)| *to).max().unwrap_or(0) as i64,
+        );
+        let number = schema.columns().iter().position(|column| column.name() == self.number);
+        let may_hold = |group: &usize| {
+            let column = number.map(|at| reader.metadata().row_group(*group).column(at));
+            match column.and_then(|column| column.statistics()) {
+                Some(Statistics::Int64(bounds)) => {
+                    bounds.min_opt().is_none_or(|min| *min < hull.1)
+                        && bounds.max_opt().is_none_or(|max| *max >= hull.0)
+                }
+                _ => true,
+            }
+        };
+        let groups: Vec<usize> = (0..reader.metadata().num_row_groups()).filter(may_hold).collect();
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let narrow = ProjectionMask::columns(schema, [PARTITION, self.number]);
+        let (feed, ranges) = (*self, ranges.clone());
+        let predicate = ArrowPredicateFn::new(narrow, move |rows| feed.wanted(&rows, &ranges));
+        let rows = reader.with_row_groups(groups).with_row_filter(RowFilter::new(vec![Box::new(predicate)])).build()?;
+        for batch in rows {
+            found.push(conform(&batch?, (self.layout.schema)())?);
+        }
+        Ok(())
+    }
+
+    /// The least number of each partition that a view has: of attempts, what came before was never archived. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Parquet`], [`Error::Io`].
+    pub fn first(&self, view: &ArchiveView) -> Result<super::Marks, Error> {
+        let mut first = super::Marks::new();
+        let mut note = |partition: u32, number: u64| {
+            let least = first.entry(partition).or_insert(number);
+            *least = number.min(*least);
+        };
+        for file in view.files.iter() {
+            let reader = open(&view.root, file)?;
+            let narrow = ProjectionMask::columns(reader.parquet_schema(), [PARTITION, self.number]);
+            for batch in reader.with_projection(narrow).build()? {
+                let batch = batch?;
+                let column = |name| batch.column_by_name(name).and_then(|of| of.as_primitive_opt::<Int64Type>());
+                let (Some(partitions), Some(numbers)) = (column(PARTITION), column(self.number)) else { continue };
+                for row in 0..batch.num_rows() {
+                    note(partitions.value(row) as u32, numbers.value(row) as u64);
+                }
+            }
+        }
+        for (partition, (least, _)) in view.tail.iter().flat_map(|batch| &*batch.numbers) {
+            note(*partition, *least);
+        }
+        Ok(first)
+    }
+}
+
+fn open(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReaderBuilder<File>, Error> {
+    let path = root.join(&file.path);
+    let opened = File::open(&path).map_err(|cause| Error::Io { what: format!("open {}", path.display()), cause })?;
+    Ok(ParquetRecordBatchReaderBuilder::try_new(opened)?)
+}

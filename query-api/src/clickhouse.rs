@@ -1,0 +1,332 @@
+//! Events and sums from ClickHouse, and from the archive what ClickHouse keeps no longer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use clickhouse::query::Query;
+use clickhouse::{Client, Row};
+use futures::TryFutureExt;
+use sendtrail_schemas::address;
+use sendtrail_schemas::clickhouse::tables::{HOURLY, HOURLY_GROUPS, SHOWN};
+use sendtrail_schemas::clickhouse::{FORMAT, read_answer};
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::{AccountId, ConfigSetId};
+use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
+use sendtrail_schemas::time::{Day, Hour, Millis};
+use serde::Deserialize;
+
+use crate::analytics::{Analytics, EventQuery, Position};
+use crate::archive::{DataFusionAnalytics, Part};
+use crate::{Error, Rollups};
+
+/// What one query may use of ClickHouse.
+#[derive(Clone, Debug)]
+pub struct ClickHouseBounds {
+    /// How long it may take.
+    pub time: Duration,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Rows that it may read; 0: any number.
+    pub rows: u64,
+}
+
+/// How far ClickHouse is.
+#[async_trait]
+pub trait Replica: Send + Sync + 'static {
+    /// Waits, not for long, until ClickHouse has what readers of the archive see of an account; whether it has.
+    async fn is_ready(&self, account: AccountId) -> bool;
+
+    /// The first UTC day of receipt since when it has every event. Sums it has from the beginning.
+    fn whole_since(&self) -> Option<Day>;
+}
+
+/// See the module.
+pub struct ClickHouseAnalytics {
+    client: Client,
+    archive: Arc<DataFusionAnalytics>,
+    replica: Arc<dyn Replica>,
+    bounds: ClickHouseBounds,
+}
+
+impl ClickHouseAnalytics {
+    /// Answers from ClickHouse and, of days before it, from an archive.
+    pub fn new(
+        client: Client,
+        archive: Arc<DataFusionAnalytics>,
+        replica: Arc<dyn Replica>,
+        bounds: ClickHouseBounds,
+    ) -> Self {
+        Self { client, archive, replica, bounds }
+    }
+
+    /// A query for one account, within bounds. Values are bound, never written into it.
+    fn query(&self, sql: &str, account: AccountId) -> Query {
+        let bounds = &self.bounds;
+        let mut query = self
+            .client
+            .query_raw(sql)
+            .with_setting("max_execution_time", bounds.time.as_secs_f64().to_string())
+            .with_setting("max_memory_usage", bounds.memory.to_string())
+            // For quotas that are keyed by client: each account has its own.
+            .with_setting("quota_key", account.to_string());
+        if bounds.rows > 0 {
+            query = query.with_setting("max_rows_to_read", bounds.rows.to_string());
+        }
+        query.param("account", account.to_string())
+    }
+
+    fn whole_since(&self) -> Result<Day, Error> {
+        self.replica.whole_since().ok_or_else(|| Error::Port("ClickHouse is not ready".into()))
+    }
+
+    /// The newest events of the days since one that match.
+    async fn page(&self, wanted: &EventQuery, since: Day) -> Result<Vec<Event>, Error> {
+        let mut filter = Filter::of_account();
+        filter.since(since);
+        filter.span(wanted.from, wanted.to);
+        filter.events(wanted);
+        let sql = format!(
+            "SELECT {SHOWN} FROM (SELECT * FROM events WHERE {} \
+             ORDER BY occurred_at DESC, event_id DESC, partition DESC, seq DESC LIMIT {{limit:UInt64}})",
+            filter.text()
+        );
+        let query = filter.bind(self.query(&sql, wanted.account)).param("limit", wanted.limit as u64);
+        let body = query.fetch_bytes(FORMAT)?.collect().map_err(Error::from).await?;
+        Ok(read_answer(&body)?)
+    }
+
+    async fn sums(&self, query: Query) -> Result<Vec<(Hour, Rollup)>, Error> {
+        let rows = query.fetch_all::<SumRow>().await?;
+        rows.into_iter().map(SumRow::read).collect()
+    }
+}
+
+#[async_trait]
+impl Analytics for ClickHouseAnalytics {
+    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error> {
+        let since = self.whole_since()?;
+        let mut page = self.page(&query, since).await?;
+        // Of the days before, only what may still be on the page.
+        let mut older = query.clone();
+        if page.len() == query.limit {
+            let oldest = page.iter().map(Event::occurred).min();
+            older.from = older.from.max(oldest);
+        }
+        page.extend(self.archive.events_in(older, Part::Before(since)).await?);
+        page.sort_by_cached_key(|event| std::cmp::Reverse(Position::of(event)));
+        page.truncate(query.limit);
+        Ok(page)
+    }
+
+    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+        let since = self.whole_since()?;
+        let mut filter = Filter::of_account();
+        filter.since(since);
+        filter.span(Some(from), Some(to));
+        let sql = format!("{HOURLY} AND {}{HOURLY_GROUPS}", filter.text());
+        let mut sums = self.sums(filter.bind(self.query(&sql, account))).await?;
+        sums.extend(self.archive.scan_in(account, from, to, Part::Before(since)).await?);
+        Ok(sums)
+    }
+}
+
+#[async_trait]
+impl Rollups for ClickHouseAnalytics {
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
+        let sums: Vec<String> = SUMS.iter().map(|name| format!("sum(`{name}`) AS `{name}`")).collect();
+        let sql = format!(
+            "SELECT account_id, `hour`, configuration_set_name, config_set_id, from_domain, recipient_domain, tags, {} \
+             FROM stats_hourly WHERE account_id = {{account:UUID}} AND `hour` >= {{from:Int32}} AND `hour` < {{to:Int32}}\
+             {HOURLY_GROUPS} ORDER BY `hour`",
+            sums.join(", ")
+        );
+        let query = self.query(&sql, account).param("from", from).param("to", to);
+        let mut hours: Vec<HourRows> = Vec::new();
+        for (hour, row) in self.sums(query).await? {
+            match hours.last_mut() {
+                Some(HourRows::Exact(last, rows)) if *last == hour => rows.push(row),
+                _ => hours.push(HourRows::Exact(hour, vec![row])),
+            }
+        }
+        Ok(hours)
+    }
+}
+
+/// Conditions and the values they are bound to.
+struct Filter {
+    conditions: Vec<String>,
+    values: Vec<(String, Value)>,
+}
+
+enum Value {
+    Number(i64),
+    Text(String),
+    Texts(Vec<String>),
+}
+
+impl Filter {
+    fn of_account() -> Self {
+        Self { conditions: vec!["account_id = {account:UUID}".into()], values: Vec::new() }
+    }
+
+    /// Binds a value; gives how it is called in a condition.
+    fn value(&mut self, kind: &str, value: Value) -> String {
+        let name = format!("v{}", self.values.len());
+        let called = format!("{{{name}:{kind}}}");
+        self.values.push((name, value));
+        called
+    }
+
+    fn text_value(&mut self, text: &str) -> String {
+        self.value("String", Value::Text(text.to_owned()))
+    }
+
+    fn time(&mut self, time: Millis) -> String {
+        let micros = self.value("Int64", Value::Number(time.0.saturating_mul(1_000)));
+        format!("fromUnixTimestamp64Micro({micros}, 'UTC')")
+    }
+
+    fn since(&mut self, day: Day) {
+        if day > Day::MIN {
+            let day = self.time(Millis::of_day(day));
+            self.conditions.push(format!("received_at >= {day}"));
+        }
+    }
+
+    fn span(&mut self, from: Option<Millis>, to: Option<Millis>) {
+        for (bound, sign) in [(from, ">="), (to, "<")] {
+            if let Some(bound) = bound {
+                let bound = self.time(bound);
+                self.conditions.push(format!("occurred_at {sign} {bound}"));
+            }
+        }
+    }
+
+    fn events(&mut self, query: &EventQuery) {
+        if !query.kinds.is_empty() {
+            let names = query.kinds.iter().map(|kind| kind.name().to_owned()).collect();
+            let names = self.value("Array(String)", Value::Texts(names));
+            self.conditions.push(format!("has({names}, event_type)"));
+        }
+        if let Some(recipient) = &query.recipient {
+            let folded = self.text_value(&address::fold(recipient));
+            self.conditions.push(format!("recipient_key = {folded}"));
+        }
+        if let Some(id) = &query.message_id {
+            let id = self.text_value(id);
+            self.conditions.push(format!("message_id = {id}"));
+        }
+        if let Some(name) = &query.configuration_set_name {
+            let name = self.text_value(name);
+            self.conditions.push(format!("configuration_set_name = {name}"));
+        }
+        if let Some(tag) = &query.tag {
+            let mut meanings = Vec::new();
+            for (key, value) in tag.meanings() {
+                let key = self.text_value(key);
+                meanings.push(match value {
+                    None => format!("mapContains(tags, {key})"),
+                    Some(value) => {
+                        let value = self.text_value(value);
+                        format!("(mapContains(tags, {key}) AND tags[{key}] = {value})")
+                    }
+                });
+            }
+            self.conditions.push(format!("({})", meanings.join(" OR ")));
+        }
+        if let Some(before) = &query.before {
+            let at = self.time(before.occurred_at);
+            let id = self.text_value(&before.event_id);
+            let partition = self.value("Int64", Value::Number(i64::from(before.partition)));
+            let seq = self.value("Int64", Value::Number(before.seq as i64));
+            // The first is said once more by itself, so that the primary key is used.
+            self.conditions.push(format!("occurred_at <= {at}"));
+            self.conditions.push(format!("(occurred_at, event_id, partition, seq) < ({at}, {id}, {partition}, {seq})"));
+        }
+    }
+
+    fn text(&self) -> String {
+        self.conditions.join(" AND ")
+    }
+
+    fn bind(self, query: Query) -> Query {
+        self.values.into_iter().fold(query, |query, (name, value)| match value {
+            Value::Number(number) => query.param(&name, number),
+            Value::Text(text) => query.param(&name, text),
+            Value::Texts(texts) => query.param(&name, texts),
+        })
+    }
+}
+
+/// The columns of sums, in the order of [`SumRow`].
+const SUMS: [&str; 13] = [
+    "sends",
+    "deliveries",
+    "permanent_bounces",
+    "transient_bounces",
+    "complaints",
+    "rejects",
+    "opens",
+    "unique_opens",
+    "clicks",
+    "unique_clicks",
+    "delays",
+    "rendering_failures",
+    "replies",
+];
+
+#[derive(Row, Deserialize)]
+struct SumRow {
+    #[serde(with = "clickhouse::serde::uuid")]
+    #[expect(dead_code, reason = "asked for by the account")]
+    account_id: uuid::Uuid,
+    hour: i32,
+    configuration_set_name: Option<String>,
+    #[serde(with = "clickhouse::serde::uuid::option")]
+    config_set_id: Option<uuid::Uuid>,
+    from_domain: Option<String>,
+    recipient_domain: Option<String>,
+    tags: Vec<(String, String)>,
+    sends: u64,
+    deliveries: u64,
+    permanent_bounces: u64,
+    transient_bounces: u64,
+    complaints: u64,
+    rejects: u64,
+    opens: u64,
+    unique_opens: u64,
+    clicks: u64,
+    unique_clicks: u64,
+    delays: u64,
+    rendering_failures: u64,
+    replies: u64,
+}
+
+impl SumRow {
+    fn read(self) -> Result<(Hour, Rollup), Error> {
+        let dims = Dims {
+            configuration_set_name: self.configuration_set_name,
+            from_domain: self.from_domain,
+            recipient_domain: self.recipient_domain,
+            tags: self.tags.into_iter().collect(),
+            config_set_id: self.config_set_id.map(|id| ConfigSetId(id).bytes().to_vec()),
+        };
+        let sums = Sums {
+            sends: self.sends,
+            deliveries: self.deliveries,
+            permanent_bounces: self.permanent_bounces,
+            transient_bounces: self.transient_bounces,
+            complaints: self.complaints,
+            rejects: self.rejects,
+            opens: self.opens,
+            unique_opens: self.unique_opens,
+            clicks: self.clicks,
+            unique_clicks: self.unique_clicks,
+            delays: self.delays,
+            rendering_failures: self.rendering_failures,
+            replies: self.replies,
+        };
+        Ok((self.hour, Rollup { dims, sums }))
+    }
+}

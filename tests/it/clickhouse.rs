@@ -1,0 +1,398 @@
+//! ClickHouse gives the answers that the archive gives, loses nothing, and takes nothing twice.
+
+use std::time::Duration;
+
+use clickhouse::Client;
+use http::Method;
+use sendtrail::config::{Config, Fallback};
+use sendtrail_processor::clickhouse::{Wanted, migrate};
+use sendtrail_schemas::time::Millis;
+
+use super::support::proxy::{Line, Proxy};
+use super::support::*;
+
+/// Events that both answer questions about: enough for several files and inserts, or as many as are asked for.
+fn count() -> usize {
+    std::env::var("SENDTRAIL_TEST_EVENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(60_000)
+}
+
+fn client(config: &Config) -> Client {
+    sendtrail::clickhouse::client(&config.clickhouse).unwrap()
+}
+
+/// One event of many kinds, the same for the same number.
+fn varied(n: usize) -> Value {
+    let kinds =
+        ["Send", "Delivery", "Open", "Click", "HardBounce", "SoftBounce", "Complaint", "DeliveryDelay", "Reply"];
+    let kind = kinds[n * 7 % kinds.len()];
+    let mut event = event(kind, &format!("m-{}", n / 9));
+    event["event_id"] = format!("e-{:x}", n.wrapping_mul(2_654_435_761) & 0xffff_ffff).into();
+    event["recipient"] = match n % 5 {
+        0 => format!("User{}@Inbox.example", n % 1_009),
+        1 => format!("ÄRGER{}@post.example", n % 97),
+        _ => format!("user{}@host{}.example", n % 5_003, n % 13),
+    }
+    .into();
+    event["from"] = format!("News <news@from{}.example>", n % 4).into();
+    if n.is_multiple_of(3) {
+        event["configuration_set_name"] = format!("set-{}", n % 7).into();
+    }
+    event["tags"] = match n % 4 {
+        0 => json!({"campaign": format!("c{}", n % 11), "bare": ""}),
+        1 => json!({"a:b": "c", "campaign": "it's \\ \"quoted\"\t{x:String}"}),
+        _ => json!({}),
+    };
+    if n.is_multiple_of(17) {
+        event["metadata"] = json!({"order": n, "text": "Ä\n'\\"});
+        event["subject"] = "An offer, for you: 100%".into();
+        event["customer_id"] = format!("customer-{}", n % 31).into();
+    }
+    if kind == "Click" {
+        event["click"] = json!({"link": "https://shop.example/?a=1&b='2'", "ipAddress": "192.0.2.1"});
+    }
+    // Several share a moment; a few are history, one from long before ClickHouse's own calendar begins.
+    let at = match n % 1_000 {
+        999 if n < 1_000 => Millis::parse("1701-02-03T04:59:59.999Z").unwrap(),
+        500..=520 => noon().plus(-20 * DAY - (n as i64 / 3) * 1_000),
+        _ => noon().plus(-((n as i64) / 3) * 1_000 % (3 * DAY)),
+    };
+    event["occurred_at"] = at.to_string().into();
+    event
+}
+
+/// Everything that can be asked, by one of each filter and many of two; `deliveries` aside, which one place keeps.
+fn questions() -> Vec<String> {
+    let filters = [
+        "",
+        "event_type=bounce",
+        "event_type=open,click,AtRisk,Paused",
+        "recipient=user5%40inbox.EXAMPLE",
+        "recipient=%C3%A4rger3%40post.example",
+        "message_id=m-77",
+        "message_id=nothing",
+        "configuration_set_name=set-3",
+        "tag=campaign%3Ac4",
+        "tag=bare",
+        "tag=a%3Ab%3Ac",
+        "tag=campaign%3Ait%27s%20%5C%20%22quoted%22%09%7Bx%3AString%7D",
+        "day_bucket=2026-04-30",
+        "from=2026-04-30T10:00:00Z&to=2026-04-30T11:30:00.500Z",
+        "to=1900-01-01",
+    ];
+    let mut all: Vec<String> = filters.iter().map(|filter| format!("/events?limit=50&{filter}")).collect();
+    for (at, one) in filters.iter().enumerate().skip(1) {
+        for other in filters.iter().skip(at + 1).step_by(3) {
+            all.push(format!("/events?limit=20&{one}&{other}"));
+        }
+    }
+    all.retain(|path| {
+        // A filter is given once; a day stands for from and to.
+        let names: Vec<&str> =
+            path.split(['?', '&']).filter_map(|part| part.split_once('=')).map(|(name, _)| name).collect();
+        let spans = names.iter().filter(|name| ["day_bucket", "from", "to"].contains(name)).count();
+        names.iter().enumerate().all(|(at, name)| !names[..at].contains(name))
+            && (spans <= 1 || !names.contains(&"day_bucket"))
+    });
+    for span in ["", "from=2026-04-30&to=2026-05-01", "from=2026-04-30T10:20:00Z&to=2026-04-30T13:40:00Z", "days=400"] {
+        for granularity in ["day", "hour"] {
+            all.push(format!("/stats?granularity={granularity}&{span}"));
+            for group in ["config_set", "recipient_domain", "tag", "from_domain"] {
+                all.push(format!("/stats?granularity={granularity}&group_by={group}&{span}"));
+            }
+        }
+        all.push(format!("/stats?tag=bare&{span}"));
+        all.push(format!("/stats?configuration_set_name=set-0&group_by=tag&{span}"));
+    }
+    all.extend(["m-0", "m-111", "m-5000"].map(|id| format!("/emails/{id}")));
+    all.push("/emails/nothing".into());
+    all
+}
+
+/// The answers, with up to three pages of each; and whether any says that it is not of now.
+async fn answers(partner: &Partner) -> (Vec<(String, Value)>, bool) {
+    let (mut answers, mut dated) = (Vec::new(), false);
+    for question in questions() {
+        let mut path = question.clone();
+        for _ in 0..3 {
+            let reply = partner.call(Method::GET, &path, &[], "").await;
+            dated |= reply.headers.contains_key("sendtrail-as-of");
+            let answer = reply.json();
+            assert!(matches!(reply.status.as_u16(), 200 | 404), "{path}: {answer}");
+            let next = answer["next_cursor"].as_str().map(|cursor| format!("{question}&cursor={cursor}"));
+            answers.push((path, answer));
+            let Some(next) = next else { break };
+            path = next;
+        }
+    }
+    (answers, dated)
+}
+
+fn assert_same(one: &[(String, Value)], other: &[(String, Value)]) {
+    assert_eq!(one.len(), other.len());
+    for ((path, one), (_, other)) in one.iter().zip(other) {
+        assert_eq!(one, other, "{path}");
+    }
+}
+
+/// What anyone can count: rows, distinct identities, and how far numbers reach, of each partition.
+async fn audit(client: &Client, table: &str) -> u64 {
+    let sql = format!(
+        "SELECT partition, count() AS n, uniqExact(seq) AS d, toUInt64(max(seq) - min(seq) + 1) AS span FROM {table} GROUP BY partition"
+    );
+    let rows = client.query(&sql).fetch_all::<(u32, u64, u64, u64)>().await.unwrap();
+    for (partition, count, distinct, span) in &rows {
+        assert!(count == distinct && count == span, "{table} {partition}: {count} rows, {distinct} distinct, {span}");
+    }
+    let kept = format!(
+        "SELECT partition, sum(`rows`), toUInt64(max(last) - min(first) + 1) FROM {table}_progress GROUP BY partition"
+    );
+    for (partition, count, span) in client.query(&kept).fetch_all::<(u32, u64, u64)>().await.unwrap() {
+        assert!(count == span, "{table}_progress {partition}: {count} rows, {span}");
+    }
+    rows.iter().map(|row| row.1).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_route_answers_the_same_from_both() {
+    let mut there = true;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        there = use_clickhouse(config);
+    })
+    .await;
+    if !there {
+        return;
+    }
+    let partner = server.partner("both").await;
+    partner.set(json!({"name": "set-0"})).await;
+    let other = server.partner("other").await;
+    other.stream(&[other.event("Send"), other.event("HardBounce")]).await;
+    let events = count();
+    for from in (0..events).step_by(10_000) {
+        partner.stream(&(from..from + 10_000).map(varied).collect::<Vec<_>>()).await;
+    }
+    let late: Vec<Value> = (events..events + 500).map(varied).collect();
+    partner.at(noon().plus(2 * DAY)).stream(&late).await;
+    let partner = partner.at(noon().plus(2 * DAY));
+    let from_clickhouse = caught_up(&partner).await;
+    let client = client(&server.config);
+    let rows = audit(&client, "events").await;
+
+    let mut stopped = server.stop().await;
+    let url = std::mem::take(&mut stopped.config.clickhouse.url);
+    let server = stopped.start().await;
+    let partner = partner.on(&server).at(noon().plus(2 * DAY));
+    let (from_archive, _) = answers(&partner).await;
+    assert_same(&from_clickhouse, &from_archive);
+    let shown = from_clickhouse.iter().filter(|(path, _)| path.starts_with("/events"));
+    let shown: usize = shown.map(|(_, answer)| answer["events"].as_array().unwrap().len()).sum();
+    assert!(shown > 1_000, "the questions find something: {shown}");
+    assert_eq!(rows, server.app.archive().rows, "what the archive has");
+
+    // A day that ClickHouse has no more comes from the archive, through the same cursors.
+    let mut stopped = server.stop().await;
+    client.query("ALTER TABLE events DROP PARTITION '2026-05-01'").execute().await.unwrap();
+    assert_eq!(client.query("SELECT count() FROM events").fetch_one::<u64>().await.unwrap(), 500);
+    stopped.config.clickhouse.url = url;
+    let server = stopped.start().await;
+    let seamless = caught_up(&partner.on(&server).at(noon().plus(2 * DAY))).await;
+    assert_same(&seamless, &from_archive);
+}
+
+/// The answers once ClickHouse gives them.
+async fn caught_up(partner: &Partner) -> Vec<(String, Value)> {
+    eventually("ClickHouse has caught up", async || {
+        partner.call(Method::GET, "/events?limit=1", &[], "").await.status == 200
+    })
+    .await;
+    let (answers, dated) = answers(partner).await;
+    assert!(!dated, "ClickHouse answers");
+    answers
+}
+
+/// A server whose ClickHouse is behind a line that can be cut.
+async fn with_line(fallback: Fallback) -> Option<(Server, Proxy, Client)> {
+    let proxy = Proxy::to(sendtrail_test_servers::clickhouse()?).await;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        use_clickhouse(config);
+        config.clickhouse.url = format!("http://{}", proxy.address);
+        config.clickhouse.fallback = fallback;
+        config.clickhouse.batch_rows = 1_000;
+        config.clickhouse.flush_ms = 20;
+        config.clickhouse.lanes = 2;
+    })
+    .await;
+    let direct = client(&server.config).with_url(format!("http://{}", sendtrail_test_servers::clickhouse()?));
+    Some((server, proxy, direct))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_cut_off_is_answered_by_the_archive_and_made_up_for() {
+    let Some((mut server, proxy, direct)) = with_line(Fallback::Archive).await else { return };
+    let receiver = Receiver::start_ok().await;
+    let mut partner = server.partner("cut").await;
+    let set = partner.set(json!({"name": "hooked"})).await;
+    partner
+        .destination(
+            &set,
+            json!({"webhook_url": format!("{}/hook", receiver.base), "matching_event_types": ["send", "bounce"]}),
+        )
+        .await;
+    let mut told = 0;
+    for round in 0..12 {
+        // Cut in the middle, answers lost in the middle, and the server started again while nobody knows.
+        proxy.set([Line::Up, Line::Mute, Line::Down][round % 3]);
+        let events: Vec<Value> = (0..700)
+            .map(|_| {
+                let mut event = partner.event("Send");
+                event["configuration_set_name"] = "hooked".into();
+                event
+            })
+            .collect();
+        for events in events.chunks(100) {
+            partner.stream(events).await;
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        told += events.len();
+        if round == 7 {
+            server = server.restart().await;
+            partner = partner.on(&server);
+        }
+        let reply = partner.call(Method::GET, "/stats", &[], "").await;
+        assert_eq!(reply.json()["totals"]["sends"], told, "round {round}");
+        if round % 3 == 2 {
+            assert!(reply.headers.contains_key("sendtrail-as-of"), "the archive answers, and says so");
+            let health = server.admin.get("/health").await.unwrap();
+            assert_ne!(health["checks"]["clickhouse"], "ok");
+        }
+    }
+    proxy.set(Line::Up);
+    eventually("ClickHouse answers again", async || {
+        let reply = partner.call(Method::GET, "/stats", &[], "").await;
+        assert_eq!(reply.json()["totals"]["sends"], told);
+        !reply.headers.contains_key("sendtrail-as-of")
+    })
+    .await;
+    assert_eq!(server.admin.get("/health").await.unwrap()["checks"]["clickhouse"], "ok");
+    assert_eq!(audit(&direct, "events").await, told as u64);
+    let sums = direct.query("SELECT sum(sends) FROM stats_hourly").fetch_one::<u64>().await.unwrap();
+    assert_eq!(sums, told as u64, "and so do sums, whose inserts were repeated too");
+    eventually("every attempt is there", async || {
+        let settled = direct.query("SELECT uniqExact(delivery_id) FROM deliveries WHERE status = 'delivered'");
+        settled.fetch_one::<u64>().await.unwrap() == told as u64
+    })
+    .await;
+    audit(&direct, "deliveries").await;
+}
+
+#[tokio::test]
+async fn without_a_fallback_it_is_503_and_health_says_so() {
+    let Some((server, proxy, _)) = with_line(Fallback::Refuse).await else { return };
+    let partner = server.partner("refused").await;
+    partner.stream(&[partner.event("Send")]).await;
+    eventually("it answers", async || partner.call(Method::GET, "/stats", &[], "").await.status == 200).await;
+    proxy.set(Line::Down);
+    partner.stream(&[partner.event("Send")]).await;
+    let reply = partner.call(Method::GET, "/stats", &[], "").await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["error"]), (503, &json!("DB_UNAVAILABLE")));
+    assert!(reply.headers.contains_key("retry-after"));
+    eventually("health tells", async || {
+        let reply = server.admin.call(Method::GET, "/health", &[], "").await.unwrap();
+        reply.status == 503 && reply.json()["checks"]["clickhouse"] != "ok"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_query_that_takes_too_much_is_refused_and_not_tried_elsewhere() {
+    let mut there = true;
+    let server = Server::start_with(|config| {
+        there = use_clickhouse(config);
+        config.clickhouse.fallback = Fallback::Archive;
+        config.clickhouse.max_query_rows = 1;
+    })
+    .await;
+    if !there {
+        return;
+    }
+    let partner = server.partner("greedy").await;
+    partner.stream(&(0..50).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+    eventually("ClickHouse is asked", async || {
+        let reply = partner.call(Method::GET, "/events", &[], "").await;
+        reply.status == 503 && reply.json()["message"].as_str().is_some_and(|message| message.contains("ask for less"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn migrations_repeat_and_a_database_of_another_is_left_alone() {
+    let mut there = true;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        there = use_clickhouse(config);
+    })
+    .await;
+    if !there {
+        return;
+    }
+    let partner = server.partner("tables").await;
+    partner.stream(&(0..100).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+    let config = server.config.clone();
+    let client = client(&config);
+    let wanted = |recreate| Wanted { retention_days: 7, ..sendtrail::clickhouse::wanted(&config, recreate) };
+    let (first, again) =
+        (migrate(&client, &wanted(false)).await.unwrap(), migrate(&client, &wanted(false)).await.unwrap());
+    assert_eq!((first.from, &first.meta), (Some(1), &again.meta), "nothing but what is to be changed");
+    let ttl = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND create_table_query LIKE '%TTL%toIntervalDay(9)%'";
+    assert_eq!(client.query(ttl).fetch_one::<u64>().await.unwrap(), 2);
+    migrate(&client, &sendtrail::clickhouse::wanted(&config, false)).await.unwrap();
+    assert_eq!(client.query(ttl).fetch_one::<u64>().await.unwrap(), 0);
+    eventually("every row is there", async || {
+        client.query("SELECT count() FROM events").fetch_one::<u64>().await.unwrap() == 100
+    })
+    .await;
+
+    // Another server does not write where it has no claims.
+    let stranger = Server::start_with(|other| {
+        other.log.simulated = true;
+        other.clickhouse = config.clickhouse.clone();
+    })
+    .await;
+    let health = async |server: &Server| server.admin.call(Method::GET, "/health", &[], "").await.unwrap().json();
+    eventually("it says why", async || {
+        let told = health(&stranger).await["checks"]["clickhouse"].to_string();
+        told.contains("this server did not insert") && told.contains("migrate --recreate")
+    })
+    .await;
+    drop(stranger.stop().await);
+    assert_eq!(audit(&client, "events").await, 100);
+
+    // Rows that somebody took away are not taken for there.
+    let stopped = server.stop().await;
+    client.query("TRUNCATE TABLE events_progress").execute().await.unwrap();
+    let server = stopped.start().await;
+    eventually("it says what is wrong", async || {
+        health(&server).await["checks"]["clickhouse"].to_string().contains("it was changed by others")
+    })
+    .await;
+    let stopped = server.stop().await;
+    migrate(&client, &sendtrail::clickhouse::wanted(&config, true)).await.unwrap();
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    eventually("it is filled again from the archive", async || {
+        client.query("SELECT count() FROM events").fetch_one::<u64>().await.unwrap() == 100
+    })
+    .await;
+    assert_eq!(audit(&client, "events").await, 100);
+    assert_eq!(partner.get("/stats").await["totals"]["sends"], 100);
+    let stopped = server.stop().await;
+
+    // Tables of a newer program are not touched, by anyone.
+    client.query("INSERT INTO sendtrail_meta (name, value) VALUES ('version', '99')").execute().await.unwrap();
+    let refused = migrate(&client, &wanted(false)).await.unwrap_err().to_string();
+    assert!(refused.contains("99") && refused.contains("newer"), "{refused}");
+    let server = stopped.start().await;
+    eventually("it says so", async || health(&server).await["checks"]["clickhouse"].to_string().contains("newer"))
+        .await;
+}
