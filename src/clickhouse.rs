@@ -40,6 +40,7 @@ pub fn bounds(config: &Config) -> ClickHouseBounds {
 }
 
 /// How its tables are to be.
+#[expect(clippy::disallowed_methods, reason = "a name for a database, which no decision depends on")]
 pub fn wanted(config: &Config, recreate: bool) -> Wanted {
     Wanted {
         database_id: uuid::Uuid::new_v4(),

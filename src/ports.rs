@@ -137,7 +137,7 @@ impl sendtrail_query_api::Replica for ClickHouseReplica {
     async fn is_ready(&self, account: AccountId) -> bool {
         let partition = partition_of(account, self.partitions);
         let end = self.cell.load().ends().get(&partition).copied().unwrap_or(0);
-        self.sink.whole_since().is_some() && self.sink.has(partition, end, self.patience).await
+        self.sink.has(partition, end, self.patience).await
     }
 
     fn whole_since(&self) -> Option<Day> {

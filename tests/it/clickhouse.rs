@@ -337,14 +337,18 @@ async fn migrations_repeat_and_a_database_of_another_is_left_alone() {
         return;
     }
     let partner = server.partner("tables").await;
-    partner.stream(&(0..100).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
     let config = server.config.clone();
     let client = client(&config);
-    let wanted = |recreate| Wanted { retention_days: 7, ..sendtrail::clickhouse::wanted(&config, recreate) };
+    // Two inserts, one after the other.
+    for _ in 0..2 {
+        partner.stream(&(0..50).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+        assert!(partner.get("/stats").await["totals"]["sends"].as_u64() >= Some(50));
+    }
+    let wanted = |recreate| Wanted { retention_days: 3_000, ..sendtrail::clickhouse::wanted(&config, recreate) };
     let (first, again) =
         (migrate(&client, &wanted(false)).await.unwrap(), migrate(&client, &wanted(false)).await.unwrap());
     assert_eq!((first.from, &first.meta), (Some(1), &again.meta), "nothing but what is to be changed");
-    let ttl = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND create_table_query LIKE '%TTL%toIntervalDay(9)%'";
+    let ttl = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND create_table_query LIKE '%TTL%toIntervalDay(3002)%'";
     assert_eq!(client.query(ttl).fetch_one::<u64>().await.unwrap(), 2);
     migrate(&client, &sendtrail::clickhouse::wanted(&config, false)).await.unwrap();
     assert_eq!(client.query(ttl).fetch_one::<u64>().await.unwrap(), 0);

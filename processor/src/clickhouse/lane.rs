@@ -56,7 +56,6 @@ impl Lane {
     pub async fn run(self) -> Result<Infallible, Error> {
         let (mut next, mut marks) = self.recover().await?;
         self.show(&marks);
-        self.progress.failures.lock().remove(&self.number);
         let mut looked: Option<Instant> = None;
         loop {
             let begun = Instant::now();
@@ -65,7 +64,7 @@ impl Lane {
             if ranges.is_empty() {
                 if self.number == 0 && looked.is_none_or(|at| at.elapsed() > LOOK_EVERY) {
                     let whole = self.whole_since(&view).await?;
-                    *self.progress.whole_since.lock() = whole;
+                    self.progress.state.send_modify(|state| state.whole_since = whole);
                     looked = Some(begun);
                 }
                 self.wait(begun).await;
@@ -218,7 +217,10 @@ impl Lane {
     }
 
     fn show(&self, marks: &Marks) {
-        self.progress.marks.send_modify(|all| all.extend(marks));
+        self.progress.state.send_modify(|state| {
+            state.failure = None;
+            state.marks.extend(marks);
+        });
     }
 
     /// Until rows have waited long enough for others, or a reader waits for them.

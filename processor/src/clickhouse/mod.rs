@@ -20,7 +20,6 @@ use std::time::Duration;
 use clickhouse::Client;
 use metrics::counter;
 use object_store::ObjectStore;
-use parking_lot::Mutex;
 use sendtrail_eventlog::Clock;
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::time::Day;
@@ -78,22 +77,23 @@ impl ClickHouseHandle {
 
     /// Waits, at most for `patience`, until ClickHouse has a partition's events before a number; whether it has.
     pub async fn has(&self, partition: u32, next: u64, patience: Duration) -> bool {
-        let mut marks = self.events.marks.subscribe();
-        let there = |marks: &Marks| marks.get(&partition).is_some_and(|mark| *mark >= next);
-        if there(&marks.borrow()) {
-            return true;
-        }
+        let mut state = self.events.state.subscribe();
+        let there =
+            |state: &State| state.whole_since.is_some() && state.marks.get(&partition).copied().unwrap_or(0) >= next;
         // While it fails nobody should wait.
-        if self.events.failure().is_some() {
-            return false;
+        let decided = |state: &State| there(state) || state.failure.is_some();
+        if !decided(&state.borrow()) {
+            self.events.wanted.notify_one();
         }
-        self.events.wanted.notify_one();
-        matches!(tokio::time::timeout(patience, marks.wait_for(there)).await, Ok(Ok(_)))
+        match tokio::time::timeout(patience, state.wait_for(decided)).await {
+            Ok(Ok(state)) => there(&state),
+            _ => false,
+        }
     }
 
     /// The first UTC day of receipt since when ClickHouse has every event; `None` while that is not known.
     pub fn whole_since(&self) -> Option<Day> {
-        *self.events.whole_since.lock()
+        self.events.state.borrow().whole_since
     }
 }
 
@@ -101,27 +101,23 @@ impl ClickHouseHandle {
 type Marks = BTreeMap<u32, u64>;
 
 /// How far the lanes of one table are.
+#[derive(Default)]
 struct Progress {
-    marks: watch::Sender<Marks>,
+    state: watch::Sender<State>,
     wanted: Notify,
-    failures: Mutex<BTreeMap<u32, String>>,
-    whole_since: Mutex<Option<Day>>,
 }
 
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            marks: watch::Sender::new(Marks::new()),
-            wanted: Notify::new(),
-            failures: Mutex::new(BTreeMap::from([(0, "not begun yet".into())])),
-            whole_since: Mutex::new(None),
-        }
-    }
+#[derive(Clone, Debug, Default)]
+struct State {
+    marks: Marks,
+    whole_since: Option<Day>,
+    /// Why the last try did not get on.
+    failure: Option<String>,
 }
 
 impl Progress {
     fn failure(&self) -> Option<String> {
-        self.failures.lock().values().next().cloned()
+        self.state.borrow().failure.clone()
     }
 }
 
@@ -159,8 +155,9 @@ impl ClickHouseSink {
             let Err(error) = fed;
             counter!("sendtrail_clickhouse_failures_total", "table" => feed.table).increment(1);
             tracing::warn!(table = feed.table, %error, "rows do not get into ClickHouse; they are kept, and tried again");
-            progress.failures.lock().insert(0, error.to_string());
-            *progress.whole_since.lock() = None;
+            progress.state.send_modify(|state| {
+                *state = State { failure: Some(error.to_string()), ..State::default() };
+            });
             backoff = if begun.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (backoff * 2).min(BACKOFF.1) };
             tokio::select! {
                 () = tokio::time::sleep(backoff) => {}
