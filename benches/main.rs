@@ -1,8 +1,9 @@
-//! Measurements: `cargo bench -- core archive door kafka query`, or some of them. Figures are in docs/PERFORMANCE.md. The log
+//! Measurements: `cargo bench -- core archive door kafka clickhouse query`, or some of them. Figures are in docs/PERFORMANCE.md. The log
 //! and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
 mod archive;
+mod clickhouse;
 mod core;
 mod door;
 mod kafka;
@@ -16,11 +17,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 5] = [
+    let all: [(&str, fn()); 6] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
         ("kafka", kafka::run),
+        ("clickhouse", clickhouse::run),
         ("query", query::run),
     ];
     for (name, run) in all {

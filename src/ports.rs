@@ -140,6 +140,10 @@ impl sendtrail_query_api::Replica for ClickHouseReplica {
         self.sink.has(partition, end, self.patience).await
     }
 
+    fn note_silence(&self) {
+        self.sink.note_silence();
+    }
+
     fn whole_since(&self) -> Option<Day> {
         self.sink.whole_since()
     }

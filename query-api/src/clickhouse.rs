@@ -20,6 +20,9 @@ use crate::analytics::{Analytics, EventQuery, Position};
 use crate::archive::{DataFusionAnalytics, Part};
 use crate::{Error, Rollups};
 
+/// Rows of an answer: what this process has to hold.
+const MAX_RESULT_ROWS: u32 = 1_000_000;
+
 /// What one query may use of ClickHouse.
 #[derive(Clone, Debug)]
 pub struct ClickHouseBounds {
@@ -36,6 +39,9 @@ pub struct ClickHouseBounds {
 pub trait Replica: Send + Sync + 'static {
     /// Waits, not for long, until ClickHouse has what readers of the archive see of an account; whether it has.
     async fn is_ready(&self, account: AccountId) -> bool;
+
+    /// Notes that it did not answer in time: it should not be asked before it is known to answer again.
+    fn note_silence(&self);
 
     /// The first UTC day of receipt since when it has every event. Sums it has from the beginning.
     fn whole_since(&self) -> Option<Day>;
@@ -68,6 +74,7 @@ impl ClickHouseAnalytics {
             .query_raw(sql)
             .with_setting("max_execution_time", bounds.time.as_secs_f64().to_string())
             .with_setting("max_memory_usage", bounds.memory.to_string())
+            .with_setting("max_result_rows", MAX_RESULT_ROWS.to_string())
             // For quotas that are keyed by client: each account has its own.
             .with_setting("quota_key", account.to_string());
         if bounds.rows > 0 {
@@ -211,11 +218,12 @@ impl Filter {
         }
         if let Some(recipient) = &query.recipient {
             let folded = self.text_value(&address::fold(recipient));
-            self.conditions.push(format!("recipient_key = {folded}"));
+            // Where there is none it is empty, and nobody asks for that.
+            self.conditions.push(format!("recipient_key = {folded} AND recipient_key != ''"));
         }
         if let Some(id) = &query.message_id {
             let id = self.text_value(id);
-            self.conditions.push(format!("message_id = {id}"));
+            self.conditions.push(format!("message_id = {id} AND message_id != ''"));
         }
         if let Some(name) = &query.configuration_set_name {
             let name = self.text_value(name);

@@ -52,22 +52,18 @@ pub enum Error {
 impl Error {
     /// Whether the query itself is the trouble: anywhere else it would only cost more.
     fn is_excess(&self) -> bool {
-        // ClickHouse: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, MEMORY_LIMIT_EXCEEDED.
-        const EXCESS: [&str; 4] = ["Code: 158.", "Code: 159.", "Code: 201.", "Code: 241."];
-        match self {
-            Self::Timeout(_) => true,
-            Self::ClickHouse(::clickhouse::error::Error::BadResponse(text)) => {
-                EXCESS.iter().any(|code| text.contains(code))
-            }
-            _ => false,
-        }
+        // ClickHouse: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
+        const EXCESS: [&str; 5] = ["Code: 158.", "Code: 159.", "Code: 201.", "Code: 241.", "Code: 396."];
+        let Self::ClickHouse(::clickhouse::error::Error::BadResponse(text)) = self else { return false };
+        // Of memory, that of all queries together is nobody's fault.
+        EXCESS.iter().any(|code| text.contains(code)) && !text.contains("(total)")
     }
 }
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         tracing::error!(%error, "a query failed");
-        let message = if error.is_excess() {
+        let message = if error.is_excess() || matches!(error, Error::Timeout(_)) {
             "the query took too long or too much; ask for less"
         } else {
             "the analytics did not answer"
@@ -208,6 +204,9 @@ impl Query {
                 Ok(value) => return Ok(Answered { value, as_of: None }),
                 Err(error) if error.is_excess() => return Err(error),
                 Err(error) => {
+                    if matches!(error, Error::Timeout(_)) {
+                        preferred.replica.note_silence();
+                    }
                     tracing::warn!(%error, "ClickHouse does not answer a query");
                     error
                 }
@@ -223,13 +222,11 @@ impl Query {
         Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of })
     }
 
-    /// Runs a query in its turn and within its time.
+    /// Runs a query in its turn and within its time, which begins with its turn.
     async fn bounded<T>(&self, query: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let timeout = self.parts().timeout;
-        let turn = async {
-            let _turn = self.inner.turns.acquire().await;
-            query.await
-        };
-        tokio::time::timeout(timeout, turn).await.unwrap_or(Err(Error::Timeout(timeout)))
+        let late = |_| Error::Timeout(timeout);
+        let _turn = tokio::time::timeout(timeout, self.inner.turns.acquire()).await.map_err(late)?;
+        tokio::time::timeout(timeout, query).await.map_err(late)?
     }
 }

@@ -93,7 +93,13 @@ fn questions() -> Vec<String> {
         names.iter().enumerate().all(|(at, name)| !names[..at].contains(name))
             && (spans <= 1 || !names.contains(&"day_bucket"))
     });
-    for span in ["", "from=2026-04-30&to=2026-05-01", "from=2026-04-30T10:20:00Z&to=2026-04-30T13:40:00Z", "days=400"] {
+    for span in [
+        "",
+        "from=2026-04-30&to=2026-05-01",
+        "from=2026-04-30T10:20:00Z&to=2026-04-30T13:40:00Z",
+        "days=400",
+        "from=1701-01-01&to=1701-12-31",
+    ] {
         for granularity in ["day", "hour"] {
             all.push(format!("/stats?granularity={granularity}&{span}"));
             for group in ["config_set", "recipient_domain", "tag", "from_domain"] {

@@ -15,6 +15,10 @@ use crate::Error;
 /// Claims that are kept: only the last is needed, the others are for whoever looks for a fault.
 const KEPT: u64 = 64;
 
+/// How the names of claims end, and where the number of the last that is done is.
+const CLAIM: &str = ".json";
+const DONE: &str = "done";
+
 /// Numbers of rows by partition, from one to another (exclusive).
 pub type Ranges = BTreeMap<u32, (u64, u64)>;
 
@@ -27,6 +31,8 @@ pub struct Claim {
     pub ranges: Ranges,
     /// Where each partition of the lane is before it.
     pub before: Marks,
+    /// Where each partition of the lane began.
+    pub first: Marks,
 }
 
 impl Claim {
@@ -54,19 +60,37 @@ impl Claims {
     }
 
     fn path(&self, number: u64) -> Path {
-        self.folder.clone().join(format!("{number:020}.json"))
+        self.folder.clone().join(format!("{number:020}{CLAIM}"))
     }
 
-    /// The last claim; `None` before the first.
+    /// The last claim, and whether its insert is known to be done; `None` before the first.
     ///
     /// # Errors
     /// [`Error::Archive`]; [`Error::Schema`] when it is not one.
-    pub async fn last(&self) -> Result<Option<Claim>, Error> {
+    pub async fn last(&self) -> Result<Option<(Claim, bool)>, Error> {
         let listed: Vec<_> = self.store.list(Some(&self.folder)).try_collect().await?;
-        let Some(last) = listed.into_iter().map(|object| object.location).max() else { return Ok(None) };
+        let claims = listed.into_iter().map(|object| object.location);
+        let claims = claims.filter(|path| path.filename().is_some_and(|name| name.ends_with(CLAIM)));
+        let Some(last) = claims.max() else { return Ok(None) };
         let bytes = self.store.get(&last).await?.bytes().await?;
         let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("claim {last}: {cause}"));
-        Ok(Some(serde_json::from_slice(&bytes).map_err(malformed)?))
+        let claim: Claim = serde_json::from_slice(&bytes).map_err(malformed)?;
+        let done = match self.store.get(&self.folder.clone().join(DONE)).await {
+            Ok(found) => found.bytes().await? == claim.number.to_string(),
+            Err(object_store::Error::NotFound { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some((claim, done)))
+    }
+
+    /// Notes that a claim's insert is done: ClickHouse does not know its token for ever.
+    ///
+    /// # Errors
+    /// [`Error::Archive`].
+    pub async fn done(&self, claim: &Claim) -> Result<(), Error> {
+        let number = PutPayload::from(claim.number.to_string());
+        self.store.put(&self.folder.clone().join(DONE), number).await?;
+        Ok(())
     }
 
     /// Makes a claim, durable when this returns.
@@ -111,16 +135,21 @@ mod tests {
             number,
             ranges: BTreeMap::from([(2, (number, number + 1))]),
             before: BTreeMap::from([(0, 5), (2, number)]),
+            first: Marks::new(),
         };
         for number in 0..KEPT + 12 {
             claims.make(&claim(number)).await.unwrap();
         }
         assert!(matches!(claims.make(&claim(KEPT + 11)).await, Err(Error::Missing(_))));
-        let last = claims.last().await.unwrap().unwrap();
-        assert_eq!(last, claim(KEPT + 11));
+        let (last, done) = claims.last().await.unwrap().unwrap();
+        assert_eq!((&last, done), (&claim(KEPT + 11), false));
+        claims.done(&claim(KEPT + 10)).await.unwrap();
+        assert_eq!(claims.last().await.unwrap(), Some((claim(KEPT + 11), false)));
+        claims.done(&last).await.unwrap();
+        assert_eq!(claims.last().await.unwrap(), Some((last.clone(), true)));
         assert_eq!(last.after(), BTreeMap::from([(0, 5), (2, KEPT + 12)]));
         let kept: Vec<_> = store.list(None).try_collect().await.unwrap();
-        assert_eq!(kept.len() as u64, KEPT);
+        assert_eq!(kept.len() as u64, KEPT + 1);
         // Other lanes and databases have claims of their own.
         assert_eq!(Claims::new(store.clone(), Uuid::from_u128(1), "events", 1).last().await.unwrap(), None);
         assert_eq!(Claims::new(store, Uuid::from_u128(2), "events", 0).last().await.unwrap(), None);

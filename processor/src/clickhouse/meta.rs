@@ -116,16 +116,18 @@ pub async fn migrate(client: &Client, wanted: &Wanted) -> Result<Migrated, Error
         }
     }
     let run = async |sql: &str| client.query_raw(sql).execute().await;
+    let mut before = parse(&notes(client).await?);
+    check(before.as_ref().map_or(0, |meta| meta.version))?;
     if wanted.recreate {
-        for (what, name) in ALL {
-            run(&format!("DROP {what} IF EXISTS {name}")).await?;
+        // What it is goes first: whatever stops half-way is made anew by the next migration.
+        let drops = ALL.iter().map(|(what, name)| format!("DROP {what} IF EXISTS {name} SYNC"));
+        for drop in std::iter::once("DROP TABLE IF EXISTS sendtrail_meta SYNC".to_owned()).chain(drops) {
+            client.query_raw(&drop).with_setting("max_table_size_to_drop", "0").execute().await?;
         }
-        run("DROP TABLE IF EXISTS sendtrail_meta").await?;
+        before = None;
     }
     run(META).await?;
-    let before = parse(&notes(client).await?);
     let from = before.as_ref().map(|meta| meta.version);
-    check(from.unwrap_or(0))?;
     for statement in MIGRATIONS[from.unwrap_or(0) as usize..].concat() {
         run(statement).await?;
     }

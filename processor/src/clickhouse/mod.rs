@@ -18,12 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::Client;
-use metrics::counter;
+use metrics::{counter, gauge};
 use object_store::ObjectStore;
 use sendtrail_eventlog::Clock;
-use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::time::Day;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -34,6 +34,9 @@ use rows::Feed;
 
 /// How long to leave ClickHouse alone after a failure, at first and at most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+
+/// Rows behind that no reader waits for.
+const FAR: u64 = 500_000;
 
 /// How rows are inserted.
 #[derive(Clone, Debug)]
@@ -83,12 +86,17 @@ impl ClickHouseHandle {
         // While it fails nobody should wait.
         let decided = |state: &State| there(state) || state.failure.is_some();
         if !decided(&state.borrow()) {
-            self.events.wanted.notify_one();
+            self.events.asked.send_modify(|count| *count += 1);
         }
         match tokio::time::timeout(patience, state.wait_for(decided)).await {
             Ok(Ok(state)) => there(&state),
             _ => false,
         }
+    }
+
+    /// Notes that ClickHouse did not answer a query: it is not asked again before the sink has reached it.
+    pub fn note_silence(&self) {
+        self.events.state.send_modify(|state| state.failure = Some("a query was not answered in time".into()));
     }
 
     /// The first UTC day of receipt since when ClickHouse has every event; `None` while that is not known.
@@ -104,7 +112,8 @@ type Marks = BTreeMap<u32, u64>;
 #[derive(Default)]
 struct Progress {
     state: watch::Sender<State>,
-    wanted: Notify,
+    /// How often a reader had to wait.
+    asked: watch::Sender<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -116,6 +125,20 @@ struct State {
 }
 
 impl Progress {
+    /// Whether ClickHouse has everything that is in a view's files.
+    fn has_filed(&self, view: &ArchiveView) -> bool {
+        let state = self.state.borrow();
+        view.filed.iter().all(|(partition, filed)| state.marks.get(partition).copied().unwrap_or(0) >= *filed)
+    }
+
+    fn tell_lag(&self, feed: &Feed, view: &ArchiveView) {
+        let state = self.state.borrow();
+        let behind =
+            |(partition, end): (u32, u64)| end.saturating_sub(state.marks.get(&partition).copied().unwrap_or(0));
+        let behind: u64 = view.ends().into_iter().map(behind).sum();
+        gauge!("sendtrail_clickhouse_lag_rows", "table" => feed.table).set(behind as f64);
+    }
+
     fn failure(&self) -> Option<String> {
         self.state.borrow().failure.clone()
     }
@@ -156,8 +179,9 @@ impl ClickHouseSink {
             counter!("sendtrail_clickhouse_failures_total", "table" => feed.table).increment(1);
             tracing::warn!(table = feed.table, %error, "rows do not get into ClickHouse; they are kept, and tried again");
             progress.state.send_modify(|state| {
-                *state = State { failure: Some(error.to_string()), ..State::default() };
+                (state.whole_since, state.failure) = (None, Some(error.to_string()));
             });
+            progress.tell_lag(feed, &cell.load());
             backoff = if begun.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (backoff * 2).min(BACKOFF.1) };
             tokio::select! {
                 () = tokio::time::sleep(backoff) => {}
@@ -173,7 +197,7 @@ impl ClickHouseSink {
         cell: &Arc<ArchiveCell>,
         progress: &Arc<Progress>,
     ) -> Result<Infallible, Error> {
-        let meta = read_meta(&self.client).await?;
+        let meta = within(self.options.timeout, read_meta(&self.client)).await?;
         std::fs::create_dir_all(&self.claims)
             .map_err(|cause| Error::Io { what: format!("create {}", self.claims.display()), cause })?;
         let store: Arc<dyn ObjectStore> = Arc::new(DurableFileSystem::relative(&self.claims)?);
@@ -186,7 +210,7 @@ impl ClickHouseSink {
                 client: self.client.clone(),
                 claims: claims::Claims::new(store.clone(), meta.database_id, feed.table, number),
                 clock: self.clock.clone(),
-                retention_days: meta.retention_days,
+                database_id: meta.database_id,
                 progress: progress.clone(),
                 options: self.options.clone(),
             };
@@ -194,5 +218,13 @@ impl ClickHouseSink {
         });
         let (failed, _, _) = futures::future::select_all(lanes).await;
         failed
+    }
+}
+
+/// What a request gives, unless nobody answers in time.
+async fn within<T, E: Into<Error>>(timeout: Duration, request: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    match tokio::time::timeout(timeout, request).await {
+        Ok(outcome) => outcome.map_err(Into::into),
+        Err(_) => Err(clickhouse::error::Error::TimedOut.into()),
     }
 }

@@ -41,15 +41,20 @@ pub static ATTEMPTS: Feed =
 const PARTITION: &str = "partition";
 
 impl Feed {
-    /// The rows of some ranges, in ClickHouse's columns. Blocks.
+    /// The rows of some ranges, in ClickHouse's columns; `None` when they are more than so many bytes. Blocks.
     ///
     /// # Errors
     /// [`Error::Missing`] when the view lacks some of them; [`Error::Parquet`], [`Error::Io`].
-    pub fn fetch(&self, view: &ArchiveView, ranges: &Ranges) -> Result<RecordBatch, Error> {
+    pub fn fetch(&self, view: &ArchiveView, ranges: &Ranges, bytes: usize) -> Result<Option<RecordBatch>, Error> {
+        let too_large =
+            |found: &[RecordBatch]| found.iter().map(RecordBatch::get_array_memory_size).sum::<usize>() > bytes;
         let mut found = Vec::new();
         if ranges.iter().any(|(partition, (from, _))| *from < view.filed.get(partition).copied().unwrap_or(0)) {
             for file in view.files.iter() {
                 self.read(&view.root, file, ranges, &mut found)?;
+                if too_large(&found) {
+                    return Ok(None);
+                }
             }
         }
         for batch in &view.tail {
@@ -72,7 +77,10 @@ impl Feed {
             let what = self.layout.name;
             return Err(Error::Missing(format!("the archive has {there} of {asked} {what} numbered {ranges:?}")));
         }
-        Ok((self.convert)(&concat_batches(&(self.layout.schema)(), &found)?)?)
+        if too_large(&found) {
+            return Ok(None);
+        }
+        Ok(Some((self.convert)(&concat_batches(&(self.layout.schema)(), &found)?)?))
     }
 
     /// Which rows are in some ranges.
@@ -99,20 +107,22 @@ impl Feed {
     ) -> Result<(), Error> {
         let reader = open(root, file)?;
         let schema = reader.parquet_schema();
-        let hull = (
-            ranges.values().map(|(from, _)| *from).min().unwrap_or(0) as i64,
-            ranges.values().map(|(_, to)| *to).max().unwrap_or(0) as i64,
-        );
-        let number = schema.columns().iter().position(|column| column.name() == self.number);
+        let place = |name: &str| schema.columns().iter().position(|column| column.name() == name);
+        let places = [place(PARTITION), place(self.number)];
         let may_hold = |group: &usize| {
-            let column = number.map(|at| reader.metadata().row_group(*group).column(at));
-            match column.and_then(|column| column.statistics()) {
-                Some(Statistics::Int64(bounds)) => {
-                    bounds.min_opt().is_none_or(|min| *min < hull.1)
-                        && bounds.max_opt().is_none_or(|max| *max >= hull.0)
-                }
-                _ => true,
-            }
+            let bounds =
+                places.map(|at| match at.and_then(|at| reader.metadata().row_group(*group).column(at).statistics()) {
+                    Some(Statistics::Int64(of)) => (of.min_opt().copied(), of.max_opt().copied()),
+                    _ => (None, None),
+                });
+            let meets = |(least, greatest): (Option<i64>, Option<i64>), from: u64, last: u64| {
+                least.is_none_or(|least| least as u64 <= last)
+                    && greatest.is_none_or(|greatest| greatest as u64 >= from)
+            };
+            ranges.iter().any(|(partition, (from, to))| {
+                let partition = u64::from(*partition);
+                meets(bounds[0], partition, partition) && meets(bounds[1], *from, to.saturating_sub(1))
+            })
         };
         let groups: Vec<usize> = (0..reader.metadata().num_row_groups()).filter(may_hold).collect();
         if groups.is_empty() {
@@ -128,7 +138,8 @@ impl Feed {
         Ok(())
     }
 
-    /// The least number of each partition that a view has: of attempts, what came before was never archived. Blocks.
+    /// The least number of each partition that a view has, or will have: of attempts, what came before was never archived.
+    /// Blocks.
     ///
     /// # Errors
     /// [`Error::Parquet`], [`Error::Io`].
@@ -152,6 +163,9 @@ impl Feed {
         }
         for (partition, (least, _)) in view.tail.iter().flat_map(|batch| &*batch.numbers) {
             note(*partition, *least);
+        }
+        for (partition, next) in view.filed.iter() {
+            first.entry(*partition).or_insert(*next);
         }
         Ok(first)
     }

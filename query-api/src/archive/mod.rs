@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
+use datafusion::arrow::compute::min;
 use datafusion::arrow::datatypes::TimestampMicrosecondType;
 use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
@@ -34,21 +35,36 @@ const FIRST_FILES: usize = 4;
 /// Which events are asked for.
 #[derive(Clone, Copy, Debug)]
 pub enum Part {
-    /// All: files and tail.
+    /// All.
     All,
-    /// Those received before a UTC day, which are all in files.
+    /// Those received before a UTC day.
     Before(Day),
 }
 
 impl Part {
-    fn has_tail(self) -> bool {
-        matches!(self, Self::All)
-    }
-
     fn has(self, file: &ArchivedFile) -> bool {
         match self {
             Self::All => true,
             Self::Before(day) => file.day < day,
+        }
+    }
+
+    /// What may be in it of a view's tail.
+    fn of_tail(self, view: &ArchiveView) -> Vec<RecordBatch> {
+        let tail = view.tail.iter().map(|batch| &batch.rows);
+        let Self::Before(day) = self else { return tail.cloned().collect() };
+        let before = |rows: &&RecordBatch| {
+            let received = rows.column_by_name("received_at");
+            let received = received.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+            received.and_then(min).is_none_or(|first| Millis(first.div_euclid(1_000)).day() < day)
+        };
+        tail.filter(before).cloned().collect()
+    }
+
+    fn predicate(self) -> Option<Expr> {
+        match self {
+            Self::All => None,
+            Self::Before(day) => Some(col("received_at").lt(time(Millis::of_day(day)))),
         }
     }
 }
@@ -74,9 +90,13 @@ impl DataFusionAnalytics {
         Self { context, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
     }
 
-    /// A table of some files, with the tail or without.
-    fn table(&self, view: &Arc<ArchiveView>, files: Vec<provider::Chosen>, tail: bool) -> Result<DataFrame, Error> {
-        let tail = view.tail.iter().filter(|_| tail).map(|batch| batch.rows.clone()).collect();
+    /// A table of some files and some of the tail.
+    fn table(
+        &self,
+        view: &Arc<ArchiveView>,
+        files: Vec<provider::Chosen>,
+        tail: Vec<RecordBatch>,
+    ) -> Result<DataFrame, Error> {
         let table = EventsTable::new(view.root.clone(), files, tail);
         Ok(self.context.read_table(Arc::new(table))?)
     }
@@ -106,18 +126,19 @@ impl DataFusionAnalytics {
         chosen.map_err(|cause| Error::Port(cause.to_string()))?
     }
 
-    /// The newest matching events of some files, and of the tail if asked for.
+    /// The newest matching events of some files and some of the tail.
     async fn round(
         &self,
         view: &Arc<ArchiveView>,
         files: Vec<provider::Chosen>,
-        tail: bool,
+        tail: Vec<RecordBatch>,
         query: &EventQuery,
+        part: Part,
     ) -> Result<Vec<Event>, Error> {
         let newest_first = ["occurred_at", "event_id", "partition", "seq"].map(|name| col(name).sort(false, false));
         let rows = self
             .table(view, files, tail)?
-            .filter(predicate(query))?
+            .filter(predicate(query, part))?
             .sort(newest_first.to_vec())?
             .limit(0, Some(query.limit))?;
         let mut events = Vec::new();
@@ -134,19 +155,19 @@ impl DataFusionAnalytics {
     pub async fn events_in(&self, query: EventQuery, part: Part) -> Result<Vec<Event>, Error> {
         let view = self.cell.load();
         let mut rest = self.choose(&view, &query, part).await?;
-        if rest.is_empty() && !part.has_tail() {
+        let mut tail = part.of_tail(&view);
+        if rest.is_empty() && tail.is_empty() {
             return Ok(Vec::new());
         }
         // Files are taken newest first, a few at a time, until the page cannot change any more.
         let mut page: Vec<Event> = Vec::new();
-        let (mut tail, mut count) =
-            (part.has_tail(), if query.message_id.is_some() { usize::MAX } else { FIRST_FILES });
+        let mut count = if query.message_id.is_some() { usize::MAX } else { FIRST_FILES };
         loop {
             let next: Vec<_> = rest.drain(..count.min(rest.len())).collect();
-            page.extend(self.round(&view, next, tail, &query).await?);
+            page.extend(self.round(&view, next, std::mem::take(&mut tail), &query, part).await?);
             page.sort_by_cached_key(|event| std::cmp::Reverse(Position::of(event)));
             page.truncate(query.limit);
-            (tail, count) = (false, count.saturating_mul(2));
+            count = count.saturating_mul(2);
             let oldest = page.last().filter(|_| page.len() == query.limit).map(Event::occurred);
             if let Some(oldest) = oldest {
                 rest.retain(|chosen| chosen.file.occurred.1 >= oldest);
@@ -171,7 +192,8 @@ impl DataFusionAnalytics {
         let view = self.cell.load();
         let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, 0) };
         let files = self.choose(&view, &query, part).await?;
-        if files.is_empty() && !part.has_tail() {
+        let tail = part.of_tail(&view);
+        if files.is_empty() && tail.is_empty() {
             return Ok(Vec::new());
         }
         let columns = [
@@ -185,7 +207,7 @@ impl DataFusionAnalytics {
             "tags",
             "bounce",
         ];
-        let rows = self.table(&view, files, part.has_tail())?.filter(predicate(&query))?.select_columns(&columns)?;
+        let rows = self.table(&view, files, tail)?.filter(predicate(&query, part))?.select_columns(&columns)?;
         let mut stream = rows.execute_stream().await?;
         let mut sums: HashMap<(Hour, u128), Rollup> = HashMap::new();
         while let Some(batch) = stream.next().await {
@@ -211,8 +233,9 @@ fn time(millis: Millis) -> Expr {
 }
 
 /// What a row must be to be on the page.
-fn predicate(query: &EventQuery) -> Expr {
+fn predicate(query: &EventQuery, part: Part) -> Expr {
     let mut all = vec![col("account_id").eq(lit(query.account.to_string()))];
+    all.extend(part.predicate());
     all.extend(query.from.map(|from| col("occurred_at").gt_eq(time(from))));
     all.extend(query.to.map(|to| col("occurred_at").lt(time(to))));
     if !query.kinds.is_empty() {
