@@ -292,6 +292,61 @@ async fn what_is_cut_off_is_answered_by_the_archive_and_made_up_for() {
     audit(&direct, "deliveries").await;
 }
 
+/// Also while events never cease, and while one lane has nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_steady_traffic_clickhouse_answers_with_what_was_just_acknowledged() {
+    let Some((server, _proxy, direct)) = with_line(Fallback::Refuse).await else { return };
+    let partner = server.partner("steady").await;
+    let (done, mut told) = (std::sync::atomic::AtomicBool::new(false), 0);
+    let other = server.partner("busy").await;
+    let traffic = async {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            other.stream(&[other.event("Send"), other.event("Open")]).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reader = async {
+        for day in 0..3 {
+            let partner = partner.at(noon().plus(day * DAY));
+            for _ in 0..5 {
+                partner.stream(&["Delivery", "Send"].map(|kind| event(kind, &format!("steady-{told}")))).await;
+                told += 2;
+                let events = partner.get("/events?limit=1000").await;
+                assert_eq!(events["events"].as_array().unwrap().len(), told, "day {day}");
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    tokio::join!(traffic, reader);
+    audit(&direct, "events").await;
+}
+
+#[tokio::test]
+async fn months_of_a_quiet_account_are_one_insert() {
+    let mut there = true;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        there = use_clickhouse(config);
+        config.clickhouse.url = String::new();
+    })
+    .await;
+    if !there {
+        return;
+    }
+    let partner = server.partner("quiet").await;
+    for day in 0..130 {
+        partner.at(noon().plus(day * DAY)).stream(&[event("Send", &format!("m{day}"))]).await;
+    }
+    let mut stopped = server.stop().await;
+    use_clickhouse(&mut stopped.config);
+    let client = client(&stopped.config);
+    migrate(&client, &sendtrail::clickhouse::wanted(&stopped.config, false)).await.unwrap();
+    let server = stopped.start().await;
+    let partner = partner.on(&server).at(noon().plus(130 * DAY));
+    assert_eq!(partner.get("/stats?days=200").await["totals"]["sends"], 130);
+    assert_eq!(audit(&client, "events").await, 130);
+}
+
 #[tokio::test]
 async fn without_a_fallback_it_is_503_and_health_says_so() {
     let Some((server, proxy, _)) = with_line(Fallback::Refuse).await else { return };

@@ -81,10 +81,11 @@ impl ClickHouseHandle {
     /// Waits, at most for `patience`, until ClickHouse has a partition's events before a number; whether it has.
     pub async fn has(&self, partition: u32, next: u64, patience: Duration) -> bool {
         let mut state = self.events.state.subscribe();
-        let there =
-            |state: &State| state.whole_since.is_some() && state.marks.get(&partition).copied().unwrap_or(0) >= next;
-        // While it fails nobody should wait.
-        let decided = |state: &State| there(state) || state.failure.is_some();
+        let mark = |state: &State| state.marks.get(&partition).copied().unwrap_or(0);
+        let there = |state: &State| state.failure.is_none() && state.whole_since.is_some() && mark(state) >= next;
+        // While it fails, or is filled, nobody should wait.
+        let is_far = |state: &State| !state.marks.is_empty() && mark(state) + FAR < next;
+        let decided = |state: &State| there(state) || state.failure.is_some() || is_far(state);
         if !decided(&state.borrow()) {
             self.events.asked.send_modify(|count| *count += 1);
         }
