@@ -203,6 +203,19 @@ async fn every_route_answers_the_same_from_both() {
     let server = stopped.start().await;
     let seamless = caught_up(&partner.on(&server).at(noon().plus(2 * DAY))).await;
     assert_same(&seamless, &from_archive);
+
+    // Not even the last day: what came just now is in no file yet, and not where ClickHouse is asked.
+    let stopped = server.stop().await;
+    client.query("ALTER TABLE events DROP PARTITION '2026-05-03'").execute().await.unwrap();
+    let server = stopped.start().await;
+    let partner = partner.on(&server).at(noon().plus(2 * DAY));
+    let nothing = caught_up(&partner).await;
+    assert_same(&nothing, &from_archive);
+    for n in 0..20 {
+        partner.stream(&[event("Send", &format!("late-{n}"))]).await;
+        let found = partner.get(&format!("/events?message_id=late-{n}")).await;
+        assert_eq!(found["events"].as_array().unwrap().len(), 1, "{n}");
+    }
 }
 
 /// The answers once ClickHouse gives them.
@@ -363,6 +376,45 @@ async fn without_a_fallback_it_is_503_and_health_says_so() {
         reply.status == 503 && reply.json()["checks"]["clickhouse"] != "ok"
     })
     .await;
+}
+
+#[tokio::test]
+async fn one_that_does_not_answer_is_waited_for_once() {
+    let Some((server, proxy)) = with_silence().await else { return };
+    let partner = server.partner("silent").await;
+    partner.stream(&[partner.event("Send")]).await;
+    let stats = async || partner.call(Method::GET, "/stats", &[], "").await;
+    eventually("ClickHouse answers", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
+    proxy.set(Line::Silent);
+    // Each would take two seconds if it asked.
+    let twenty = async {
+        for _ in 0..20 {
+            let reply = stats().await;
+            assert_eq!(reply.json()["totals"]["sends"], 1);
+            assert!(reply.headers.contains_key("sendtrail-as-of"));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), twenty).await.expect("only the first waits");
+    assert_ne!(server.admin.get("/health").await.unwrap()["checks"]["clickhouse"], "ok");
+    proxy.set(Line::Up);
+    partner.stream(&[partner.event("Send")]).await;
+    eventually("ClickHouse answers again", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
+    assert_eq!(stats().await.json()["totals"]["sends"], 2);
+}
+
+/// A server that waits two seconds for an answer of ClickHouse.
+async fn with_silence() -> Option<(Server, Proxy)> {
+    let proxy = Proxy::to(sendtrail_test_servers::clickhouse()?).await;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        use_clickhouse(config);
+        config.clickhouse.url = format!("http://{}", proxy.address);
+        config.clickhouse.fallback = Fallback::Archive;
+        config.clickhouse.insert_timeout_ms = 3_000;
+        config.query.timeout_ms = 2_000;
+    })
+    .await;
+    Some((server, proxy))
 }
 
 #[tokio::test]

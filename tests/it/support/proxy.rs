@@ -17,6 +17,8 @@ pub enum Line {
     Down = 1,
     /// What is asked arrives and is done, but the answer does not come back.
     Mute = 2,
+    /// What is asked never arrives, and nobody says so.
+    Silent = 3,
 }
 
 pub struct Proxy {
@@ -61,6 +63,7 @@ async fn pass(mut client: TcpStream, server: String, line: Arc<AtomicU8>) {
     loop {
         let passed = tokio::select! {
             read = client.read(&mut from_client) => match read {
+                Ok(1..) if line.load(Ordering::SeqCst) == Line::Silent as u8 => Ok(()),
                 Ok(count @ 1..) => server.write_all(&from_client[..count]).await,
                 _ => return,
             },
