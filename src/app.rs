@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::clickhouse::Client;
 use anyhow::Context;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
@@ -13,12 +12,11 @@ use rand::Rng;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
-use sendtrail_processor::clickhouse::{ClickHouseHandle, ClickHouseSink};
 use sendtrail_processor::core::step::LOGIC_VERSION;
 use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
 use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
 use sendtrail_processor::{Partition, PartitionHandle, Projections, Sink, SinkHandle, SinkOptions, Store, Views};
-use sendtrail_query_api::{ClickHouseAnalytics, DataFusionAnalytics, Preferred, Query, Source};
+use sendtrail_query_api::{DataFusionAnalytics, Query, Source};
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::record::Settings;
@@ -30,10 +28,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backbone::Backbone;
 use crate::clickhouse;
-use crate::config::{Config, Fallback};
+use crate::config::Config;
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, admin_key, vault};
-use crate::ports::{ClickHouseReplica, DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
+use crate::ports::{DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
 use crate::server::{Server, ServerOptions};
 use crate::telemetry;
 
@@ -179,23 +177,9 @@ impl App {
         }
 
         let archive = Arc::new(DataFusionAnalytics::new(cell.clone(), config.query.cache_bytes, config.query.threads));
-        let (clickhouse, preferred) = match clickhouse::client(&config.clickhouse) {
-            None => (None, None),
-            Some(client) => {
-                let sink = ClickHouseSink {
-                    client: client.clone(),
-                    events: cell.clone(),
-                    attempts: attempts_cell,
-                    claims: data.join("clickhouse-claims"),
-                    clock: shared.clock.clone(),
-                    options: clickhouse::options(&config.clickhouse),
-                };
-                let (handle, running) = sink.start(edges.clone());
-                edge_tasks.spawn(running);
-                let preferred = prefer(config, client, handle.clone(), &cell, archive.clone());
-                (Some((handle, !preferred.fall_back)), Some(preferred))
-            }
-        };
+        let cells = clickhouse::Cells { events: cell.clone(), attempts: attempts_cell };
+        let clickhouse = clickhouse::start(config, &cells, &archive, &shared.clock, &edges, &mut edge_tasks);
+        let (clickhouse, preferred) = clickhouse.unzip();
 
         let ingest = Ingest::new(sendtrail_ingest::Parts {
             log: shared.log.clone(),
@@ -290,28 +274,6 @@ impl App {
         // It holds the log, and with it the folder's lock.
         let _ = watchdog.await;
         tracing::info!("stopped");
-    }
-}
-
-/// ClickHouse as what queries ask first.
-fn prefer(
-    config: &Config,
-    client: Client,
-    sink: ClickHouseHandle,
-    cell: &Arc<ArchiveCell>,
-    archive: Arc<DataFusionAnalytics>,
-) -> Preferred {
-    let replica = Arc::new(ClickHouseReplica {
-        sink,
-        cell: cell.clone(),
-        partitions: config.log.partitions,
-        patience: Duration::from_millis(config.clickhouse.max_wait_ms),
-    });
-    let analytics = Arc::new(ClickHouseAnalytics::new(client, archive, replica.clone(), clickhouse::bounds(config)));
-    Preferred {
-        source: Source { rollups: analytics.clone(), analytics },
-        replica,
-        fall_back: config.clickhouse.fallback == Fallback::Archive,
     }
 }
 

@@ -1,12 +1,18 @@
-//! ClickHouse as the settings name it.
+//! ClickHouse as the settings name it: the sink into it, and what queries ask first.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::{Client, Compression};
-use sendtrail_processor::clickhouse::{ClickHouseOptions, Wanted};
-use sendtrail_query_api::ClickHouseBounds;
+use sendtrail_eventlog::Clock;
+use sendtrail_processor::clickhouse::{ClickHouseHandle, ClickHouseOptions, ClickHouseSink, Wanted};
+use sendtrail_query_api::{ClickHouseAnalytics, ClickHouseBounds, DataFusionAnalytics, Preferred, Source};
+use sendtrail_schemas::archive::ArchiveCell;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::config::{ClickHouse, Config};
+use crate::config::{ClickHouse, Config, Fallback};
+use crate::ports::ClickHouseReplica;
 
 /// A client of it; `None` when there is none.
 pub fn client(config: &ClickHouse) -> Option<Client> {
@@ -22,7 +28,7 @@ pub fn client(config: &ClickHouse) -> Option<Client> {
 }
 
 /// How the sink inserts.
-pub fn options(config: &ClickHouse) -> ClickHouseOptions {
+fn options(config: &ClickHouse) -> ClickHouseOptions {
     ClickHouseOptions {
         batch_rows: config.batch_rows,
         flush_every: Duration::from_millis(config.flush_ms),
@@ -31,7 +37,7 @@ pub fn options(config: &ClickHouse) -> ClickHouseOptions {
 }
 
 /// What queries may use.
-pub fn bounds(config: &Config) -> ClickHouseBounds {
+fn bounds(config: &Config) -> ClickHouseBounds {
     ClickHouseBounds {
         // It gives up before we do: whoever does not answer at all is told from what takes too long.
         time: Duration::from_millis(config.query.timeout_ms).mul_f64(0.9),
@@ -50,4 +56,44 @@ pub fn wanted(config: &Config, recreate: bool) -> Wanted {
         retention_days: if config.log.simulated { 0 } else { config.clickhouse.retention_days },
         recreate,
     }
+}
+
+/// What there is to read of the archive.
+pub struct Cells {
+    /// Of events.
+    pub events: Arc<ArchiveCell>,
+    /// Of attempts.
+    pub attempts: Arc<ArchiveCell>,
+}
+
+/// Starts the sink, if there is a ClickHouse: for health, with whether answers depend on it, and for queries.
+pub fn start(
+    config: &Config,
+    cells: &Cells,
+    archive: &Arc<DataFusionAnalytics>,
+    clock: &Clock,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> Option<((ClickHouseHandle, bool), Preferred)> {
+    let client = client(&config.clickhouse)?;
+    let sink = ClickHouseSink {
+        client: client.clone(),
+        events: cells.events.clone(),
+        attempts: cells.attempts.clone(),
+        claims: config.data.dir.join("clickhouse-claims"),
+        clock: clock.clone(),
+        options: options(&config.clickhouse),
+    };
+    let (sink, running) = sink.start(stop.clone());
+    tasks.spawn(running);
+    let replica = Arc::new(ClickHouseReplica {
+        sink: sink.clone(),
+        cell: cells.events.clone(),
+        partitions: config.log.partitions,
+        patience: Duration::from_millis(config.clickhouse.max_wait_ms),
+    });
+    let analytics = Arc::new(ClickHouseAnalytics::new(client, archive.clone(), replica.clone(), bounds(config)));
+    let fall_back = config.clickhouse.fallback == Fallback::Archive;
+    let preferred = Preferred { source: Source { rollups: analytics.clone(), analytics }, replica, fall_back };
+    Some(((sink, !fall_back), preferred))
 }

@@ -16,6 +16,17 @@ fn count() -> usize {
     std::env::var("SENDTRAIL_TEST_EVENTS").ok().and_then(|count| count.parse().ok()).unwrap_or(60_000)
 }
 
+/// A server in simulated time that answers from ClickHouse; none where there is no ClickHouse.
+async fn with_clickhouse(change: impl FnOnce(&mut Config)) -> Option<Server> {
+    sendtrail_test_servers::clickhouse()?;
+    let start = Server::start_with(|config| {
+        config.log.simulated = true;
+        use_clickhouse(config);
+        change(config);
+    });
+    Some(start.await)
+}
+
 fn client(config: &Config) -> Client {
     sendtrail::clickhouse::client(&config.clickhouse).unwrap()
 }
@@ -160,15 +171,9 @@ async fn audit(client: &Client, table: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_route_answers_the_same_from_both() {
-    let mut there = true;
-    let server = Server::start_with(|config| {
-        config.log.simulated = true;
-        there = use_clickhouse(config);
-    })
-    .await;
-    if !there {
+    let Some(server) = with_clickhouse(|_| {}).await else {
         return;
-    }
+    };
     let partner = server.partner("both").await;
     partner.set(json!({"name": "set-0"})).await;
     let other = server.partner("other").await;
@@ -336,16 +341,13 @@ async fn under_steady_traffic_clickhouse_answers_with_what_was_just_acknowledged
 
 #[tokio::test]
 async fn months_of_a_quiet_account_are_one_insert() {
-    let mut there = true;
-    let server = Server::start_with(|config| {
-        config.log.simulated = true;
-        there = use_clickhouse(config);
+    let Some(server) = with_clickhouse(|config| {
         config.clickhouse.url = String::new();
     })
-    .await;
-    if !there {
+    .await
+    else {
         return;
-    }
+    };
     let partner = server.partner("quiet").await;
     for day in 0..130 {
         partner.at(noon().plus(day * DAY)).stream(&[event("Send", &format!("m{day}"))]).await;
@@ -419,16 +421,14 @@ async fn with_silence() -> Option<(Server, Proxy)> {
 
 #[tokio::test]
 async fn a_query_that_takes_too_much_is_refused_and_not_tried_elsewhere() {
-    let mut there = true;
-    let server = Server::start_with(|config| {
-        there = use_clickhouse(config);
+    let Some(server) = with_clickhouse(|config| {
         config.clickhouse.fallback = Fallback::Archive;
         config.clickhouse.max_query_rows = 1;
     })
-    .await;
-    if !there {
+    .await
+    else {
         return;
-    }
+    };
     let partner = server.partner("greedy").await;
     partner.stream(&(0..50).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
     eventually("ClickHouse is asked", async || {
@@ -440,15 +440,9 @@ async fn a_query_that_takes_too_much_is_refused_and_not_tried_elsewhere() {
 
 #[tokio::test]
 async fn migrations_repeat_and_a_database_of_another_is_left_alone() {
-    let mut there = true;
-    let server = Server::start_with(|config| {
-        config.log.simulated = true;
-        there = use_clickhouse(config);
-    })
-    .await;
-    if !there {
+    let Some(server) = with_clickhouse(|_| {}).await else {
         return;
-    }
+    };
     let partner = server.partner("tables").await;
     let config = server.config.clone();
     let client = client(&config);
