@@ -19,6 +19,15 @@ pub use sink::{Sink, SinkHandle, SinkOptions};
 pub use store::{Store, Writes};
 pub use views::Views;
 
+/// Does what blocks beside the runtime's workers; `what` is told when it panics.
+pub(crate) async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|cause| Error::Io { what: what.into(), cause: cause.into() })?.map_err(Into::into)
+}
+
 /// What can go wrong around the core.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

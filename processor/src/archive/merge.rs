@@ -26,7 +26,7 @@ struct Cursor {
 
 impl Cursor {
     fn open(layout: &Layout, root: &Path, file: &ArchivedFile) -> Result<Option<Self>, Error> {
-        let reader = open(root, file)?;
+        let reader = read_all(root, file)?;
         let schema = (layout.schema)();
         let mut cursor = Self { reader, batch: RecordBatch::new_empty(schema), row: 0 };
         Ok(cursor.refill()?.then_some(cursor))
@@ -51,11 +51,20 @@ impl Cursor {
     }
 }
 
-fn open(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReader, Error> {
+/// A file, to be read by whoever says what of it.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Parquet`].
+pub fn open(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReaderBuilder<File>, Error> {
     let path = root.join(&file.path);
     let io = |cause| Error::Io { what: format!("open {}", path.display()), cause };
     let open = File::open(&path).map_err(io)?;
-    Ok(ParquetRecordBatchReaderBuilder::try_new(open)?.with_batch_size(READ_ROWS).build()?)
+    Ok(ParquetRecordBatchReaderBuilder::try_new(open)?)
+}
+
+/// All of a file.
+fn read_all(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReader, Error> {
+    Ok(open(root, file)?.with_batch_size(READ_ROWS).build()?)
 }
 
 /// The rows of a file, in order.
@@ -67,7 +76,7 @@ pub fn read_file(
     root: &Path,
     file: &ArchivedFile,
 ) -> Result<impl Iterator<Item = Result<RecordBatch, Error>> + use<>, Error> {
-    Ok(open(root, file)?.map(|batch| conform(&batch?, (layout.schema)())))
+    Ok(read_all(root, file)?.map(|batch| conform(&batch?, (layout.schema)())))
 }
 
 /// A batch of an older file in today's columns: those it lacks are null.

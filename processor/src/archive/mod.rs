@@ -15,7 +15,7 @@ pub use table::Table;
 pub use upkeep::{Upkeep, UpkeepOptions};
 
 pub(crate) use durable::DurableFileSystem;
-pub(crate) use merge::conform;
+pub(crate) use merge::{conform, open};
 pub(crate) use upkeep::fresh_name;
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::layout::Layout;
 use super::merge::merge;
 use super::parquet_file::{SortedFile, path};
 use super::table::Table;
-use crate::Error;
+use crate::{Error, blocking};
 
 /// Files of one size that are merged together.
 const FAN_IN: usize = 8;
@@ -91,10 +91,8 @@ impl Upkeep {
             let Some(chosen) = choose(&files, self.clock.now().day()) else { return Ok(merges) };
             let merged = {
                 let chosen = chosen.clone();
-                tokio::task::spawn_blocking(move || merge_into_one(layout, &root, &chosen)).await
+                blocking("merge", move || merge_into_one(layout, &root, &chosen)).await?
             };
-            let merged =
-                merged.map_err(|cause| Error::Io { what: "merge".into(), cause: std::io::Error::other(cause) })??;
             counter!("sendtrail_archive_merges_total", "table" => of).increment(1);
             counter!("sendtrail_archive_merged_rows_total", "table" => of).increment(merged.rows);
             tracing::debug!(files = chosen.len(), rows = merged.rows, path = merged.path, "merged archive files");
@@ -117,9 +115,7 @@ impl Upkeep {
             (table.root().to_owned(), known)
         };
         let age = self.options.vacuum_after;
-        let deleted = tokio::task::spawn_blocking(move || delete_unknown(&root, &known, age)).await;
-        let deleted =
-            deleted.map_err(|cause| Error::Io { what: "vacuum".into(), cause: std::io::Error::other(cause) })??;
+        let deleted = blocking("vacuum", move || delete_unknown(&root, &known, age)).await?;
         counter!("sendtrail_archive_vacuumed_files_total").increment(deleted as u64);
         Ok(deleted)
     }

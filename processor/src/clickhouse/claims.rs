@@ -49,7 +49,7 @@ pub struct Claims {
     store: Arc<dyn ObjectStore>,
     folder: Path,
     /// What tells this lane's inserts from others'.
-    pub name: String,
+    name: String,
 }
 
 impl Claims {

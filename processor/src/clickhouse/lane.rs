@@ -21,10 +21,12 @@ use super::claims::{Claim, Claims, Ranges};
 use super::meta::read_meta;
 use super::rows::Feed;
 use super::{ClickHouseOptions, Marks, Progress, within};
-use crate::Error;
+use crate::{Error, blocking};
 
 /// Bytes of one insert: rows of large bodies make smaller inserts.
 const BATCH_BYTES: usize = 128 << 20;
+/// What is being done when rows cannot be had.
+const READ: &str = "read the archive";
 /// How soon after an insert a reader who waits gets the next.
 const AT_ONCE: Duration = Duration::from_millis(100);
 /// How often it is looked what days ClickHouse has.
@@ -73,8 +75,10 @@ impl Lane {
         loop {
             let begun = Instant::now();
             let view = self.cell.load();
-            let ranges = self.plan(&view, &marks);
+            self.progress.tell_lag(self.feed, &view);
+            let mut ranges = self.open(&view, &marks);
             if !ranges.is_empty() {
+                share(&mut ranges, self.options.batch_rows as u64);
                 let (ranges, rows) = self.fetch(&view, ranges).await?;
                 let claim = Claim { number: next, ranges, before: marks, first: first.clone() };
                 self.claims.make(&claim).await?;
@@ -82,7 +86,7 @@ impl Lane {
                 self.claims.done(&claim).await?;
                 (next, marks) = (next + 1, claim.after());
                 self.show(&marks);
-                if !self.plan(&view, &marks).is_empty() {
+                if !self.open(&view, &marks).is_empty() {
                     continue;
                 }
             }
@@ -110,7 +114,7 @@ impl Lane {
             }
             let mut first = if self.feed.layout.begins_anywhere {
                 let feed = self.feed;
-                blocking(move || feed.first(&view)).await?
+                blocking(READ, move || feed.first(&view)).await?
             } else {
                 Marks::new()
             };
@@ -130,7 +134,7 @@ impl Lane {
             view = self.cell.load();
         }
         let (feed, ranges) = (self.feed, last.ranges.clone());
-        let rows = blocking(move || feed.fetch(&view, &ranges, usize::MAX)).await?;
+        let rows = blocking(READ, move || feed.fetch(&view, &ranges, usize::MAX)).await?;
         let rows = rows.ok_or_else(|| Error::Missing("an insert without bounds was too large".into()))?;
         self.insert(&last, &rows).await?;
         self.claims.done(&last).await?;
@@ -180,9 +184,8 @@ impl Lane {
         partition % self.count == self.number
     }
 
-    /// What to insert next: of each partition what there is, in shares where there is too much.
-    fn plan(&self, view: &ArchiveView, marks: &Marks) -> Ranges {
-        self.progress.tell_lag(self.feed, view);
+    /// What is to be inserted yet.
+    fn open(&self, view: &ArchiveView, marks: &Marks) -> Ranges {
         let mut open = Ranges::new();
         for (partition, end) in view.ends() {
             let mark = marks.get(&partition).copied().unwrap_or(0);
@@ -190,7 +193,6 @@ impl Lane {
                 open.insert(partition, (mark, end));
             }
         }
-        share(&mut open, self.options.batch_rows as u64);
         open
     }
 
@@ -200,7 +202,7 @@ impl Lane {
             let smallest = ranges.values().all(|(from, to)| to - from <= 1);
             let bytes = if smallest { usize::MAX } else { BATCH_BYTES };
             let (feed, view, asked) = (self.feed, view.clone(), ranges.clone());
-            if let Some(rows) = blocking(move || feed.fetch(&view, &asked, bytes)).await? {
+            if let Some(rows) = blocking(READ, move || feed.fetch(&view, &asked, bytes)).await? {
                 return Ok((ranges, rows));
             }
             ranges.values_mut().for_each(|(from, to)| *to = *from + (*to - *from).div_ceil(2));
@@ -214,7 +216,7 @@ impl Lane {
         let columns: Vec<String> = rows.schema().fields().iter().map(|field| format!("`{}`", field.name())).collect();
         let sql = format!("INSERT INTO {table} ({}) FORMAT {}", columns.join(", "), format::FORMAT);
         let sent = rows.clone();
-        let body = blocking(move || Ok(format::encode(&sent)?)).await?;
+        let body = blocking("encode rows", move || format::encode(&sent)).await?;
         // One block, so that the token stands for all of it.
         let mut insert = self
             .client
@@ -297,12 +299,6 @@ fn share(ranges: &mut Ranges, rows: u64) {
         left = left.saturating_sub(*length);
     }
     ranges.values_mut().for_each(|(from, to)| *to = (*to).min(from.saturating_add(most)));
-}
-
-/// Does what blocks beside the runtime's workers.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|cause| Error::Io { what: "read the archive".into(), cause: cause.into() })?
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clickhouse::Client;
+use sendtrail_schemas::clickhouse::is_code;
 use sendtrail_schemas::clickhouse::tables::{ALL, EXPIRING, META, MIGRATIONS, VERSION};
 use uuid::Uuid;
 
@@ -77,15 +78,10 @@ async fn notes(client: &Client) -> Result<Notes, Error> {
     let sql = "SELECT name, argMax(value, at) AS value FROM sendtrail_meta GROUP BY name";
     match client.query(sql).fetch_all::<(String, String)>().await {
         Ok(rows) => Ok(rows.into_iter().collect()),
-        Err(error) if is_code(&error, &[60, 81]) => Ok(Notes::new()),
+        // UNKNOWN_TABLE, UNKNOWN_DATABASE.
+        Err(clickhouse::error::Error::BadResponse(told)) if is_code(&told, &[60, 81]) => Ok(Notes::new()),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Whether ClickHouse answered with one of some codes of its own.
-fn is_code(error: &clickhouse::error::Error, codes: &[u32]) -> bool {
-    let clickhouse::error::Error::BadResponse(text) = error else { return false };
-    codes.iter().any(|code| text.contains(&format!("Code: {code}.")))
 }
 
 /// How tables are to be.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! It reads nothing but what readers see of the archive, and keeps nothing but claims: whatever happens, it begins again
-//! with the last claim, whose rows the archive still has, and whose token ClickHouse still knows.
+//! with the last claim. Unless that is known to be done it is inserted again: the archive still has its rows, and ClickHouse
+//! still knows its token.
 
 mod claims;
 mod lane;

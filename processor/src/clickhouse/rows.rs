@@ -1,6 +1,5 @@
 //! Rows by their numbers, from what readers see of the archive.
 
-use std::fs::File;
 use std::path::Path;
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
@@ -8,14 +7,14 @@ use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::Int64Type;
 use arrow::error::ArrowError;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowPredicateFn, ParquetRecordBatchReaderBuilder, RowFilter};
+use parquet::arrow::arrow_reader::{ArrowPredicateFn, RowFilter};
 use parquet::file::statistics::Statistics;
 use sendtrail_schemas::archive::{ArchiveView, ArchivedFile};
 use sendtrail_schemas::clickhouse;
 
 use super::claims::Ranges;
 use crate::Error;
-use crate::archive::{self, Layout, conform};
+use crate::archive::{self, Layout, conform, open};
 
 /// A table of ClickHouse and where its rows come from.
 #[derive(Clone, Copy)]
@@ -85,16 +84,20 @@ impl Feed {
 
     /// Which rows are in some ranges.
     fn wanted(&self, rows: &RecordBatch, ranges: &Ranges) -> Result<BooleanArray, ArrowError> {
+        let is_wanted = |(partition, number): (u32, u64)| {
+            Some(ranges.get(&partition).is_some_and(|(from, to)| (*from..*to).contains(&number)))
+        };
+        Ok(self.places(rows)?.map(is_wanted).collect())
+    }
+
+    /// The partition and the number of each row.
+    fn places<'a>(&self, rows: &'a RecordBatch) -> Result<impl Iterator<Item = (u32, u64)> + use<'a>, ArrowError> {
         let column = |name: &str| {
             let column = rows.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
             column.ok_or_else(|| ArrowError::SchemaError(format!("no column {name:?}")))
         };
         let (partitions, numbers) = (column(PARTITION)?.values(), column(self.number)?.values());
-        let is_wanted = |(partition, number): (&i64, &i64)| {
-            let range = ranges.get(&(*partition as u32));
-            Some(range.is_some_and(|(from, to)| (*from..*to).contains(&(*number as u64))))
-        };
-        Ok(partitions.iter().zip(numbers.iter()).map(is_wanted).collect())
+        Ok(partitions.iter().zip(numbers).map(|(partition, number)| (*partition as u32, *number as u64)))
     }
 
     /// Adds the rows of a file that are in some ranges; its other columns are read for those only.
@@ -153,12 +156,7 @@ impl Feed {
             let reader = open(&view.root, file)?;
             let narrow = ProjectionMask::columns(reader.parquet_schema(), [PARTITION, self.number]);
             for batch in reader.with_projection(narrow).build()? {
-                let batch = batch?;
-                let column = |name| batch.column_by_name(name).and_then(|of| of.as_primitive_opt::<Int64Type>());
-                let (Some(partitions), Some(numbers)) = (column(PARTITION), column(self.number)) else { continue };
-                for row in 0..batch.num_rows() {
-                    note(partitions.value(row) as u32, numbers.value(row) as u64);
-                }
+                self.places(&batch?)?.for_each(|(partition, number)| note(partition, number));
             }
         }
         for (partition, (least, _)) in view.tail.iter().flat_map(|batch| &*batch.numbers) {
@@ -169,10 +167,4 @@ impl Feed {
         }
         Ok(first)
     }
-}
-
-fn open(root: &Path, file: &ArchivedFile) -> Result<ParquetRecordBatchReaderBuilder<File>, Error> {
-    let path = root.join(&file.path);
-    let opened = File::open(&path).map_err(|cause| Error::Io { what: format!("open {}", path.display()), cause })?;
-    Ok(ParquetRecordBatchReaderBuilder::try_new(opened)?)
 }

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use simulator::{Mix, Simulator};
 
-use crate::{Error, Store};
+use crate::{Error, Store, blocking};
 
 /// Bytes of mail read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -118,9 +118,7 @@ impl Delivery {
             Some(mail::Body::Inline(content)) => Ok(content),
             Some(mail::Body::Blob(blob)) => {
                 let blobs = self.blobs.clone();
-                let read = tokio::task::spawn_blocking(move || blobs.get(&blob)).await;
-                let bytes = read
-                    .map_err(|cause| Error::Io { what: "read a blob".into(), cause: std::io::Error::other(cause) })??;
+                let bytes = blocking("read a blob", move || blobs.get(&blob)).await?;
                 Ok(mail::decode(&bytes)?)
             }
             None => Ok(MailContent::default()),
@@ -280,8 +278,7 @@ impl Running {
             let mut batch = self.of.store.database().batch().durability(Some(PersistMode::SyncAll));
             batch.insert(&self.marks, (self.of.partition as u16).to_be_bytes(), mark.to_be_bytes());
             // It waits for the device.
-            let made = tokio::task::spawn_blocking(move || batch.commit()).await;
-            made.map_err(|cause| Error::Io { what: "note delivery's mark".into(), cause: cause.into() })??;
+            blocking("note delivery's mark", move || batch.commit()).await?;
             self.of.retention.passed(Reader::Delivery, self.of.of(Topic::Mail), mark);
         }
         self.checkpointed = (Instant::now(), mark);

@@ -39,7 +39,7 @@ pub use client::{Answer, Poster, Reach, is_public};
 use crate::core::envelope::render;
 use crate::core::retry::timeout_millis;
 use crate::core::signature::{Signed, headers};
-use crate::{Error, Store};
+use crate::{Error, Store, blocking};
 use book::{Book, DeliveryKey, Marks, Waiting};
 use lane::{Job, Lane};
 use outcome::{Outcome, ended};
@@ -378,8 +378,7 @@ impl Running {
         if marks != self.marked {
             let book = self.book.clone();
             // It waits for the device.
-            let made = tokio::task::spawn_blocking(move || book.checkpoint(marks)).await;
-            made.map_err(|cause| Error::Io { what: "note the dispatcher's marks".into(), cause: cause.into() })??;
+            blocking("note the dispatcher's marks", move || book.checkpoint(marks)).await?;
             self.marked = marks;
         }
         self.checkpointed = Instant::now();

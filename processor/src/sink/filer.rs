@@ -10,8 +10,8 @@ use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, TailBatch};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 
-use crate::Error;
 use crate::archive::{Table, fresh_name, write_files};
+use crate::{Error, blocking};
 
 /// How long a table is left alone after a failure; the other's rows are filed meanwhile.
 const BACKOFF: Duration = Duration::from_secs(1);
@@ -205,8 +205,7 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
             let batches: Vec<_> = writing.batches.iter().map(|batch| batch.rows.clone()).collect();
             write_files(layout, &root, &fresh_name(), &batches)
         };
-        let written = tokio::task::spawn_blocking(write).await;
-        written.map_err(|cause| Error::Io { what: "write archive files".into(), cause: cause.into() })??
+        blocking("write archive files", write).await?
     };
     let mut table = table.lock_owned().await;
     if files.is_empty() {

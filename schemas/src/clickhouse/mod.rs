@@ -164,6 +164,11 @@ impl<'a> Blocks<'a> {
     }
 }
 
+/// Whether what ClickHouse says is one of some errors of its own, by their codes.
+pub fn is_code(told: &str, codes: &[u32]) -> bool {
+    codes.iter().any(|code| told.contains(&format!("Code: {code}.")))
+}
+
 /// The columns of `events` that are inserted.
 pub fn row_schema() -> SchemaRef {
     static SCHEMA: OnceLock<SchemaRef> = OnceLock::new();
