@@ -31,8 +31,9 @@ use crate::clickhouse;
 use crate::config::Config;
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, admin_key, vault};
-use crate::ports::{DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
+use crate::ports::{AppliedSources, DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
 use crate::server::{Server, ServerOptions};
+use crate::sources;
 use crate::telemetry;
 
 /// How often an event may wait before queries see it.
@@ -181,6 +182,7 @@ impl App {
         let clickhouse = clickhouse::start(config, &cells, &archive, &shared.clock, &edges, &mut edge_tasks);
         let (clickhouse, preferred) = clickhouse.unzip();
 
+        let sources = sources::sources(config);
         let ingest = Ingest::new(sendtrail_ingest::Parts {
             log: shared.log.clone(),
             replies: shared.replies.clone(),
@@ -191,6 +193,7 @@ impl App {
             clock: shared.clock.clone(),
             suppressions: Arc::new(SuppressionLists(shared.views.clone())),
             dead_letters: Arc::new(DeadLetterBox(reader.clone())),
+            sources: sources::rules(&sources),
             admin_key_hash: admin.hash,
             limits: limits(config),
         });
@@ -209,7 +212,14 @@ impl App {
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
         });
-        let health = Health { log: shared.log.clone(), pulses, sink: sink.clone(), clickhouse, metrics };
+        let applied =
+            Arc::new(AppliedSources { log: shared.log.clone(), store: shared.store.clone(), pulses: pulses.clone() });
+        let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
+        for source in sources {
+            edge_tasks.spawn(source.run(ingest.clone(), applied.clone(), edges.clone()));
+        }
+        let health =
+            Health { log: shared.log.clone(), pulses, sink: sink.clone(), clickhouse, sources: statuses, metrics };
         let router = routes(ingest.clone(), query, health);
         let server = Server::start(&ServerOptions::of(&config.server), router, ingest).await?;
         Ok(Self {

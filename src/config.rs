@@ -11,6 +11,8 @@ use sendtrail_eventlog::embedded::Options;
 use sendtrail_eventlog::kafka;
 use serde::{Deserialize, Serialize};
 
+use crate::sources::{self, KafkaSource};
+
 /// The defaults, with what they mean.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
 /// How the environment names settings: `SENDTRAIL__SECTION__KEY`.
@@ -33,7 +35,7 @@ sections! {
     Config {
         server: Server, data: Data, log: Log, kafka: Kafka, state: State, intake: Intake, sending: Sending, dedup: Dedup,
         identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query,
-        clickhouse: ClickHouse, blobs: Blobs, secrets: Secrets, telemetry: Telemetry,
+        clickhouse: ClickHouse, sources: Sources, blobs: Blobs, secrets: Secrets, telemetry: Telemetry,
     }
     /// The HTTP server.
     Server {
@@ -79,6 +81,8 @@ sections! {
         flush_ms: u64, insert_timeout_ms: u64, fallback: Fallback, max_wait_ms: u64, max_query_memory_bytes: u64,
         max_query_rows: u64,
     }
+    /// Topics that others write, read into the intake.
+    Sources { kafka: Vec<KafkaSource> }
     /// Large message bodies.
     Blobs { retention_days: u32 }
     /// Keys.
@@ -220,6 +224,7 @@ impl Config {
             ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
             "telemetry.format: auto, pretty or json",
         );
+        sources::check(&self.sources.kafka, errors);
     }
 
     /// The key that was given to seal secrets with.
@@ -240,7 +245,8 @@ impl Config {
             }
         }
         let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
-        for property in &mut shown.kafka.properties {
+        let of_sources = shown.sources.kafka.iter_mut().flat_map(|source| &mut source.properties);
+        for property in shown.kafka.properties.iter_mut().chain(of_sources) {
             if let Some((name, _)) = property.split_once('=').filter(|(name, _)| secret(name)) {
                 *property = format!("{name}=(set)");
             }
@@ -361,6 +367,10 @@ mod tests {
             properties = ["ssl.key.password=hush2", "sasl.oauthbearer.client.secret=hush3", "ssl.key.pem=hush4", "client.rack=a"]
             [clickhouse]
             password = "hush5"
+            [[sources.kafka]]
+            topic = "events"
+            account_header = "account"
+            properties = ["sasl.password=hush6"]
             "#
         ))
         .unwrap();
@@ -370,6 +380,27 @@ mod tests {
         let options = config.kafka_options();
         assert_eq!(options.properties["sasl.password"], "hush1");
         assert_eq!(options.properties["ssl.key.pem"], "hush4");
+    }
+
+    #[test]
+    fn a_source_needs_a_topic_and_an_account() {
+        let source =
+            |text: &str| read(&format!("[[sources.kafka]]\n{text}")).map_err(|Invalid(errors)| errors.join("\n"));
+        let account = "account = \"018f2f6e-0000-7000-8000-000000000001\"";
+        assert!(source(&format!("topic = \"a\"\n{account}")).is_ok());
+        for (text, told) in [
+            (account, "topic"),
+            ("topic = \"a\"", "account"),
+            ("topic = \"a\"\naccount = \"me\"", "identifier"),
+            ("topic = \"a\"\naccount_field = \"me\"", "pointer"),
+            (&format!("topic = \"a\"\naccount_header = \"h\"\n{account}"), "one of"),
+            (&format!("topic = \"a\"\nformat = \"xml\"\n{account}"), "xml"),
+            (&format!("topic = \"a\"\ncolour = 1\n{account}"), "colour"),
+            (&format!("topic = \"a\"\n{account}\n[[sources.kafka]]\ntopic = \"a\"\n{account}"), "another"),
+        ] {
+            let errors = source(text).unwrap_err();
+            assert!(errors.contains("sources.kafka") && errors.contains(told), "{text}: {errors}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_eventlog::{EventLog, Pulse};
+use sendtrail_ingest::sources::Status;
 use sendtrail_processor::SinkHandle;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_schemas::problem::{Code, Problem};
@@ -30,6 +31,8 @@ pub struct Health {
     pub sink: Arc<SinkHandle>,
     /// The sink into ClickHouse, if there is one, and whether answers depend on it.
     pub clickhouse: Option<(ClickHouseHandle, bool)>,
+    /// Sources, which others do not depend on.
+    pub sources: Vec<(String, Status)>,
     /// Metrics.
     pub metrics: PrometheusHandle,
 }
@@ -71,6 +74,11 @@ impl Health {
             let failure = clickhouse.failure();
             well &= failure.is_none() || !needed;
             checks.insert("clickhouse", told(failure));
+        }
+        if !self.sources.is_empty() {
+            let mut failures = self.sources.iter();
+            let failure = failures.find_map(|(name, status)| Some(format!("{name}: {}", status.failure()?)));
+            checks.insert("sources", told(failure));
         }
         (checks, well)
     }

@@ -18,4 +18,5 @@ mod openapi;
 mod ports;
 mod server;
 mod shutdown;
+mod sources;
 pub mod telemetry;

@@ -7,12 +7,13 @@ use async_trait::async_trait;
 use sendtrail_eventlog::{EventLog, Pulse, SETTLE};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Views};
+use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Store, Views};
 use sendtrail_query_api::DeliveryState;
 use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
+use sendtrail_schemas::record::SourcePosition;
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Day, Hour, Millis};
@@ -47,6 +48,45 @@ impl sendtrail_ingest::DeadLetters for DeadLetterBox {
 
     fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
         self.0.dead_letter(partition, seq).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+}
+
+/// How far sources have come, from the state.
+pub struct AppliedSources {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// The state.
+    pub store: Store,
+    /// How far the partitions are.
+    pub pulses: Vec<Arc<Pulse>>,
+}
+
+/// How often it is looked whether the state has what the log has.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+#[async_trait]
+impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
+    async fn marks(&self, source: &str) -> Result<Vec<(u32, SourcePosition)>, sendtrail_ingest::Error> {
+        let mut found = Vec::new();
+        for (partition, pulse) in (0..).zip(&self.pulses) {
+            let end = *self.log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
+            let progress = loop {
+                let progress = self.store.progress(partition);
+                let progress = progress.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))?;
+                let progress = progress.unwrap_or_default();
+                if progress.next_offset >= end {
+                    break progress;
+                }
+                if let Some(why) = pulse.halted() {
+                    return Err(sendtrail_ingest::Error::Port(format!("partition {partition} is halted: {why}")));
+                }
+                // A checkpoint comes soon.
+                tokio::time::sleep(LOOK_AGAIN).await;
+            };
+            let marks = progress.sources.into_iter().filter(|mark| mark.source == source);
+            found.extend(marks.map(|mark| (partition, mark)));
+        }
+        Ok(found)
     }
 }
 

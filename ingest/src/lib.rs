@@ -6,9 +6,10 @@ mod body;
 mod intake;
 pub mod mime;
 mod routes;
+pub mod sources;
 mod submit;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,6 +23,7 @@ use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Hour;
 
+pub use intake::Format;
 pub use routes::{admin_routes, partner_routes};
 pub use submit::SIMULATED_TIME;
 
@@ -136,6 +138,8 @@ pub struct Parts {
     pub suppressions: Arc<dyn Suppressions>,
     /// Dead letters.
     pub dead_letters: Arc<dyn DeadLetters>,
+    /// How the messages of sources are read, by the sources' names.
+    pub sources: HashMap<String, Arc<sources::Rule>>,
     /// SHA-256 of the administrator's key.
     pub admin_key_hash: [u8; 32],
     /// What the door goes by.

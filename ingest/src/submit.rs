@@ -71,13 +71,14 @@ impl From<Error> for Problem {
     }
 }
 
-fn record(account: AccountId, stamp: Option<i64>, reply_to: Option<ReplyTo>, body: Body) -> Record {
+pub(crate) fn record(account: AccountId, stamp: Option<i64>, reply_to: Option<ReplyTo>, body: Body) -> Record {
     Record {
         version: codec::VERSION,
         account_id: account.bytes().to_vec(),
         simulated_time: stamp,
         reply_to,
         body: Some(body),
+        ..Record::default()
     }
 }
 

@@ -1,7 +1,7 @@
 //! How records become bytes: Protocol Buffers, with the format's version as the first field.
 //!
-//! Fields are only ever added, so that an old record stays readable. A version is raised when an older program must not apply the record: it then
-//! halts the partition rather than lose what it cannot see.
+//! Fields are only ever added, so that an old record stays readable. A version is raised when an older program must not
+//! apply the record: it then halts the partition rather than lose what it cannot see.
 
 use bytes::Bytes;
 use prost::Message;
@@ -11,22 +11,27 @@ use crate::event::Event;
 use crate::mail::{Attempt, DeadLetter, Mail};
 use crate::record::Record;
 
-/// The newest format that this program writes and reads.
+/// The format of nearly all that this program writes.
 pub const VERSION: u32 = 1;
+/// That of an intake record that was read from a source: a program that does not know sources would apply copies of it.
+pub const SOURCED: u32 = 2;
 
 /// A message that stands on a topic.
 pub trait Wire: Message + Default {
     /// What to call it in an error.
     const NAME: &'static str;
+    /// The newest format that this program reads.
+    const NEWEST: u32;
 
     /// The format's version that the record names.
     fn version(&self) -> u32;
 }
 
 macro_rules! wire {
-    ($($kind:ty => $name:literal),* $(,)?) => {
+    ($($kind:ty => $name:literal, $newest:expr;)*) => {
         $(impl Wire for $kind {
             const NAME: &'static str = $name;
+            const NEWEST: u32 = $newest;
             fn version(&self) -> u32 {
                 self.version
             }
@@ -34,7 +39,13 @@ macro_rules! wire {
     };
 }
 
-wire!(Record => "intake record", Event => "event", Mail => "mail", Attempt => "attempt", DeadLetter => "dead letter");
+wire! {
+    Record => "intake record", SOURCED;
+    Event => "event", VERSION;
+    Mail => "mail", VERSION;
+    Attempt => "attempt", VERSION;
+    DeadLetter => "dead letter", VERSION;
+}
 
 /// A record as bytes.
 pub fn encode<W: Wire>(record: &W) -> Bytes {
@@ -50,7 +61,7 @@ pub fn decode<W: Wire>(bytes: &[u8]) -> Result<W, Error> {
     let record = W::decode(bytes).map_err(|cause| Error::Malformed(format!("{}: {cause}", W::NAME)))?;
     match record.version() {
         0 => Err(Error::Malformed(format!("{} without a version", W::NAME))),
-        version if version > VERSION => Err(Error::NewerVersion { what: W::NAME, version }),
+        version if version > W::NEWEST => Err(Error::NewerVersion { what: W::NAME, version }),
         _ => Ok(record),
     }
 }

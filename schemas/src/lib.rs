@@ -30,7 +30,7 @@ pub enum Error {
     #[error("{0}")]
     Malformed(String),
     /// Written by a newer program: upgrade this one first.
-    #[error("{what} of version {version}, newer than this program reads ({}): upgrade it first", codec::VERSION)]
+    #[error("{what} of version {version}, newer than this program reads: upgrade it first")]
     NewerVersion {
         /// What kind of record.
         what: &'static str,

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::ids::DestinationId;
-use crate::record::Recipient;
+use crate::record::{Recipient, SourcePosition};
 
 /// One record of `sendtrail.mail`: a message and the recipients it goes to.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -239,4 +239,10 @@ pub struct DeadLetter {
     /// The record, as it was.
     #[prost(bytes = "vec", tag = "8")]
     pub payload: Vec<u8>,
+    /// Of a message of a source that could not be read: where it stood there. Then the payload is that message.
+    #[prost(message, optional, tag = "9")]
+    pub source: Option<SourcePosition>,
+    /// Its account, sixteen bytes, if that was known.
+    #[prost(bytes = "vec", tag = "10")]
+    pub account_id: Vec<u8>,
 }

@@ -22,8 +22,11 @@ pub struct Record {
     /// Who waits for the decision.
     #[prost(message, optional, tag = "4")]
     pub reply_to: Option<ReplyTo>,
+    /// Where it was read, if not at our own door. Such a record is of version [`crate::codec::SOURCED`].
+    #[prost(message, optional, tag = "5")]
+    pub source: Option<SourcePosition>,
     /// What is asked or told.
-    #[prost(oneof = "Body", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Body", tags = "10, 11, 12, 13, 14, 15, 16")]
     pub body: Option<Body>,
 }
 
@@ -32,6 +35,33 @@ impl Record {
     pub fn account(&self) -> Option<AccountId> {
         AccountId::from_slice(&self.account_id).ok()
     }
+}
+
+/// The place of a record in a topic that we read from, and its number among those of that place that came here.
+///
+/// A partition applies the number after its mark and nothing else: what is told again is a copy, what leaves some out is
+/// told again by whoever reads the source.
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
+pub struct SourcePosition {
+    /// The source: a topic's name, or `name/topic` for a source with a name of its own.
+    #[prost(string, tag = "1")]
+    pub source: String,
+    /// The topic's partition.
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    /// 1, 2, 3, … of this source's partition in this intake partition, without holes. 0 of a record that only tells what
+    /// is settled.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    /// The offset there.
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+    /// Which of the records that the message became, from 1.
+    #[prost(uint32, tag = "5")]
+    pub index: u32,
+    /// Whatever stood before this offset is in the log, in whichever intake partition.
+    #[prost(uint64, tag = "6")]
+    pub settled: u64,
 }
 
 /// The address of a waiting request.
@@ -66,6 +96,20 @@ pub enum Body {
     /// Nothing but the time that the record carries.
     #[prost(message, tag = "15")]
     Tick(Tick),
+    /// A message of a source that could not be read: a dead letter.
+    #[prost(message, tag = "16")]
+    Unreadable(Unreadable),
+}
+
+/// A message of a source that could not be read.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Unreadable {
+    /// Why.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// The message, as it was.
+    #[prost(bytes = "vec", tag = "2")]
+    pub payload: Vec<u8>,
 }
 
 /// A call to send, checked for form but not yet decided.

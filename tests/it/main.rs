@@ -19,6 +19,7 @@ mod quotas;
 mod restart;
 mod send;
 mod ses;
+mod sources;
 mod stats;
 mod support;
 mod suppression;

@@ -16,6 +16,7 @@ mod backlog;
 mod connect;
 mod numbers;
 mod owner;
+mod source;
 mod tail;
 mod topics;
 mod writer;
@@ -36,6 +37,7 @@ use owner::Owner;
 use tail::Tail;
 use writer::Writer;
 
+pub use source::{SourceMessage, SourceOptions, SourceTopic};
 pub use topics::{Plan, Step};
 
 /// How long the broker may take to answer a question.

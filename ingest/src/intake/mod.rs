@@ -1,7 +1,8 @@
-//! Delivery events as they are sent to us: our own form, and Amazon SES's.
+//! Delivery events as they are sent to us: our own form, Amazon SES's and KumoMTA's.
 
+mod kumomta;
 pub mod native;
-pub mod ses;
+mod ses;
 mod split;
 
 use sendtrail_schemas::event::EventFact;
@@ -52,10 +53,67 @@ impl Fault {
         Self::new(Code::InvalidRequest, message)
     }
 
+    /// Why, for people.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// As the reply tells it.
     pub fn at(self, index: usize) -> Rejection {
         Rejection { index, error: self.code.name(), message: self.message }
     }
+}
+
+/// In which form events are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Our own.
+    Native,
+    /// Documents that Amazon SES publishes.
+    Ses,
+    /// Log records of KumoMTA.
+    KumoMta,
+}
+
+impl Format {
+    /// Reads `native`, `ses` or `kumomta`.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "native" => Self::Native,
+            "ses" => Self::Ses,
+            "kumomta" => Self::KumoMta,
+            _ => return None,
+        })
+    }
+
+    /// Reads one item, and adds the events that it tells of: several where it names several recipients, none where it
+    /// speaks of no message.
+    ///
+    /// # Errors
+    /// Why it is not taken; then none of its events is.
+    pub fn read(self, text: &str, facts: &mut Vec<EventFact>) -> Result<(), Fault> {
+        match self {
+            Self::Native => facts.push(native::read(text)?),
+            Self::Ses => facts.extend(ses::read(text)?),
+            Self::KumoMta => facts.extend(kumomta::read(text)?),
+        }
+        Ok(())
+    }
+}
+
+/// A header in one line and no longer than it may be: others hand on what was in the message, and that is no fault of the
+/// event's.
+fn fit(mut text: String, most: usize) -> String {
+    if sendtrail_schemas::address::has_line_break(&text) {
+        text = text.replace(['\r', '\n', '\0'], " ");
+    }
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
+
+/// Metadata of our own making, unless there is too much of it.
+fn kept(metadata: String) -> String {
+    if metadata.len() > MAX_METADATA { r#"{"truncated":true}"#.into() } else { metadata }
 }
 
 /// Checks what any form of an event must keep to.

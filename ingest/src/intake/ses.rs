@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::native::NestedRecipient;
-use super::{Fault, MAX_HEADER, MAX_METADATA, MAX_TAG, MAX_TAGS, check};
+use super::{Fault, MAX_HEADER, MAX_METADATA, MAX_TAG, MAX_TAGS, check, fit, kept};
 
 type Object = Map<String, Value>;
 
@@ -94,17 +94,6 @@ fn facts(mut document: Object) -> Result<Vec<EventFact>, Fault> {
         fact
     });
     Ok(per_recipient.collect())
-}
-
-/// A header in one line and no longer than it may be: SES hands on what was in the message, and that is no fault of the
-/// event's.
-fn fit(text: String, most: usize) -> String {
-    let mut text = text;
-    if address::has_line_break(&text) {
-        text = text.replace(['\r', '\n', '\0'], " ");
-    }
-    text.truncate(text.floor_char_boundary(most));
-    text
 }
 
 /// SES calls one block otherwise than S2 does.
@@ -221,7 +210,7 @@ fn rest(mut document: Object, mut mail: Object, headers: Object, block_name: &st
         mail.remove("headers");
         text = document.to_string();
     }
-    Some(if text.len() > MAX_METADATA { r#"{"truncated":true}"#.into() } else { text })
+    Some(kept(text))
 }
 
 fn take_text(object: &mut Object, name: &str) -> Option<String> {

@@ -5,8 +5,10 @@ use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sendtrail_eventlog::Batch;
+use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::record::{Body, SourcePosition};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use sendtrail_schemas::web::{Path, Query, ok, page};
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Ingest;
+use crate::submit::record;
 
 #[derive(Serialize, ToSchema)]
 struct LetterView {
@@ -23,9 +26,27 @@ struct LetterView {
     offset: u64,
     at: Millis,
     reason: String,
+    /// Of a message that was read from a source: where it stood there. Then the payload is that message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<SourceView>,
     payload_bytes: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_base64: Option<String>,
+}
+
+/// A place in a source.
+#[derive(Serialize, ToSchema)]
+struct SourceView {
+    /// The topic, or `name/topic`.
+    topic: String,
+    partition: u32,
+    offset: u64,
+}
+
+impl SourceView {
+    fn of(at: &SourcePosition) -> Self {
+        Self { topic: at.source.clone(), partition: at.partition, offset: at.offset }
+    }
 }
 
 fn view(letter: &DeadLetter, whole: bool) -> LetterView {
@@ -36,6 +57,7 @@ fn view(letter: &DeadLetter, whole: bool) -> LetterView {
         offset: letter.offset,
         at: Millis(letter.at),
         reason: letter.reason.clone(),
+        source: letter.source.as_ref().map(SourceView::of),
         payload_bytes: letter.payload.len(),
         payload_base64: whole.then(|| BASE64_STANDARD.encode(&letter.payload)),
     }
@@ -100,18 +122,43 @@ struct Retried {
     offset: u64,
 }
 
-/// Put a dead letter's record back at the end of intake, as it was.
+/// Put a dead letter's record back at the end of intake, as it was; a message of a source is read again by the source's
+/// rules as they are now.
 #[utoipa::path(post, path = "/dead-letters/{partition}/{seq}/retry", tag = "admin",
     params(("partition" = u32, Path), ("seq" = u64, Path)),
-    responses((status = 200, description = "where it stands now", body = inline(Retried)), (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "where it stands now", body = inline(Retried)),
+        (status = 400, description = "INVALID_REQUEST: the message still cannot be read"), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn retry(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,
 ) -> Result<Response, Problem> {
     let letter = find(&ingest, partition, seq)?;
-    let mut batch = Batch::new();
-    batch.push_bytes(&letter.payload);
+    let (partition, batch) = match &letter.source {
+        Some(source) => read_again(&ingest, &letter, source)?,
+        None => {
+            let mut batch = Batch::new();
+            batch.push_bytes(&letter.payload);
+            (partition, batch)
+        }
+    };
     let appended = ingest.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch);
     let offset = ingest.durable(appended).await?;
     Ok(ok(Retried { partition, offset }))
+}
+
+/// The records that a source's message becomes now, and their partition.
+fn read_again(ingest: &Ingest, letter: &DeadLetter, source: &SourcePosition) -> Result<(u32, Batch), Problem> {
+    let rule = ingest.parts().sources.get(&source.source);
+    let rule = rule.ok_or_else(|| Problem::new(Code::NotFound, format!("no source {} is set up", source.source)))?;
+    let known = AccountId::from_slice(&letter.account_id).ok();
+    let read = rule.read_again(&letter.payload, known);
+    let (account, facts) = read.map_err(|reason| Problem::new(Code::InvalidRequest, reason))?;
+    let mut batch = Batch::new();
+    for fact in facts {
+        batch.push(&record(account, None, None, Body::Fact(fact)));
+    }
+    if batch.is_empty() {
+        return Err(Problem::new(Code::InvalidRequest, "the message speaks of no event"));
+    }
+    Ok((ingest.partition(account), batch))
 }

@@ -18,14 +18,14 @@ use super::send::{idempotency, replayed};
 use crate::Ingest;
 use crate::admission::Kind;
 use crate::body::Payload;
-use crate::intake::{Rejection, native, ses, split};
+use crate::intake::{Format, Rejection, native, split};
 use crate::submit::{Stamp, refused};
 
 /// Bytes of metadata that a request may become.
 const MAX_EXPANDED: usize = 64 << 20;
 
 #[derive(Deserialize)]
-pub(super) struct Format {
+pub(super) struct Form {
     format: Option<String>,
 }
 
@@ -41,9 +41,10 @@ pub(super) struct Accepted {
 /// Stream events in: a JSON object, an array, or NDJSON; optionally gzip or zstd; up to 10,000 events and 16 MiB.
 ///
 /// The good ones are kept, durable when this answers; each bad one is named with its index. With `format=ses` each
-/// document is one that Amazon SES publishes, bare or in an SNS or EventBridge envelope.
+/// document is one that Amazon SES publishes, bare or in an SNS or EventBridge envelope; with `format=kumomta`, a log
+/// record of KumoMTA.
 #[utoipa::path(post, path = "/events", tag = "events", request_body = native::NativeEvent,
-    params(("format" = Option<String>, Query, description = "`native` (default) or `ses`"),
+    params(("format" = Option<String>, Query, description = "`native` (default), `ses` or `kumomta`"),
         ("Idempotency-Key" = Option<String>, Header, description = "honoured for 24 hours")),
     responses((status = 200, description = "what was taken", body = Accepted), (status = 400, description = "INVALID_REQUEST, MISSING_PARAM"),
         (status = 409, description = "IDEMPOTENCY_MISMATCH"), (status = 413, description = "PAYLOAD_TOO_LARGE"),
@@ -51,21 +52,18 @@ pub(super) struct Accepted {
 pub(super) async fn post_events(
     State(ingest): State<Ingest>,
     Extension(owner): Extension<KeyOwner>,
-    Query(Format { format }): Query<Format>,
+    Query(Form { format }): Query<Form>,
     headers: HeaderMap,
     stamp: Stamp,
     payload: Payload,
 ) -> Result<Response, Problem> {
-    let ses = match format.as_deref() {
-        None | Some("native") => false,
-        Some("ses") => true,
-        Some(other) => {
-            return Err(Problem::new(Code::InvalidParam, format!("format {other:?} is neither native nor ses")));
-        }
-    };
+    let format = format.as_deref().unwrap_or("native");
+    let format = Format::parse(format).ok_or_else(|| {
+        Problem::new(Code::InvalidParam, format!("format {format:?} is neither native, ses nor kumomta"))
+    })?;
     let account = owner.account.id();
     ingest.admit(Kind::Events, ingest.partition(account))?;
-    let (mut facts, rejected) = read(&payload, ses, ingest.limits().max_events)?;
+    let (mut facts, rejected) = read(&payload, format, ingest.limits().max_events)?;
     let reply = Accepted { success: true, accepted: facts.len(), rejected };
     let body = serde_json::to_vec(&reply).map_err(|_| Problem::internal())?;
     let claimed = match idempotency(&headers, "events", &payload.bytes)? {
@@ -87,31 +85,25 @@ pub(super) async fn post_events(
 }
 
 /// The events of a body, and what was rejected.
-fn read(payload: &Payload, ses: bool, most: usize) -> Result<(Vec<EventFact>, Vec<Rejection>), Problem> {
+fn read(payload: &Payload, format: Format, most: usize) -> Result<(Vec<EventFact>, Vec<Rejection>), Problem> {
     let items = split(&payload.bytes, payload.lines, most)?;
     let mut facts = Vec::with_capacity(items.len());
     let mut rejected = Vec::new();
     let mut bytes = 0;
     for (index, text) in items.into_iter().enumerate() {
-        if ses {
-            match ses::read(&text) {
-                Ok(found) => {
-                    bytes += found.iter().filter_map(|fact| fact.metadata.as_ref()).map(String::len).sum::<usize>();
-                    facts.extend(found);
-                }
-                Err(fault) => rejected.push(fault.at(index)),
-            }
-            // A document becomes an event for each recipient, with all that it says.
-            if facts.len() > most || bytes > MAX_EXPANDED {
-                let message =
-                    format!("more than {most} events, or {MAX_EXPANDED} bytes, once there is one a recipient");
-                return Err(Problem::new(Code::PayloadTooLarge, message));
-            }
-        } else {
-            match native::read(&text) {
-                Ok(fact) => facts.push(fact),
-                Err(fault) => rejected.push(fault.at(index)),
-            }
+        let before = facts.len();
+        if let Err(fault) = format.read(&text, &mut facts) {
+            rejected.push(fault.at(index));
+        }
+        if format == Format::Native {
+            continue;
+        }
+        // A document becomes an event for each recipient, with all that it says.
+        let metadata = facts.iter().skip(before).filter_map(|fact| fact.metadata.as_ref());
+        bytes += metadata.map(String::len).sum::<usize>();
+        if facts.len() > most || bytes > MAX_EXPANDED {
+            let message = format!("more than {most} events, or {MAX_EXPANDED} bytes, once there is one a recipient");
+            return Err(Problem::new(Code::PayloadTooLarge, message));
         }
     }
     Ok((facts, rejected))

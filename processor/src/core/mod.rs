@@ -9,6 +9,7 @@ pub mod quota;
 pub mod retry;
 pub mod rows;
 pub mod signature;
+pub mod source;
 pub mod step;
 pub mod window;
 

@@ -9,7 +9,7 @@ use std::hash::Hash;
 
 use foldhash::fast::RandomState;
 use sendtrail_schemas::ids::AccountId;
-use sendtrail_schemas::record::Settings;
+use sendtrail_schemas::record::{Settings, SourcePosition};
 use sendtrail_schemas::time::Millis;
 
 use super::account::{Account, AccountRowKey};
@@ -36,6 +36,9 @@ pub struct Progress {
     /// What the logic reads besides records.
     #[prost(message, optional, tag = "6")]
     pub settings: Option<Settings>,
+    /// The last record of each partition of a source that came here; see [`super::source`].
+    #[prost(message, repeated, tag = "7")]
+    pub sources: Vec<SourcePosition>,
 }
 
 /// What a step wants to read. Whoever calls it loads these first.

@@ -12,13 +12,16 @@ use sendtrail_schemas::ids::{AccountId, event_id};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, Mail};
 use sendtrail_schemas::problem::Code;
-use sendtrail_schemas::record::{Body, Change, Command, Decision, Outcome, Record, Refusal, Settings};
+use sendtrail_schemas::record::{
+    Body, Change, Command, Decision, Outcome, Record, Refusal, Settings, SourcePosition, Unreadable,
+};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::Topic;
 
 use super::effects::Effects;
 use super::overlay::{Keys, Overlay};
 use super::rows::RowKey;
+use super::source::Marks;
 
 /// The logic that this program decides by. Older ones stay beside it until every snapshot has passed them:
 ///
@@ -87,8 +90,15 @@ pub fn step(
         overlay.progress.settings = Some(settings.clone());
     }
     let t = overlay.advance(received_at, record.simulated_time);
+    overlay.progress.next_offset = offset + 1;
+    if let Some(source) = &record.source
+        && !overlay.progress.sources.follow(source)
+    {
+        return;
+    }
     let account = record.account();
-    let mut step = Step { overlay, effects, t, offset };
+    let source = record.source.take();
+    let mut step = Step { overlay, effects, t, offset, source };
     let outcome = if let (Some(Body::Fact(fact)), Some(account)) = (&mut record.body, account) {
         step.fact(account, fact, keys);
         None
@@ -98,11 +108,14 @@ pub fn step(
             (Some(Body::Command(Command { change: Some(change) })), Some(account)) => {
                 Some(step.command(account, change, keys))
             }
+            (Some(Body::Unreadable(message)), account) => {
+                step.unreadable(account, message);
+                None
+            }
             // Settings hold already; a skip was honoured when its offset was reached; a tick only moves the time.
             _ => None,
         }
     };
-    step.overlay.progress.next_offset = offset + 1;
     if let (Some(reply_to), Some((outcome, replayed))) = (record.reply_to, outcome) {
         let decision = Decision { offset, replayed, outcome: Some(outcome) };
         step.effects.decisions.push((reply_to, decision));
@@ -119,8 +132,12 @@ pub fn skip(
     effects: &mut Effects,
 ) {
     let t = overlay.advance(received_at, None);
-    Step { overlay, effects, t, offset }.dead_letter(payload, reason);
     overlay.progress.next_offset = offset + 1;
+    // Those after it must not wait for it.
+    if let Ok(Record { source: Some(source), .. }) = codec::decode::<Record>(&payload) {
+        overlay.progress.sources.follow(&source);
+    }
+    Step { overlay, effects, t, offset, source: None }.dead_letter(payload, reason.into());
 }
 
 /// One step under way.
@@ -129,6 +146,8 @@ struct Step<'a> {
     effects: &'a mut Effects,
     t: Millis,
     offset: u64,
+    /// Where the record was read, if not at our own door.
+    source: Option<SourcePosition>,
 }
 
 /// What a request is told, and whether it was told so before.
@@ -171,7 +190,17 @@ impl Step<'_> {
         self.effects.mail.push(mail);
     }
 
-    fn dead_letter(&mut self, payload: Vec<u8>, reason: &str) {
+    /// A message of a source that could not be read.
+    fn unreadable(&mut self, account: Option<AccountId>, message: Unreadable) {
+        let source = self.source.take();
+        self.dead_letter(message.payload, message.reason);
+        if let Some(letter) = self.effects.dead_letters.last_mut() {
+            letter.source = source;
+            letter.account_id = account.map(|id| id.bytes().to_vec()).unwrap_or_default();
+        }
+    }
+
+    fn dead_letter(&mut self, payload: Vec<u8>, reason: String) {
         let seq = self.overlay.progress.next_dead_letter;
         self.overlay.progress.next_dead_letter += 1;
         self.effects.dead_letters.push(DeadLetter {
@@ -181,8 +210,10 @@ impl Step<'_> {
             partition: self.overlay.partition,
             offset: self.offset,
             at: self.t.0,
-            reason: reason.into(),
+            reason,
             payload,
+            source: None,
+            account_id: Vec::new(),
         });
     }
 

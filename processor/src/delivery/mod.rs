@@ -243,8 +243,8 @@ impl Running {
                 version: codec::VERSION,
                 account_id: pending.account.clone(),
                 simulated_time: self.of.clock.is_simulated().then_some(now),
-                reply_to: None,
                 body: Some(Body::Fact(fact)),
+                ..Record::default()
             });
         }
         if batch.is_empty() {

@@ -9,7 +9,7 @@ use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
-use sendtrail_schemas::record::{AccountFields, Change, Command};
+use sendtrail_schemas::record::{AccountFields, Change, Command, SourcePosition, Unreadable};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -199,6 +199,59 @@ async fn what_cannot_be_applied_becomes_a_dead_letter_and_the_rest_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_a_source_are_applied_once_also_around_one_that_cannot_be() {
+    let (log, state, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    let at = |number| SourcePosition {
+        source: "mail".into(),
+        partition: 2,
+        number,
+        offset: 10 + number,
+        index: 1,
+        settled: 5,
+    };
+    let put = async |house: &House, number, body| {
+        let account_id = ACCOUNT.bytes().to_vec();
+        let (version, source) = (codec::SOURCED, Some(at(number)));
+        let record = Record { version, account_id, source, body: Some(body), ..Record::default() };
+        house.put_bytes(&codec::encode(&record)).await
+    };
+    // Opens without identity: nothing but their numbers tells them apart.
+    let open = |message: &str| {
+        let (kind, recipient) = (EventType::Open as i32, "a@b.co".into());
+        Body::Fact(EventFact { kind, message_id: message.into(), recipient, ..EventFact::default() })
+    };
+    let unreadable = || Body::Unreadable(Unreadable { reason: "why".into(), payload: b"what".to_vec() });
+    for (number, body) in [(1, open("m1")), (1, open("m1")), (2, open("panic")), (4, open("m4")), (3, unreadable())] {
+        put(&house, number, body).await;
+    }
+    for (number, body) in [(3, unreadable()), (4, open("m4")), (5, open("m5"))] {
+        put(&house, number, body).await;
+    }
+    let last = house.fact("last").await;
+    house.applied(last).await;
+    let check = |house: &House| {
+        assert_eq!(house.messages(), ["m1", "m4", "m5", "last"]);
+        let letters: Vec<DeadLetter> = house.all(Topic::DeadLetter);
+        assert_eq!(letters.len(), 2);
+        assert!(letters[0].reason.contains("asked to") && letters[0].source.is_none());
+        assert_eq!((letters[1].reason.as_str(), letters[1].payload.as_slice()), ("why", &b"what"[..]));
+        assert_eq!((&letters[1].source, &letters[1].account_id), (&Some(at(3)), &ACCOUNT.bytes().to_vec()));
+    };
+    check(&house);
+    house.close().await;
+    for folder in [state.path(), other.path()] {
+        // From the checkpoint, and from nothing.
+        let house = House::open(log.path(), folder);
+        let again = put(&house, 5, open("m5")).await;
+        house.applied(again).await;
+        check(&house);
+        house.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_whose_record_panics_is_told_so() {
     let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let house = House::open(log.path(), state.path());
@@ -224,7 +277,7 @@ async fn a_record_of_a_newer_version_halts_the_partition() {
     let house = House::open(log.path(), state.path());
     house.create_account().await;
     let before = house.fact("m1").await;
-    house.put_bytes(&codec::encode(&Record { version: codec::VERSION + 1, ..Record::default() })).await;
+    house.put_bytes(&codec::encode(&Record { version: codec::SOURCED + 1, ..Record::default() })).await;
     house.fact("m2").await;
     house.applied(before).await;
     let why = house.halted().await;

@@ -50,14 +50,20 @@ struct Observed {
 impl Step<'_> {
     pub(super) fn fact(&mut self, id: AccountId, fact: &mut EventFact, keys: &Keys) {
         let Some(mut account) = self.overlay.take_account(id) else {
-            // The door checks accounts; only a record that no door of ours wrote comes here.
+            // The door checks accounts; what comes here was read from a source.
             let record = Record {
                 version: codec::VERSION,
                 account_id: id.bytes().to_vec(),
                 body: Some(Body::Fact(std::mem::take(fact))),
                 ..Record::default()
             };
-            return self.dead_letter(codec::encode(&record).to_vec(), "no such account");
+            let reason = match &self.source {
+                Some(at) => {
+                    format!("no such account ({}, partition {}, offset {})", at.source, at.partition, at.offset)
+                }
+                None => "no such account".into(),
+            };
+            return self.dead_letter(codec::encode(&record).to_vec(), reason);
         };
         if let Some(event) = self.canonical(&mut account, fact, keys) {
             self.suppress_by(&account, id, &event, keys);

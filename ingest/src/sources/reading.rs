@@ -1,0 +1,149 @@
+//! The thread that reads a topic and understands its messages.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::gauge;
+use parking_lot::Mutex;
+use sendtrail_eventlog::kafka::SourceTopic;
+use tokio::sync::mpsc;
+
+use super::numbering::Numbering;
+use super::rule::{Item, Rule};
+use super::{Reached, Source, Start, Status};
+use crate::Error;
+
+/// Messages and bytes of one chunk.
+const CHUNK: usize = 5_000;
+const CHUNK_BYTES: usize = 4 << 20;
+/// How long nothing may come before it is looked around.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is looked how far there is to go, and how many partitions there are.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// What was read at once.
+#[derive(Default)]
+pub struct Chunk {
+    /// What the messages became.
+    pub items: Vec<Item>,
+    /// Up to where they go.
+    pub reached: Reached,
+    /// How many there were.
+    pub messages: u64,
+}
+
+/// See the module.
+pub struct Reading {
+    topic: SourceTopic,
+    name: String,
+    rule: Arc<Rule>,
+    status: Status,
+    partitions: u32,
+    settled: Arc<Mutex<Reached>>,
+}
+
+impl Reading {
+    /// Connects, and begins where the log says that everything before is there. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Log`] when the brokers do not answer; [`Error::Port`] when messages are gone that were not read.
+    pub fn begin(source: &Source, mut numbering: Numbering) -> Result<(Self, Numbering), Error> {
+        let topic = SourceTopic::new(source.options.clone())?;
+        let partitions = topic.partitions()?;
+        let is_new = numbering.is_new();
+        for partition in 0..partitions {
+            let (first, end) = topic.bounds(partition)?;
+            let from = match numbering.settled(partition) {
+                Some(settled) => resume(source, partition, settled, first, end)?,
+                None if is_new && source.start == Start::Latest => end,
+                // Also of a partition that was added later.
+                None => first,
+            };
+            numbering.settle(partition, from);
+        }
+        topic.begin(numbering.all_settled().iter().map(|(partition, offset)| (*partition, *offset)))?;
+        let settled = Arc::new(Mutex::new(numbering.all_settled().clone()));
+        let (name, rule, status) = (source.name.clone(), source.rule.clone(), source.status.clone());
+        Ok((Self { topic, name, rule, status, partitions, settled }, numbering))
+    }
+
+    /// Where it is noted how far the log has come.
+    pub fn settled(&self) -> Arc<Mutex<Reached>> {
+        self.settled.clone()
+    }
+
+    /// Reads until nobody takes it any more, or something goes wrong. Blocks.
+    pub fn run(self, chunks: &mpsc::Sender<Result<Chunk, Error>>) {
+        if let Err(error) = self.read(chunks) {
+            // Whoever took chunks may be gone.
+            let _ = chunks.blocking_send(Err(error));
+        }
+    }
+
+    fn read(&self, chunks: &mpsc::Sender<Result<Chunk, Error>>) -> Result<(), Error> {
+        let mut looked = Instant::now();
+        while !chunks.is_closed() {
+            let mut chunk = Chunk::default();
+            self.topic.read(CHUNK, CHUNK_BYTES, PATIENCE, |message| {
+                self.rule.read(&self.name, &message, &mut chunk.items);
+                chunk.reached.insert(message.partition, message.offset + 1);
+                chunk.messages += 1;
+            })?;
+            if chunk.messages > 0 && chunks.blocking_send(Ok(chunk)).is_err() {
+                break;
+            }
+            if looked.elapsed() >= LOOK {
+                self.look()?;
+                looked = Instant::now();
+            }
+        }
+        self.topic.note(self.settled.lock().clone());
+        Ok(())
+    }
+
+    /// Tells how far it has come, and how far there is to go.
+    fn look(&self) -> Result<(), Error> {
+        let settled = self.settled.lock().clone();
+        self.status.tell(&self.name, self.topic.failure());
+        if self.topic.failure().is_some() {
+            return Ok(());
+        }
+        let partitions = self.topic.partitions()?;
+        if partitions != self.partitions {
+            return Err(Error::Port(format!("the topic now has {partitions} partitions; beginning anew")));
+        }
+        let mut behind = BTreeMap::new();
+        for (partition, offset) in &settled {
+            behind.insert(*partition, self.topic.bounds(*partition)?.1.saturating_sub(*offset));
+        }
+        for (partition, count) in behind {
+            let labels = [("source", self.name.clone()), ("partition", partition.to_string())];
+            gauge!("sendtrail_source_lag_messages", &labels).set(count as f64);
+        }
+        self.topic.note(settled);
+        Ok(())
+    }
+}
+
+/// Where to go on after what is settled.
+fn resume(source: &Source, partition: u32, settled: u64, first: u64, end: u64) -> Result<u64, Error> {
+    let place = format!("{} partition {partition}", source.name);
+    if settled > end {
+        return Err(Error::Port(format!(
+            "{place} ends at {end}, and was read up to {settled}: it is another topic by now. Give the source a name of its own"
+        )));
+    }
+    if settled >= first {
+        return Ok(settled);
+    }
+    let lost = first - settled;
+    if !source.accept_loss {
+        return Err(Error::Port(format!(
+            "{place} begins at {first}, and was read up to {settled}: up to {lost} messages were deleted unread. \
+             With accept_loss = true it goes on at {first}"
+        )));
+    }
+    tracing::error!(source = source.name, partition, lost, "messages were deleted unread; going on without them");
+    Ok(first)
+}

@@ -1,0 +1,325 @@
+//! Events that others write to Kafka are read from there, each once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sendtrail::client::Api;
+use sendtrail::config::Config;
+use tokio::sync::oneshot;
+
+use super::binary::{ADMIN_KEY, Process};
+use super::support::*;
+
+/// Hands the offset of each message to whoever wrote it.
+#[derive(Clone)]
+struct Acknowledged;
+
+impl ClientContext for Acknowledged {}
+
+impl ProducerContext for Acknowledged {
+    type DeliveryOpaque = Box<oneshot::Sender<i64>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waiting: Self::DeliveryOpaque) {
+        // Whoever waits hears of a failure by not hearing.
+        let _ = result.as_ref().map(|message| waiting.send(message.offset()));
+    }
+}
+
+/// What writes to a topic.
+struct Writer {
+    address: &'static str,
+    topic: String,
+    producer: ThreadedProducer<Acknowledged>,
+}
+
+impl Writer {
+    /// Of a topic of its own; none where there is no broker.
+    async fn new(name: &str, partitions: i32) -> Option<Self> {
+        let writer = Self::unmade(name)?;
+        let topic = NewTopic::new(&writer.topic, partitions, TopicReplication::Fixed(1));
+        writer.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+        Some(writer)
+    }
+
+    fn unmade(name: &str) -> Option<Self> {
+        let address = sendtrail_test_servers::kafka()?;
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", address).set("topic.metadata.refresh.interval.ms", "500");
+        let producer = config.create_with_context(Acknowledged).unwrap();
+        Some(Self { address, topic: format!("{name}-{}", std::process::id()), producer })
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        ClientConfig::new().set("bootstrap.servers", self.address).create().unwrap()
+    }
+
+    /// Writes a message; its offset.
+    async fn write(&self, partition: i32, payload: &str, account: Option<&str>) -> i64 {
+        loop {
+            let (waiting, offset) = oneshot::channel();
+            let record = BaseRecord::<(), _, _>::with_opaque_to(&self.topic, Box::new(waiting));
+            let mut record = record.partition(partition).payload(payload);
+            if let Some(account) = account {
+                record = record.headers(OwnedHeaders::new().insert(Header { key: "account", value: Some(account) }));
+            }
+            match self.producer.send(record) {
+                Ok(()) => return offset.await.unwrap(),
+                // It does not know yet that there is one more.
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition), _)) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err((error, _)) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// What the group was told, as Kafka's tools show it.
+    fn noted(&self, partition: i32) -> Option<i64> {
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", self.address).set("group.id", "sendtrail").create().unwrap();
+        let mut places = TopicPartitionList::new();
+        places.add_partition(&self.topic, partition);
+        let noted = consumer.committed_offsets(places, Duration::from_secs(10)).unwrap();
+        noted.elements()[0].offset().to_raw().filter(|offset| *offset >= 0)
+    }
+
+    /// A server that reads the topic.
+    async fn server(&self, settings: &str) -> Server {
+        Server::start_with(|config| self.read(config, settings)).await
+    }
+
+    fn read(&self, config: &mut Config, settings: &str) {
+        let source = format!("topic = {:?}\nbootstrap_servers = {:?}\n{settings}", self.topic, self.address);
+        config.sources.kafka = vec![toml::from_str(&source).unwrap()];
+    }
+}
+
+async fn letters(api: &Api) -> Vec<Value> {
+    api.rows(&format!("{ADMIN}/dead-letters"), "dead_letters").await.unwrap()
+}
+
+async fn check(api: &Api) -> String {
+    let health = api.call(http::Method::GET, "/health", &[], "").await.unwrap();
+    assert_eq!(health.status, 200, "others do not depend on a source");
+    health.json()["checks"]["sources"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn messages_become_events_of_their_accounts_and_what_cannot_be_read_is_kept() {
+    let Some(writer) = Writer::new("native", 2).await else { return };
+    let server = writer.server("account_header = \"account\"").await;
+    let (one, two) = (server.partner("one").await, server.partner("two").await);
+    let send = |partner: &Partner| partner.event("Send").to_string();
+    writer.write(0, &send(&one), Some(&one.account_id)).await;
+    writer.write(1, &format!("[{}, {}]", send(&two), send(&two)), Some(&two.account_id)).await;
+    let bad = writer.write(1, r#"{"event_type": "Send"}"#, Some(&two.account_id)).await;
+    let strange = writer.write(0, &send(&one), None).await;
+    let nobody = "018f2f6e-0000-7000-8000-000000000009";
+    let unknown = writer.write(0, &send(&one), Some(nobody)).await;
+    let last = writer.write(0, &send(&one), Some(&one.account_id)).await;
+    eventually("all is read", async || one.log().await.len() == 2 && two.log().await.len() == 2).await;
+    eventually("three letters", async || letters(&server.admin).await.len() == 3).await;
+
+    let found = letters(&server.admin).await;
+    let at = |partition: i32, offset: i64| json!({"topic": writer.topic, "partition": partition, "offset": offset});
+    let of = |at: Value| found.iter().find(|letter| letter["source"] == at).unwrap();
+    assert_eq!(of(at(1, bad))["reason"], "message_id is missing");
+    assert_eq!(of(at(0, strange))["reason"], "the header account is missing");
+    let orphan = found.iter().find(|letter| letter.get("source").is_none()).unwrap();
+    let place = format!("no such account ({}, partition 0, offset {unknown})", writer.topic);
+    assert_eq!((&orphan["reason"], &orphan["topic"]), (&json!(place), &json!("sendtrail.intake")));
+    let path = |letter: &Value| format!("{ADMIN}/dead-letters/{}/{}", letter["partition"], letter["seq"]);
+    let whole = server.admin.get(&path(of(at(1, bad)))).await.unwrap();
+    assert_eq!(whole["dead_letter"]["payload_base64"], "eyJldmVudF90eXBlIjogIlNlbmQifQ==", "the message as it was");
+    let again =
+        server.admin.call(http::Method::POST, &format!("{}/retry", path(of(at(1, bad)))), &[], "").await.unwrap();
+    assert_eq!((again.status.as_u16(), &again.json()["error"]), (400, &json!("INVALID_REQUEST")));
+
+    // The group only shows it; metrics do, too.
+    assert_eq!(check(&server.admin).await, "ok");
+    eventually("the group is told", async || writer.noted(0) == Some(last + 1)).await;
+    let metrics = server.admin.call(http::Method::GET, "/metrics", &[], "").await.unwrap();
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    let lag = format!("sendtrail_source_lag_messages{{source=\"{}\",partition=\"0\"}} 0", writer.topic);
+    assert!(text.contains(&lag), "{text}");
+    let read = format!("sendtrail_source_messages_total{{source=\"{}\"}} 6", writer.topic);
+    assert!(text.contains(&read), "{text}");
+
+    // A restart reads nothing again, and goes on where it was.
+    let server = server.restart().await;
+    let (one, two) = (one.on(&server), two.on(&server));
+    writer.write(1, &send(&two), Some(&two.account_id)).await;
+    eventually("it goes on", async || two.log().await.len() == 3).await;
+    assert_eq!((one.log().await.len(), letters(&server.admin).await.len()), (2, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_mail_servers_log_pauses_its_sender() {
+    let Some(writer) = Writer::new("kumomta", 1).await else { return };
+    let server = writer.server("format = \"kumomta\"\naccount_field = \"/meta/account\"").await;
+    let partner = server
+        .partner_with(json!({"name": "mta", "mode": "production", "daily_send_quota": 1_000_000,
+            "peak_send_rate_per_second": 1_000_000, "policy": {"minimum_sends": 50}}))
+        .await;
+    let now = 1_000 * (sendtrail_schemas::time::Millis::wall().0 / 1_000_000);
+    let record = |kind: &str, n: usize, class: &str, code: u16| {
+        json!({"type": kind, "id": format!("spool-{n}"), "sender": "b@mta.example", "recipient": format!("r{n}@inbox.example"),
+            "queue": "inbox.example", "site": "mx", "size": 10, "timestamp": now, "created": now - 1, "num_attempts": 0,
+            "response": {"code": code, "content": "said so"}, "bounce_classification": class,
+            "meta": {"account": partner.account_id, "campaign": "spring"}, "headers": {}, "reception_protocol": "ESMTP"})
+        .to_string()
+    };
+    for n in 0..60 {
+        writer.write(0, &record("Reception", n, "Uncategorized", 250), None).await;
+    }
+    for n in 0..7 {
+        writer.write(0, &record("Bounce", n, "SpamBlock", 554), None).await;
+    }
+    eventually("all is read", async || partner.log().await.len() >= 67).await;
+    assert_eq!(partner.get("/reputation").await["status"], "HEALTHY", "a refusal of spam is no hard bounce");
+    for n in 10..17 {
+        writer.write(0, &record("Bounce", n, "InvalidRecipient", 550), None).await;
+    }
+    eventually("it is paused", async || partner.get("/reputation").await["status"] == "PAUSED").await;
+    assert_eq!(partner.rows("/suppression", "suppressions").await.len(), 7);
+    let (status, refused) = partner.try_send(&["success@inbox.example"]).await;
+    assert_eq!((status, &refused["error"]), (403, &json!("SENDING_PAUSED")));
+    let log = partner.log().await;
+    assert_eq!(log[0]["tags"], json!({"account": partner.account_id, "campaign": "spring"}));
+    assert_eq!(log[0]["message_id"], "spool-0");
+    // The same form over HTTP.
+    let reply = partner.call(http::Method::POST, "/events?format=kumomta", &[], record("Delivery", 1, "", 250)).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["accepted"]), (200, &json!(1)));
+}
+
+/// Reads with kills at any moment; every message must have had its effect once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_message_is_read_once_whenever_the_server_is_killed() {
+    const MESSAGES: usize = 9_000;
+    let Some(writer) = Writer::new("kills", 3).await else { return };
+    let folder = tempfile::TempDir::new().unwrap();
+    let settings = [("SENDTRAIL_ADMIN_KEY", ADMIN_KEY), ("SENDTRAIL__STATE__CHECKPOINT_MS", "300")];
+    let process = Process::start(folder.path(), &settings);
+    let admin = Api::new(&process.base, ADMIN_KEY);
+    let body = json!({"name": "kill", "contact_email": "a@b.example", "policy": {"minimum_sends": 1_000_000_000}});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let account_id = account["account"]["account_id"].as_str().unwrap().to_owned();
+    let key = admin.post(&format!("{ADMIN}/accounts/{account_id}/keys"), &json!({})).await.unwrap();
+    let key = key["key"]["api_key"].as_str().unwrap().to_owned();
+    drop(process);
+
+    // Each third cannot be read: dead letters know no duplicates, so one that is read twice is there twice.
+    let sources =
+        format!("[{{topic={:?},bootstrap_servers={:?},account={account_id:?}}}]", writer.topic, writer.address);
+    let settings = [settings[0], settings[1], ("SENDTRAIL__SOURCES__KAFKA", sources.as_str())];
+    let mut process = Process::start(folder.path(), &settings);
+    let mut random = StdRng::seed_from_u64(11);
+    let mut bad: BTreeMap<(i64, i64), usize> = BTreeMap::new();
+    for part in 0..6 {
+        let writes = (0..MESSAGES / 6).map(|n| {
+            let (partition, bad) = ((n % 3) as i32, n % 9 < 3);
+            let n = part * MESSAGES / 6 + n;
+            let text = if bad { format!("not JSON {n}") } else { event("Open", &format!("m{n}")).to_string() };
+            let writer = &writer;
+            async move { (bad, partition, writer.write(partition, &text, None).await) }
+        });
+        for (is_bad, partition, offset) in futures::future::join_all(writes).await {
+            if is_bad {
+                bad.insert((partition.into(), offset), 0);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..700))).await;
+        process.signal("-KILL");
+        process.wait();
+        process = Process::start(folder.path(), &settings);
+    }
+    let (admin, api) = (Api::new(&process.base, ADMIN_KEY), Api::new(&process.base, &key));
+    let opens = async || api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    let wanted = MESSAGES - bad.len();
+    eventually("all is read", async || letters(&admin).await.len() >= bad.len() && opens().await.len() >= wanted).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    for event in opens().await {
+        *seen.entry(event["message_id"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    assert_eq!((seen.len(), seen.values().max()), (wanted, Some(&1)));
+    for letter in letters(&admin).await {
+        let place = (letter["source"]["partition"].as_i64().unwrap(), letter["source"]["offset"].as_i64().unwrap());
+        *bad.get_mut(&place).expect("it is one of those that cannot be read") += 1;
+    }
+    let other: Vec<_> = bad.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(other.is_empty(), "of {}: {other:?}", bad.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_source_that_does_not_get_on_says_why() {
+    let Some(writer) = Writer::unmade("troubled") else { return };
+    let server = writer.server("account_header = \"account\"\nstart = \"latest\"").await;
+    let partner = server.partner("troubled").await;
+    eventually("it is missing", async || check(&server.admin).await.contains("there is no topic")).await;
+    let topic = NewTopic::new(&writer.topic, 1, TopicReplication::Fixed(1));
+    writer.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
+    let send = || partner.event("Send").to_string();
+    let account = Some(partner.account_id.as_str());
+    writer.write(0, &send(), account).await;
+    eventually("it begins", async || check(&server.admin).await == "ok").await;
+    // It began with what came after it first saw the topic.
+    let begun = partner.log().await.len();
+    writer.write(0, &send(), account).await;
+    eventually("it reads", async || partner.log().await.len() == begun + 1).await;
+
+    // A partition that is added is read from its first message.
+    writer.admin().create_partitions([&NewPartitions::new(&writer.topic, 2)], &AdminOptions::new()).await.unwrap();
+    let mut last = writer.write(1, &send(), account).await;
+    eventually("the new partition is read", async || partner.log().await.len() == begun + 2).await;
+
+    // Messages that are deleted unread stop it.
+    let stopped = server.stop().await;
+    for _ in 0..3 {
+        last = writer.write(1, &send(), account).await;
+    }
+    let mut places = TopicPartitionList::new();
+    places.add_partition_offset(&writer.topic, 1, Offset::Offset(last)).unwrap();
+    writer.admin().delete_records(&places, &AdminOptions::new()).await.unwrap();
+    let mut stopped = {
+        let server = stopped.start().await;
+        eventually("it stops", async || check(&server.admin).await.contains("up to 2 messages were deleted unread"))
+            .await;
+        server.stop().await
+    };
+    stopped.config.sources.kafka[0].accept_loss = true;
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    eventually("it goes on with what is left", async || partner.log().await.len() == begun + 3).await;
+
+    // Another topic of the same name is not the same.
+    let mut stopped = server.stop().await;
+    writer.admin().delete_topics(&[&writer.topic], &AdminOptions::new()).await.unwrap();
+    let remade = async || {
+        let topic = NewTopic::new(&writer.topic, 2, TopicReplication::Fixed(1));
+        writer.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].is_ok()
+    };
+    eventually("it is made again", remade).await;
+    stopped = {
+        let server = stopped.start().await;
+        eventually("it is another", async || check(&server.admin).await.contains("it is another topic by now")).await;
+        server.stop().await
+    };
+    stopped.config.sources.kafka[0].name = "second".into();
+    writer.write(0, &send(), account).await;
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    eventually("it begins", async || check(&server.admin).await == "ok").await;
+    writer.write(0, &send(), account).await;
+    eventually("under its new name it is read", async || partner.log().await.len() >= begun + 4).await;
+}
