@@ -22,6 +22,8 @@ pub enum Kind {
     Events,
     /// Sends and commands: few, and somebody waits.
     Command,
+    /// Events read from a source, which wait there: held back before those that partners stream.
+    Source,
 }
 
 /// The share of the disk budget, and of the queue, that events leave to sends and commands: a sixteenth.
@@ -60,22 +62,30 @@ impl Standing {
             return Err(Problem::unavailable("the server is shutting down"));
         }
         if let Some(why) = &self.log.failed {
-            tracing::error!(%why, "refused: the log is out of service");
+            if kind != Kind::Source {
+                tracing::error!(%why, "refused: the log is out of service");
+            }
             return Err(Problem::new(Code::DbUnavailable, "the event log is out of service").retry_after(30));
         }
         if self.halted {
             let message = "the account's partition is halted: its processor must be upgraded first";
             return Err(Problem::new(Code::DbUnavailable, message).retry_after(30));
         }
-        let reserved = if kind == Kind::Events { self.log.disk_budget / RESERVED } else { 0 };
+        // A source leaves as much again to partners.
+        let share = match kind {
+            Kind::Command => 0,
+            Kind::Events => 1,
+            Kind::Source => 2,
+        };
+        let reserved = share * (self.log.disk_budget / RESERVED);
         if self.log.disk_bytes >= self.log.disk_budget - reserved {
             return Err(Problem::unavailable("the event log has used up its disk budget").retry_after(10));
         }
-        if kind == Kind::Events {
-            if self.log.queued_bytes >= QUEUE_FOR_EVENTS {
+        if kind != Kind::Command {
+            if self.log.queued_bytes >= QUEUE_FOR_EVENTS / share {
                 return Err(Problem::unavailable("too much is being written at the moment"));
             }
-            if self.lag_millis > max_lag_millis {
+            if self.lag_millis > max_lag_millis / share as i64 {
                 return Err(Problem::unavailable(format!("processing is {} ms behind", self.lag_millis)));
             }
         }
@@ -159,6 +169,21 @@ mod tests {
         let out = Some((Code::DbUnavailable, 30));
         assert_eq!(with(|is| is.halted = true), [out, out]);
         assert_eq!(with(|is| is.log.failed = Some("fsync".into())), [out, out]);
+    }
+
+    #[test]
+    fn sources_are_held_back_before_partners() {
+        let lag = |lag_millis| Standing { lag_millis, ..well() }.admit(Kind::Source, 250).is_ok();
+        assert_eq!([lag(125), lag(126)], [true, false]);
+        let queue = |queued_bytes| {
+            let log = Status { queued_bytes, ..well().log };
+            Standing { log, ..well() }.admit(Kind::Source, 250).is_ok()
+        };
+        assert_eq!([queue(QUEUE_FOR_EVENTS / 2 - 1), queue(QUEUE_FOR_EVENTS / 2)], [true, false]);
+        let disk = |disk_bytes| {
+            Standing { log: Status { disk_bytes, ..well().log }, ..well() }.admit(Kind::Source, 250).is_ok()
+        };
+        assert_eq!([disk(1_399), disk(1_400)], [true, false]);
     }
 
     #[test]

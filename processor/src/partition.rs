@@ -336,7 +336,6 @@ impl<'a> Session<'a> {
 
     /// The skip is a record of its own, durable before anything after it is applied.
     fn announce_skip(&self, offset: u64, reason: &str) -> Result<(), Ended> {
-        counter!("sendtrail_dead_letters_total").increment(1);
         tracing::error!(partition = self.of.number, offset, %reason, "an intake record becomes a dead letter");
         let body = Some(Body::Skip(Skip { offset, reason: reason.to_owned() }));
         append(self.of, self.handle, &Record { version: codec::VERSION, body, ..Record::default() })
@@ -355,6 +354,15 @@ impl<'a> Session<'a> {
         self.dirty = true;
         self.of.clock.reached(Millis(progress.last_t));
         counter!("sendtrail_events_total").increment(effects.events.len() as u64);
+        counter!("sendtrail_dead_letters_total").increment(effects.dead_letters.len() as u64);
+        if effects.gaps > 0 {
+            tracing::warn!(
+                partition = self.of.number,
+                records = effects.gaps,
+                "records of a source came without those before"
+            );
+        }
+        counter!("sendtrail_source_gaps_total").increment(effects.gaps);
         let mut appends = Vec::new();
         let mut append = |topic, batches: Vec<Batch>| {
             let to = TopicPartition::new(topic, self.of.number);

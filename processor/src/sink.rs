@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::select_all;
-use metrics::gauge;
+use metrics::{gauge, histogram};
 use parking_lot::Mutex as PlainMutex;
-use sendtrail_eventlog::{EventLog, Reader, Record, Retention};
+use sendtrail_eventlog::{Clock, EventLog, Reader, Record, Retention};
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt};
 use sendtrail_schemas::codec::{self, Wire};
@@ -77,6 +77,8 @@ pub struct Sink {
     pub retention: Arc<Retention>,
     /// The partitions to read.
     pub partitions: Vec<u32>,
+    /// What time it is.
+    pub clock: Clock,
     /// How to work.
     pub options: SinkOptions,
 }
@@ -143,6 +145,8 @@ struct Running {
     attempt_columns: AttemptColumns,
     attempts: Filer,
     flushed: Instant,
+    /// When the first event since was received.
+    oldest: Option<i64>,
     failure: Arc<PlainMutex<Option<String>>>,
     asked: mpsc::Receiver<Demand>,
     demands: Vec<Demand>,
@@ -214,6 +218,7 @@ impl Running {
             columns: EventColumns::default(),
             attempt_columns: AttemptColumns::default(),
             flushed: Instant::now(),
+            oldest: None,
             failure,
             asked,
             demands: Vec::new(),
@@ -309,6 +314,7 @@ impl Running {
             }
             if event.seq >= cursor.archived {
                 self.columns.push(&event);
+                self.oldest = self.oldest.or(Some(event.received_at));
                 self.events.note(partition, event.seq);
                 cursor.archived = event.seq + 1;
             }
@@ -353,6 +359,10 @@ impl Running {
         self.flushed = Instant::now();
         if !self.columns.is_empty() {
             self.events.add(self.columns.finish()?);
+            if let Some(received_at) = self.oldest.take().filter(|_| !self.sink.clock.is_simulated()) {
+                let waited = (self.sink.clock.now().0 - received_at).max(0);
+                histogram!("sendtrail_event_visible_seconds").record(waited as f64 / 1e3);
+            }
             gauge!("sendtrail_tail_rows").set(self.events.tail_rows() as f64);
         }
         if !self.attempt_columns.is_empty() {

@@ -64,8 +64,8 @@ async fn a_record_of_a_newer_version_halts_its_partition_with_503() {
     let partner = server.partner("newer").await;
     partner.stream(&[partner.event("Send")]).await;
     let stopped = server.stop().await;
-    // Field 1, the version, is 2.
-    poison(&stopped, &[b"\x08\x02"]).await;
+    // Field 1, the version, is one more than is known.
+    poison(&stopped, &[&[8, sendtrail_schemas::codec::SOURCED as u8 + 1]]).await;
     let server = stopped.start().await;
     let partner = partner.on(&server);
     let health = server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();

@@ -184,7 +184,7 @@ async fn topics_are_planned_and_made_by_command() {
 }
 
 /// Settings of a server on a broker, as an operator's environment has them.
-fn environment<'a>(address: &'a str, namespace: &'a str) -> Vec<(&'a str, &'a str)> {
+pub fn environment<'a>(address: &'a str, namespace: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
         ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
         ("SENDTRAIL__LOG__BACKEND", "kafka"),

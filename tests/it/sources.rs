@@ -11,7 +11,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sendtrail::client::Api;
 use sendtrail::config::Config;
@@ -36,35 +36,42 @@ impl ProducerContext for Acknowledged {
 }
 
 /// What writes to a topic.
-struct Writer {
-    address: &'static str,
+pub struct Writer {
+    address: String,
     topic: String,
     producer: ThreadedProducer<Acknowledged>,
 }
 
 impl Writer {
     /// Of a topic of its own; none where there is no broker.
-    async fn new(name: &str, partitions: i32) -> Option<Self> {
+    pub async fn new(name: &str, partitions: i32) -> Option<Self> {
         let writer = Self::unmade(name)?;
-        let topic = NewTopic::new(&writer.topic, partitions, TopicReplication::Fixed(1));
-        writer.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+        writer.make(partitions).await;
         Some(writer)
     }
 
+    async fn make(&self, partitions: i32) {
+        let topic = NewTopic::new(&self.topic, partitions, TopicReplication::Fixed(1));
+        self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    }
+
     fn unmade(name: &str) -> Option<Self> {
-        let address = sendtrail_test_servers::kafka()?;
+        Some(Self::on(sendtrail_test_servers::kafka()?, name))
+    }
+
+    fn on(address: &str, name: &str) -> Self {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", address).set("topic.metadata.refresh.interval.ms", "500");
         let producer = config.create_with_context(Acknowledged).unwrap();
-        Some(Self { address, topic: format!("{name}-{}", std::process::id()), producer })
+        Self { address: address.into(), topic: format!("{name}-{}", std::process::id()), producer }
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
-        ClientConfig::new().set("bootstrap.servers", self.address).create().unwrap()
+        ClientConfig::new().set("bootstrap.servers", &self.address).create().unwrap()
     }
 
     /// Writes a message; its offset.
-    async fn write(&self, partition: i32, payload: &str, account: Option<&str>) -> i64 {
+    pub async fn write(&self, partition: i32, payload: &str, account: Option<&str>) -> i64 {
         loop {
             let (waiting, offset) = oneshot::channel();
             let record = BaseRecord::<(), _, _>::with_opaque_to(&self.topic, Box::new(waiting));
@@ -86,7 +93,7 @@ impl Writer {
     /// What the group was told, as Kafka's tools show it.
     fn noted(&self, partition: i32) -> Option<i64> {
         let consumer: BaseConsumer =
-            ClientConfig::new().set("bootstrap.servers", self.address).set("group.id", "sendtrail").create().unwrap();
+            ClientConfig::new().set("bootstrap.servers", &self.address).set("group.id", "sendtrail").create().unwrap();
         let mut places = TopicPartitionList::new();
         places.add_partition(&self.topic, partition);
         let noted = consumer.committed_offsets(places, Duration::from_secs(10)).unwrap();
@@ -98,7 +105,8 @@ impl Writer {
         Server::start_with(|config| self.read(config, settings)).await
     }
 
-    fn read(&self, config: &mut Config, settings: &str) {
+    /// Has a server read the topic.
+    pub fn read(&self, config: &mut Config, settings: &str) {
         let source = format!("topic = {:?}\nbootstrap_servers = {:?}\n{settings}", self.topic, self.address);
         config.sources.kafka = vec![toml::from_str(&source).unwrap()];
     }
@@ -202,13 +210,103 @@ async fn a_mail_servers_log_pauses_its_sender() {
     assert_eq!((reply.status.as_u16(), &reply.json()["accepted"]), (200, &json!(1)));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_set_aside_is_read_again_by_the_rules_of_now_once() {
+    let Some(writer) = Writer::new("again", 1).await else { return };
+    let server = writer.server("account_field = \"/partner\"").await;
+    let partner = server.partner("again").await;
+    // Nothing but its place tells this open apart.
+    let mut open = partner.event("Open");
+    open["metadata"] = json!({"partner": partner.account_id});
+    writer.write(0, &format!("[{open},{open}]"), None).await;
+    eventually("it is set aside", async || letters(&server.admin).await.len() == 1).await;
+    let letter = letters(&server.admin).await.remove(0);
+    assert!(
+        letter["reason"].as_str().unwrap().starts_with("2 of 2 cannot be read; the first: /partner is missing"),
+        "{letter}"
+    );
+    let path = format!("{ADMIN}/dead-letters/{}/{}/retry", letter["partition"], letter["seq"]);
+    let mut stopped = server.stop().await;
+    stopped.config.sources.kafka[0].account_field = "/metadata/partner".into();
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    for _ in 0..2 {
+        let again = server.admin.call(http::Method::POST, &path, &[], "").await.unwrap();
+        assert_eq!(again.status, 200, "{}", again.json());
+    }
+    eventually("both are read", async || partner.log().await.len() == 2).await;
+    assert_eq!((partner.log().await.len(), letters(&server.admin).await.len()), (2, 1));
+    let mut stopped = server.stop().await;
+    stopped.config.sources.kafka.clear();
+    let server = stopped.start().await;
+    let again = server.admin.call(http::Method::POST, &path, &[], "").await.unwrap();
+    assert_eq!((again.status.as_u16(), &again.json()["error"]), (404, &json!("NOT_FOUND")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn transactions_are_read_when_they_are_committed_and_their_ends_are_no_loss() {
+    let Some(writer) = Writer::new("transactions", 1).await else { return };
+    let server = writer.server("account_header = \"account\"").await;
+    let partner = server.partner("transactions").await;
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &writer.address).set("transactional.id", &writer.topic);
+    let producer: BaseProducer = config.create().unwrap();
+    let patience = Duration::from_secs(20);
+    producer.init_transactions(patience).unwrap();
+    for (count, commit) in [(3, true), (2, false)] {
+        producer.begin_transaction().unwrap();
+        for _ in 0..count {
+            let (event, header) =
+                (partner.event("Send").to_string(), Header { key: "account", value: Some(&partner.account_id) });
+            let record =
+                BaseRecord::<(), _>::to(&writer.topic).payload(&event).headers(OwnedHeaders::new().insert(header));
+            producer.send(record).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(patience).unwrap();
+        let ended = if commit { producer.commit_transaction(patience) } else { producer.abort_transaction(patience) };
+        ended.unwrap();
+    }
+    // Three messages, an end, two that were taken back, an end.
+    eventually("the group is told of the ends, too", async || writer.noted(0) == Some(7)).await;
+    assert_eq!(partner.log().await.len(), 3);
+    let stopped = server.stop().await;
+    let mut places = TopicPartitionList::new();
+    places.add_partition_offset(&writer.topic, 0, Offset::Offset(7)).unwrap();
+    writer.admin().delete_records(&places, &AdminOptions::new()).await.unwrap();
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    writer.write(0, &partner.event("Open").to_string(), Some(&partner.account_id)).await;
+    eventually("it goes on", async || partner.log().await.len() == 4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_source_at_rest_notices_that_its_broker_is_back() {
+    let Some(broker) = sendtrail_test_servers::Server::kafka() else { return };
+    let writer = Writer::on(broker.address(), "rest");
+    writer.make(1).await;
+    let timeouts = r#"properties = ["socket.timeout.ms=2000", "socket.connection.setup.timeout.ms=2000"]"#;
+    let server = writer.server(&format!("account_header = \"account\"\n{timeouts}")).await;
+    let partner = server.partner("rest").await;
+    eventually("it begins", async || check(&server.admin).await == "ok").await;
+    broker.signal("-STOP");
+    eventually("it tells", async || check(&server.admin).await != "ok").await;
+    broker.signal("-CONT");
+    eventually("it gets on without a message", async || check(&server.admin).await == "ok").await;
+    writer.write(0, &partner.event("Send").to_string(), Some(&partner.account_id)).await;
+    eventually("it reads", async || partner.log().await.len() == 1).await;
+}
+
 /// Reads with kills at any moment; every message must have had its effect once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn each_message_is_read_once_whenever_the_server_is_killed() {
     const MESSAGES: usize = 9_000;
     let Some(writer) = Writer::new("kills", 3).await else { return };
     let folder = tempfile::TempDir::new().unwrap();
-    let settings = [("SENDTRAIL_ADMIN_KEY", ADMIN_KEY), ("SENDTRAIL__STATE__CHECKPOINT_MS", "300")];
+    let namespace = format!("source-kills-{}", std::process::id());
+    let mut settings = vec![("SENDTRAIL_ADMIN_KEY", ADMIN_KEY), ("SENDTRAIL__STATE__CHECKPOINT_MS", "300")];
+    if std::env::var("SENDTRAIL_TEST_LOG").is_ok_and(|log| log == "kafka") {
+        settings.extend(super::kafka::environment(&writer.address, &namespace));
+    }
     let process = Process::start(folder.path(), &settings);
     let admin = Api::new(&process.base, ADMIN_KEY);
     let body = json!({"name": "kill", "contact_email": "a@b.example", "policy": {"minimum_sends": 1_000_000_000}});
@@ -221,7 +319,7 @@ async fn each_message_is_read_once_whenever_the_server_is_killed() {
     // Each third cannot be read: dead letters know no duplicates, so one that is read twice is there twice.
     let sources =
         format!("[{{topic={:?},bootstrap_servers={:?},account={account_id:?}}}]", writer.topic, writer.address);
-    let settings = [settings[0], settings[1], ("SENDTRAIL__SOURCES__KAFKA", sources.as_str())];
+    settings.push(("SENDTRAIL__SOURCES__KAFKA", sources.as_str()));
     let mut process = Process::start(folder.path(), &settings);
     let mut random = StdRng::seed_from_u64(11);
     let mut bad: BTreeMap<(i64, i64), usize> = BTreeMap::new();

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
 use super::connect::{self, Context, Health, io};
-use super::tail::is_gone;
 use super::{Options, PATIENCE};
 use crate::Error;
 
@@ -73,6 +72,7 @@ impl SourceTopic {
         if count == 0 {
             return Err(Error::Settings(format!("there is no topic {topic}, or it may not be seen")));
         }
+        self.health.well();
         Ok(count as u32)
     }
 
@@ -95,39 +95,50 @@ impl SourceTopic {
         self.consumer.assign(&self.places(at)?).map_err(io("read a source"))
     }
 
-    /// Hands over what comes, at most so many messages or bytes, and for no longer than this.
+    /// Hands over what comes, as long as it is asked for more and there is more: the first message is waited for.
     ///
     /// # Errors
-    /// [`Error::Io`]: when messages are gone that were asked for, or the topic is, or may not be read. While no broker
-    /// answers, nothing comes.
-    pub fn read(
-        &self,
-        most: usize,
-        most_bytes: usize,
-        patience: Duration,
-        mut take: impl FnMut(SourceMessage<'_>),
-    ) -> Result<(), Error> {
+    /// [`Error::Io`]: when messages are gone that were asked for, or damaged, or the topic is gone, or may not be read.
+    /// While no broker answers, nothing comes.
+    pub fn read(&self, patience: Duration, mut take: impl FnMut(SourceMessage<'_>) -> bool) -> Result<(), Error> {
         let until = Instant::now() + patience;
-        let (mut count, mut bytes) = (0, 0);
-        while count < most && bytes < most_bytes {
-            match self.consumer.poll(until.saturating_duration_since(Instant::now())) {
+        let mut wait = patience;
+        loop {
+            match self.consumer.poll(wait) {
                 Some(Ok(message)) => {
                     let name = self.options.header.as_deref();
                     let headers = message.headers().into_iter().flat_map(Headers::iter);
                     let header = headers.filter(|header| Some(header.key) == name).last().and_then(|found| found.value);
                     let (partition, offset) = (message.partition() as u32, message.offset() as u64);
-                    bytes += message.payload_len();
-                    count += 1;
-                    take(SourceMessage { partition, offset, payload: message.payload(), header });
                     self.health.well();
+                    if !take(SourceMessage { partition, offset, payload: message.payload(), header }) {
+                        return Ok(());
+                    }
+                    // What is here already, and no more.
+                    wait = Duration::ZERO;
                 }
-                Some(Err(error)) if is_gone(&error) || is_final(&error) => return Err(io("read a source")(error)),
+                Some(Err(error)) if !is_passing(&error) => return Err(io("read a source")(error)),
                 // The client goes on by itself.
-                Some(Err(error)) => tracing::debug!(%error, topic = self.options.topic, "a source"),
-                None => break,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, topic = self.options.topic, "a source");
+                    wait = wait.min(until.saturating_duration_since(Instant::now()));
+                }
+                None => return Ok(()),
             }
         }
-        Ok(())
+    }
+
+    /// Up to where each partition was handed over: beyond its last message where a transaction ended, or was aborted.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn positions(&self) -> Result<Vec<(u32, u64)>, Error> {
+        let places = self.consumer.position().map_err(io("read a source"))?;
+        let known = |place: &TopicPartitionListElem<'_>| match place.offset() {
+            Offset::Offset(offset) => Some((place.partition() as u32, offset as u64)),
+            _ => None,
+        };
+        Ok(places.elements().iter().filter_map(known).collect())
     }
 
     /// Why nothing comes, if the brokers are the reason.
@@ -162,16 +173,32 @@ impl SourceTopic {
     }
 }
 
-/// Whether waiting does not help.
-fn is_final(error: &KafkaError) -> bool {
+/// Whether the client gets over it by itself, and nothing is left out.
+fn is_passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(
-            RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownPartition
-                | RDKafkaErrorCode::TopicAuthorizationFailed
+            RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::Authentication
+                | RDKafkaErrorCode::BrokerNotAvailable
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::FencedLeaderEpoch
+                // The group only shows how far we are.
                 | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::KafkaStorageError
+                | RDKafkaErrorCode::LeaderNotAvailable
+                | RDKafkaErrorCode::NetworkException
+                | RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::OffsetNotAvailable
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::ReplicaNotAvailable
+                | RDKafkaErrorCode::RequestTimedOut
+                | RDKafkaErrorCode::Resolve
+                | RDKafkaErrorCode::SSL
+                | RDKafkaErrorCode::UnknownLeaderEpoch
         )
     )
 }

@@ -12,7 +12,10 @@ use sendtrail_schemas::time::parse_nanos;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Fault, MAX_HEADER, MAX_TAG, MAX_TAGS, check, fit, kept};
+use super::{Fault, MAX_HEADER, MAX_RECIPIENTS, MAX_TAG, MAX_TAGS, check, fit, kept};
+
+/// Bytes of a server's answer that are kept; RFC 5321 §4.5.3.1.5 allows 512 a line.
+const MAX_LINE: usize = 4 << 10;
 
 /// What we read of a record; the rest goes to `metadata`.
 #[derive(Deserialize)]
@@ -46,6 +49,15 @@ struct LogRecord {
 enum Recipients {
     One(String),
     Many(Vec<String>),
+}
+
+impl Recipients {
+    fn is_nobody(&self) -> bool {
+        match self {
+            Self::One(to) => to.is_empty(),
+            Self::Many(all) => all.iter().all(String::is_empty),
+        }
+    }
 }
 
 impl Default for Recipients {
@@ -110,6 +122,8 @@ pub fn read(text: &str) -> Result<Vec<EventFact>, Fault> {
 /// The event that a record is, if it is one.
 fn what(record: &LogRecord) -> Result<Option<(EventType, Option<Block>)>, Fault> {
     Ok(Some(match record.r#type.as_str() {
+        // A report that came to us, most likely: mail from nobody is none that somebody sends.
+        "Reception" if record.sender.is_empty() => return Ok(None),
         "Reception" => (EventType::Send, None),
         "Delivery" => (EventType::Delivery, Some(Block::Delivery(delivery(record)?))),
         "Bounce" => (EventType::Bounce, Some(bounce(record, verdict(record)))),
@@ -123,9 +137,8 @@ fn what(record: &LogRecord) -> Result<Option<(EventType, Option<Block>)>, Fault>
             Some(complaint) => (EventType::Complaint, Some(Block::Complaint(complaint))),
             None => return Ok(None),
         },
-        // Refused before it was known whom it was for.
-        "Rejection" if matches!(&record.recipient, Recipients::One(to) if to.is_empty()) => return Ok(None),
-        "Rejection" if matches!(&record.recipient, Recipients::Many(to) if to.is_empty()) => return Ok(None),
+        // Usually it was refused before it was a message, and has no identifier.
+        "Rejection" if record.id.is_empty() || record.recipient.is_nobody() => return Ok(None),
         "Rejection" => (EventType::Reject, Some(Block::Reject(Reject { reason: Some(record.response.line()) }))),
         "Delay" | "Delayed" | "AdminRebind" | "DeferredInjectionRebind" | "XferIn" | "XferOut" => return Ok(None),
         other => return Err(Fault::invalid(format!("type {other:?} is none of KumoMTA's"))),
@@ -205,6 +218,9 @@ fn recipients(record: &mut LogRecord, kind: EventType) -> Result<Vec<String>, Fa
     };
     if all.is_empty() {
         return Err(Fault::invalid("no recipient is named"));
+    }
+    if all.len() > MAX_RECIPIENTS {
+        return Err(Fault::invalid(format!("more than {MAX_RECIPIENTS} recipients")));
     }
     Ok(all.iter().map(|to| address::bare(to).to_owned()).collect())
 }
@@ -320,7 +336,8 @@ impl Response {
         let enhanced = self.enhanced_code.as_ref().map(EnhancedCode::text);
         let content = self.content.replace(['\r', '\n', '\0'], " ");
         let parts = [code, enhanced, Some(content)];
-        parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+        let line = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        fit(line, MAX_LINE)
     }
 }
 

@@ -22,6 +22,8 @@ pub const MAX_TAGS: usize = 50;
 pub const MAX_TAG: usize = 256;
 /// Longest metadata, bytes of JSON.
 pub const MAX_METADATA: usize = 32 << 10;
+/// Recipients of one document of others; SES sends to at most 50.
+const MAX_RECIPIENTS: usize = 1_000;
 /// Bytes of the block of a type: a reply's text and HTML fit (S2: 32 KB and 64 KB).
 const MAX_BLOCK: usize = 128 << 10;
 

@@ -15,12 +15,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::native::NestedRecipient;
-use super::{Fault, MAX_HEADER, MAX_METADATA, MAX_TAG, MAX_TAGS, check, fit, kept};
+use super::{Fault, MAX_HEADER, MAX_METADATA, MAX_RECIPIENTS, MAX_TAG, MAX_TAGS, check, fit, kept};
 
 type Object = Map<String, Value>;
-
-/// Recipients of a document; SES sends to at most 50.
-const MAX_RECIPIENTS: usize = 1_000;
 
 /// Reads one document: an event for each of its recipients.
 ///

@@ -1,14 +1,17 @@
 //! Dead letters, for the operator: look, and try again.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sendtrail_eventlog::Batch;
+use sendtrail_schemas::codec;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::record::{Body, SourcePosition};
+use sendtrail_schemas::record::{Body, Record, SourcePosition};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use sendtrail_schemas::web::{Path, Query, ok, page};
@@ -133,32 +136,72 @@ pub(super) async fn retry(
     Path((partition, seq)): Path<(u32, u64)>,
 ) -> Result<Response, Problem> {
     let letter = find(&ingest, partition, seq)?;
-    let (partition, batch) = match &letter.source {
+    let batches = match &letter.source {
         Some(source) => read_again(&ingest, &letter, source)?,
-        None => {
-            let mut batch = Batch::new();
-            batch.push_bytes(&letter.payload);
-            (partition, batch)
-        }
+        None => BTreeMap::from([(partition, as_it_was(&letter.payload))]),
     };
-    let appended = ingest.parts().log.append(TopicPartition::new(Topic::Intake, partition), batch);
-    let offset = ingest.durable(appended).await?;
-    Ok(ok(Retried { partition, offset }))
+    let log = &ingest.parts().log;
+    let appends =
+        batches.into_iter().map(|(to, batch)| (to, log.append(TopicPartition::new(Topic::Intake, to), batch)));
+    // All are handed over before the first is waited for.
+    let appends: Vec<_> = appends.collect();
+    let mut first = None;
+    for (partition, appended) in appends {
+        let offset = ingest.durable(appended).await?;
+        first = first.or(Some(Retried { partition, offset }));
+    }
+    Ok(ok(first.ok_or_else(|| Problem::new(Code::InvalidRequest, "the message speaks of no event"))?))
 }
 
-/// The records that a source's message becomes now, and their partition.
-fn read_again(ingest: &Ingest, letter: &DeadLetter, source: &SourcePosition) -> Result<(u32, Batch), Problem> {
+/// The record of a dead letter. One that was read from a source has had its turn there.
+fn as_it_was(payload: &[u8]) -> Batch {
+    let mut batch = Batch::new();
+    match codec::decode::<Record>(payload) {
+        Ok(record) if record.source.is_some() => {
+            batch.push(&Record { version: codec::VERSION, source: None, ..record });
+        }
+        _ => batch.push_bytes(payload),
+    }
+    batch
+}
+
+/// The records that a source's message becomes now, by their partitions.
+fn read_again(ingest: &Ingest, letter: &DeadLetter, source: &SourcePosition) -> Result<BTreeMap<u32, Batch>, Problem> {
     let rule = ingest.parts().sources.get(&source.source);
     let rule = rule.ok_or_else(|| Problem::new(Code::NotFound, format!("no source {} is set up", source.source)))?;
     let known = AccountId::from_slice(&letter.account_id).ok();
-    let read = rule.read_again(&letter.payload, known);
-    let (account, facts) = read.map_err(|reason| Problem::new(Code::InvalidRequest, reason))?;
-    let mut batch = Batch::new();
-    for fact in facts {
+    let read = rule.read_again(source, &letter.payload, known);
+    let events = read.map_err(|reason| Problem::new(Code::InvalidRequest, reason))?;
+    let mut batches: BTreeMap<u32, Batch> = BTreeMap::new();
+    for (account, fact) in events {
+        let batch = batches.entry(ingest.partition(account)).or_default();
         batch.push(&record(account, None, None, Body::Fact(fact)));
     }
-    if batch.is_empty() {
-        return Err(Problem::new(Code::InvalidRequest, "the message speaks of no event"));
+    Ok(batches)
+}
+
+#[cfg(test)]
+mod tests {
+    use sendtrail_schemas::event::EventFact;
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_a_source_goes_back_without_its_turn() {
+        let source = Some(SourcePosition { source: "mail".into(), number: 3, ..SourcePosition::default() });
+        let body = Some(Body::Fact(EventFact { message_id: "m".into(), ..EventFact::default() }));
+        let sourced = Record { version: codec::SOURCED, source, body, ..Record::default() };
+        let own = Record { version: codec::VERSION, source: None, ..sourced.clone() };
+        let batch = |record: &Record| {
+            let mut batch = Batch::new();
+            batch.push(record);
+            format!("{batch:?}")
+        };
+        for record in [&sourced, &own] {
+            assert_eq!(format!("{:?}", as_it_was(&codec::encode(record))), batch(&own));
+        }
+        let mut rubbish = Batch::new();
+        rubbish.push_bytes(b"\xff rubbish");
+        assert_eq!(format!("{:?}", as_it_was(b"\xff rubbish")), format!("{rubbish:?}"));
     }
-    Ok((ingest.partition(account), batch))
 }

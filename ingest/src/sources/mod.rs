@@ -74,9 +74,16 @@ pub struct Source {
     pub status: Status,
 }
 
-/// Why a source does not get on, if it does not.
+/// Why a source does not get on, if it does not: because of the topic, or of our own log.
 #[derive(Clone, Debug, Default)]
-pub struct Status(Arc<Mutex<Option<String>>>);
+pub struct Status(Arc<Mutex<[Option<String>; 2]>>);
+
+/// What a source's getting on depends on.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Topic = 0,
+    Log = 1,
+}
 
 /// Chunks on their way to the log at once.
 const IN_FLIGHT: usize = 4;
@@ -84,6 +91,8 @@ const IN_FLIGHT: usize = 4;
 const BACKOFF: Duration = Duration::from_secs(2);
 /// How soon the log is told how far a source at rest has come.
 const REST: Duration = Duration::from_secs(10);
+/// How long it may be held back without saying so.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How soon admission is asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Bytes of one batch.
@@ -92,11 +101,12 @@ const BATCH_BYTES: usize = 1 << 20;
 impl Status {
     /// Why.
     pub fn failure(&self) -> Option<String> {
-        self.0.lock().clone()
+        self.0.lock().iter().flatten().next().cloned()
     }
 
-    fn tell(&self, source: &str, failure: Option<String>) {
+    fn tell(&self, source: &str, part: Part, failure: Option<String>) {
         let mut told = self.0.lock();
+        let Some(told) = told.get_mut(part as usize) else { return };
         if *told != failure {
             match &failure {
                 Some(why) => tracing::error!(source, %why, "a source does not get on"),
@@ -110,7 +120,9 @@ impl Status {
 impl Source {
     /// Reads until it is told to stop; what was read by then is in the log.
     pub async fn run(self, ingest: Ingest, marks: Arc<dyn SourceMarks>, stop: CancellationToken) {
-        *self.status.0.lock() = Some("it has not begun yet".into());
+        *self.status.0.lock() = [Some("it has not begun yet".into()), None];
+        // Told from the start, so that the first failure is seen.
+        counter!("sendtrail_source_failures_total", "source" => self.name.clone()).absolute(0);
         loop {
             let ended = self.session(&ingest, &*marks, &stop).await;
             if stop.is_cancelled() {
@@ -118,7 +130,7 @@ impl Source {
             }
             if let Err(error) = ended {
                 counter!("sendtrail_source_failures_total", "source" => self.name.clone()).increment(1);
-                self.status.tell(&self.name, Some(error.to_string()));
+                self.status.tell(&self.name, Part::Topic, Some(error.to_string()));
             }
             tokio::select! {
                 () = tokio::time::sleep(BACKOFF) => {}
@@ -143,7 +155,7 @@ impl Source {
         let settled = reading.settled();
         let thread = std::thread::Builder::new().name("source".into()).spawn(move || reading.run(&chunks));
         thread.map_err(|cause| Error::Port(format!("start a thread: {cause}")))?;
-        self.status.tell(&self.name, None);
+        self.status.tell(&self.name, Part::Topic, None);
         let feed = Feed { source: self, ingest, numbering, told, on_way: FuturesOrdered::new(), settled };
         feed.run(coming, stop).await
     }
@@ -213,7 +225,7 @@ impl Feed<'_> {
             batches.last_mut().into_iter().for_each(|batch| batch.push(&record));
         }
         for to in batches.keys() {
-            if !admitted(self.ingest, *to, stop).await {
+            if !admitted(self.source, self.ingest, *to, stop).await {
                 return Ok(false);
             }
         }
@@ -264,29 +276,38 @@ impl Feed<'_> {
     }
 
     /// Tells the log how far the source has come, as far as no record has. That takes no number: how often it is told is
-    /// nothing that the source determines.
+    /// nothing that the source determines. All at once, for a source is new only as long as nothing of it was told.
     async fn tell(&mut self) -> Result<(), Error> {
-        let settled = self.numbering.all_settled().clone();
-        for (partition, offset) in settled {
-            if self.told.get(&partition) == Some(&offset) {
-                continue;
+        let mut batch = Batch::new();
+        for (partition, offset) in self.numbering.all_settled().clone() {
+            if self.told.get(&partition) != Some(&offset) {
+                batch.push(&self.numbered(0, Place { partition, offset, index: 0 }, Body::Tick(Tick {})));
             }
-            let record = self.numbered(0, Place { partition, offset, index: 0 }, Body::Tick(Tick {}));
-            let mut batch = Batch::new();
-            batch.push(&record);
-            self.ingest.parts().log.append(TopicPartition::new(Topic::Intake, self.home(partition)), batch).await?;
+        }
+        if !batch.is_empty() {
+            self.ingest.parts().log.append(TopicPartition::new(Topic::Intake, self.home(0)), batch).await?;
         }
         Ok(())
     }
 }
 
 /// Waits until a partition takes more; `false` when it was told to stop before.
-async fn admitted(ingest: &Ingest, to: u32, stop: &CancellationToken) -> bool {
+async fn admitted(source: &Source, ingest: &Ingest, to: u32, stop: &CancellationToken) -> bool {
+    let begun = Instant::now();
     loop {
-        match ingest.admit(Kind::Events, to) {
-            Ok(()) => return true,
+        match ingest.admit(Kind::Source, to) {
+            Ok(()) => {
+                source.status.tell(&source.name, Part::Log, None);
+                return true;
+            }
             Err(_) if stop.is_cancelled() => return false,
-            Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            Err(problem) => {
+                if begun.elapsed() > PATIENCE {
+                    let why = format!("partition {to} takes nothing: {}", problem.message);
+                    source.status.tell(&source.name, Part::Log, Some(why));
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
         }
     }
 }

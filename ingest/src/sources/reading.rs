@@ -1,6 +1,5 @@
 //! The thread that reads a topic and understands its messages.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,13 @@ use tokio::sync::mpsc;
 
 use super::numbering::Numbering;
 use super::rule::{Item, Rule};
-use super::{Reached, Source, Start, Status};
+use super::{Part, Reached, Source, Start, Status};
 use crate::Error;
 
-/// Messages and bytes of one chunk.
-const CHUNK: usize = 5_000;
-const CHUNK_BYTES: usize = 4 << 20;
+/// What one chunk may hold before no more is read for it: messages, the records that they became, and the bytes of those.
+const MESSAGES: u64 = 10_000;
+const ITEMS: usize = 10_000;
+const BYTES: usize = 8 << 20;
 /// How long nothing may come before it is looked around.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// How often it is looked how far there is to go, and how many partitions there are.
@@ -84,13 +84,22 @@ impl Reading {
     fn read(&self, chunks: &mpsc::Sender<Result<Chunk, Error>>) -> Result<(), Error> {
         let mut looked = Instant::now();
         while !chunks.is_closed() {
-            let mut chunk = Chunk::default();
-            self.topic.read(CHUNK, CHUNK_BYTES, PATIENCE, |message| {
+            let (mut chunk, mut bytes) = (Chunk::default(), 0);
+            self.topic.read(PATIENCE, |message| {
+                let before = chunk.items.len();
                 self.rule.read(&self.name, &message, &mut chunk.items);
+                bytes += chunk.items.iter().skip(before).map(|item| item.body.encoded_len()).sum::<usize>();
                 chunk.reached.insert(message.partition, message.offset + 1);
                 chunk.messages += 1;
+                chunk.messages < MESSAGES && chunk.items.len() < ITEMS && bytes < BYTES
             })?;
-            if chunk.messages > 0 && chunks.blocking_send(Ok(chunk)).is_err() {
+            if chunk.messages == 0 {
+                // Where transactions end there is no message.
+                chunk.reached = self.topic.positions()?.into_iter().collect();
+                let settled = self.settled.lock();
+                chunk.reached.retain(|partition, offset| settled.get(partition).is_none_or(|settled| settled < offset));
+            }
+            if !chunk.reached.is_empty() && chunks.blocking_send(Ok(chunk)).is_err() {
                 break;
             }
             if looked.elapsed() >= LOOK {
@@ -105,21 +114,23 @@ impl Reading {
     /// Tells how far it has come, and how far there is to go.
     fn look(&self) -> Result<(), Error> {
         let settled = self.settled.lock().clone();
-        self.status.tell(&self.name, self.topic.failure());
-        if self.topic.failure().is_some() {
-            return Ok(());
-        }
-        let partitions = self.topic.partitions()?;
+        let partitions = match self.topic.partitions() {
+            Ok(partitions) => partitions,
+            Err(error) => {
+                let why = self.topic.failure().unwrap_or_else(|| error.to_string());
+                self.status.tell(&self.name, Part::Topic, Some(why));
+                return Ok(());
+            }
+        };
+        self.status.tell(&self.name, Part::Topic, None);
         if partitions != self.partitions {
             return Err(Error::Port(format!("the topic now has {partitions} partitions; beginning anew")));
         }
-        let mut behind = BTreeMap::new();
         for (partition, offset) in &settled {
-            behind.insert(*partition, self.topic.bounds(*partition)?.1.saturating_sub(*offset));
-        }
-        for (partition, count) in behind {
+            // One that nobody leads for a moment is no reason to stop.
+            let Ok((_, end)) = self.topic.bounds(*partition) else { continue };
             let labels = [("source", self.name.clone()), ("partition", partition.to_string())];
-            gauge!("sendtrail_source_lag_messages", &labels).set(count as f64);
+            gauge!("sendtrail_source_lag_messages", &labels).set(end.saturating_sub(*offset) as f64);
         }
         self.topic.note(settled);
         Ok(())

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sendtrail_eventlog::kafka::SourceMessage;
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::ids::{AccountId, hash128};
-use sendtrail_schemas::record::{Body, Unreadable};
+use sendtrail_schemas::record::{Body, SourcePosition, Unreadable};
 use serde_json::Value;
 
 use super::numbering::Place;
@@ -47,50 +47,43 @@ pub struct Item {
 }
 
 impl Rule {
-    /// What a message becomes: the same whenever it is read, also when it cannot be understood.
+    /// What a message becomes: the same whenever it is read, also when it cannot be understood. What of it cannot is one
+    /// record, however much it is.
     pub fn read(&self, source: &str, message: &SourceMessage<'_>, items: &mut Vec<Item>) {
         let Some(payload) = message.payload else { return };
-        let mut index = 0;
-        let mut put = |account, mut body: Body| {
-            index += 1;
-            let at = Place { partition: message.partition, offset: message.offset, index };
-            if let Body::Fact(fact) = &mut body
-                && fact.event_id.is_none()
-                && fact.occurred_at_nanos.is_none()
-            {
-                fact.lent_identity = Some(lent(source, at));
-            }
-            items.push(Item { at, account, body });
-        };
         let known = match &self.owner {
             Owner::Fixed(account) => Ok(Some(*account)),
             Owner::Header(name) => of_header(name, message.header).map(Some),
             Owner::Field(_) => Ok(None),
         };
-        let texts = known.and_then(|known| Ok((known, texts(payload)?)));
-        let (known, texts) = match texts {
-            Ok(found) => found,
-            Err(reason) => return put(None, unreadable(reason, payload)),
-        };
-        for text in texts {
-            match self.events(&text, known) {
-                Ok((account, facts)) => facts.into_iter().for_each(|fact| put(Some(account), Body::Fact(fact))),
-                Err((account, reason)) => put(account, unreadable(reason, text.as_bytes())),
-            }
+        let place = Place { partition: message.partition, offset: message.offset, index: 0 };
+        match known {
+            Ok(known) => self.understand(source, place, payload, known, items),
+            Err(reason) => items.push(Item { at: after(place, 1), account: None, body: unreadable(reason, payload) }),
         }
     }
 
-    /// What a message that was set aside says now.
+    /// What a message that was set aside says by now, by its place and the account that was known.
     ///
     /// # Errors
-    /// Why it still cannot be read.
-    pub fn read_again(&self, payload: &[u8], known: Option<AccountId>) -> Result<(AccountId, Vec<EventFact>), String> {
-        let text = std::str::from_utf8(payload).map_err(|cause| cause.to_string())?;
-        self.events(text, known.or(self.fixed())).map_err(|(_, reason)| reason)
-    }
-
-    fn fixed(&self) -> Option<AccountId> {
-        if let Owner::Fixed(account) = &self.owner { Some(*account) } else { None }
+    /// Why it still cannot be read; then none of it is taken.
+    pub fn read_again(
+        &self,
+        at: &SourcePosition,
+        payload: &[u8],
+        known: Option<AccountId>,
+    ) -> Result<Vec<(AccountId, EventFact)>, String> {
+        let known = known.or(if let Owner::Fixed(account) = &self.owner { Some(*account) } else { None });
+        // Told apart from the events that its message became at first.
+        let place = Place { partition: at.partition, offset: at.offset, index: at.index };
+        let mut items = Vec::new();
+        self.understand(&at.source, place, payload, known, &mut items);
+        let events = items.into_iter().map(|item| match (item.account, item.body) {
+            (Some(account), Body::Fact(fact)) => Ok((account, fact)),
+            (_, Body::Unreadable(message)) => Err(message.reason),
+            _ => Err("its account is not known".into()),
+        });
+        events.collect()
     }
 
     /// The header that is to be read of each message.
@@ -98,21 +91,60 @@ impl Rule {
         if let Owner::Header(name) = &self.owner { Some(name) } else { None }
     }
 
-    fn events(
-        &self,
-        text: &str,
-        known: Option<AccountId>,
-    ) -> Result<(AccountId, Vec<EventFact>), (Option<AccountId>, String)> {
+    /// Adds what a payload says; records are numbered after a place.
+    fn understand(&self, source: &str, place: Place, payload: &[u8], known: Option<AccountId>, items: &mut Vec<Item>) {
+        let texts = match texts(payload) {
+            Ok(texts) => texts,
+            Err(reason) => {
+                return items.push(Item { at: after(place, 1), account: known, body: unreadable(reason, payload) });
+            }
+        };
+        let (mut index, mut bad) = (0, Vec::new());
+        for text in &texts {
+            match self.events(text, known) {
+                Ok((account, facts)) => {
+                    for mut fact in facts {
+                        index += 1;
+                        let at = after(place, index);
+                        if fact.event_id.is_none() && fact.occurred_at_nanos.is_none() {
+                            fact.lent_identity = Some(lent(source, at));
+                        }
+                        items.push(Item { at, account: Some(account), body: Body::Fact(fact) });
+                    }
+                }
+                Err(reason) => bad.push((text, reason)),
+            }
+        }
+        let count = bad.len();
+        if let Some((first, reason)) = bad.first() {
+            let (reason, payload) = if count == 1 {
+                (reason.clone(), first.to_string())
+            } else {
+                let all: Vec<&str> = bad.iter().map(|(text, _)| text.as_ref()).collect();
+                (
+                    format!("{count} of {} cannot be read; the first: {reason}", texts.len()),
+                    format!("[{}]", all.join(",")),
+                )
+            };
+            let body = unreadable(reason, payload.as_bytes());
+            items.push(Item { at: after(place, index + 1), account: known, body });
+        }
+    }
+
+    fn events(&self, text: &str, known: Option<AccountId>) -> Result<(AccountId, Vec<EventFact>), String> {
         let account = match (known, &self.owner) {
             (Some(account), _) => account,
-            (None, Owner::Field(pointer)) => of_field(pointer, text).map_err(|reason| (None, reason))?,
-            (None, _) => return Err((None, "its account is not known".into())),
+            (None, Owner::Field(pointer)) => of_field(self.format, pointer, text)?,
+            (None, _) => return Err("its account is not known".into()),
         };
         let mut facts = Vec::new();
-        let read = self.format.read(text, &mut facts);
-        read.map_err(|fault| (Some(account), fault.message().to_owned()))?;
+        self.format.read(text, &mut facts).map_err(|fault| fault.message().to_owned())?;
         Ok((account, facts))
     }
+}
+
+fn after(place: Place, index: u32) -> Place {
+    Place { index: place.index + index, ..place }
 }
 
 /// The JSON texts of a message: one, or those of an array.
@@ -132,10 +164,15 @@ fn of_header(name: &str, value: Option<&[u8]>) -> Result<AccountId, String> {
     text.trim().parse().map_err(|_| format!("the header {name} holds {text:?}, which is no account"))
 }
 
-fn of_field(pointer: &str, text: &str) -> Result<AccountId, String> {
+fn of_field(format: Format, pointer: &str, text: &str) -> Result<AccountId, String> {
     let document: Value = serde_json::from_str(text).map_err(|cause| cause.to_string())?;
-    let value = document.pointer(pointer).and_then(Value::as_str);
-    let value = value.ok_or_else(|| format!("{pointer} is missing, or no text"))?;
+    let mut value = document.pointer(pointer);
+    if value.is_none() && format == Format::KumoMta {
+        // A complaint's record is of the report; what was traced of the message is in it.
+        let (_, name) = pointer.rsplit_once('/').unwrap_or_default();
+        value = document.pointer(&format!("/feedback_report/supplemental_trace/{name}"));
+    }
+    let value = value.and_then(Value::as_str).ok_or_else(|| format!("{pointer} is missing, or no text"))?;
     value.parse().map_err(|_| format!("{pointer} holds {value:?}, which is no account"))
 }
 
@@ -207,11 +244,17 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_kept_and_the_rest_goes_on() {
-        let rule = rule(Format::Native, Owner::Fixed(ACCOUNT.parse().unwrap()));
+        let account: AccountId = ACCOUNT.parse().unwrap();
+        let rule = rule(Format::Native, Owner::Fixed(account));
         let items = read(&rule, format!("[{}, {{\"event_type\":\"Open\"}}, {}]", open(""), open("")).as_bytes(), None);
         assert_eq!(items.iter().map(|item| item.at.index).collect::<Vec<_>>(), [1, 2, 3]);
-        assert!(matches!(&items[1].body, Body::Unreadable(message) if message.payload == br#"{"event_type":"Open"}"#));
-        assert_eq!(items[1].account, rule.fixed());
+        assert!(matches!(&items[2].body, Body::Unreadable(message) if message.payload == br#"{"event_type":"Open"}"#));
+        assert_eq!(items[2].account, Some(account));
+        // However much of a message cannot be read, it is one record.
+        let items = read(&rule, format!("[1, {}, 2]", open("")).as_bytes(), None);
+        let Body::Unreadable(message) = &items[1].body else { panic!("{items:?}") };
+        assert_eq!((items.len(), message.payload.as_slice()), (2, &b"[1,2]"[..]));
+        assert!(message.reason.starts_with("2 of 3 cannot be read; the first: "), "{}", message.reason);
         assert!(reason(&read(&rule, b"\xff{}", None)).starts_with("not UTF-8"));
         assert!(reason(&read(&rule, b"[1", None)).contains("not JSON"));
         assert!(reason(&read(&rule, b"", None)).contains("EOF"));
@@ -221,6 +264,38 @@ mod tests {
         let mut none = Vec::new();
         rule.read("mail", &SourceMessage { partition: 0, offset: 0, payload: None, header: None }, &mut none);
         assert!(none.is_empty(), "a tombstone says nothing");
+    }
+
+    #[test]
+    fn a_complaints_account_is_that_of_what_was_traced() {
+        let rule = rule(Format::KumoMta, Owner::Field("/meta/account".into()));
+        let report = format!(
+            r#"{{"type":"Feedback","id":"r","recipient":"fbl@a.co","meta":{{}},"feedback_report":{{"feedback_type":"abuse",
+                "supplemental_trace":{{"recipient":"a@b.co","message_id":"m","account":"{ACCOUNT}"}}}}}}"#
+        );
+        let items = read(&rule, report.as_bytes(), None);
+        assert_eq!(items[0].account, ACCOUNT.parse().ok());
+        assert!(matches!(&items[0].body, Body::Fact(fact) if fact.message_id == "m"), "{items:?}");
+    }
+
+    #[test]
+    fn what_was_set_aside_can_be_read_again_whole_or_not_at_all() {
+        let account: AccountId = ACCOUNT.parse().unwrap();
+        let at =
+            SourcePosition { source: "mail".into(), partition: 3, offset: 7, index: 2, ..SourcePosition::default() };
+        let header = rule(Format::Native, Owner::Header("account".into()));
+        let two = format!("[{}, {}]", open(""), open(""));
+        assert!(header.read_again(&at, two.as_bytes(), None).unwrap_err().contains("not known"));
+        assert!(header.read_again(&at, format!("[1, {}]", open("")).as_bytes(), Some(account)).is_err());
+        let again = header.read_again(&at, two.as_bytes(), Some(account)).unwrap();
+        assert_eq!(again, header.read_again(&at, two.as_bytes(), Some(account)).unwrap(), "the same when asked twice");
+        let lent: Vec<_> = again.iter().map(|(_, fact)| fact.lent_identity.clone().unwrap()).collect();
+        let first = read(&rule(Format::Native, Owner::Fixed(account)), two.as_bytes(), None);
+        let known =
+            |item: &Item| matches!(&item.body, Body::Fact(fact) if lent.contains(fact.lent_identity.as_ref().unwrap()));
+        assert!(lent[0] != lent[1] && !first.iter().any(known), "none is taken for one that was read");
+        let fixed = rule(Format::Native, Owner::Fixed(account));
+        assert_eq!(fixed.read_again(&at, open("").as_bytes(), None).unwrap()[0].0, account);
     }
 
     #[test]

@@ -84,6 +84,9 @@ impl Upkeep {
                 (table.layout(), table.root().to_owned(), table.files())
             };
             let of = layout.name;
+            // Told from the start, so that the first merge is seen.
+            counter!("sendtrail_archive_merges_total", "table" => of).absolute(0);
+            counter!("sendtrail_archive_merged_rows_total", "table" => of).absolute(0);
             gauge!("sendtrail_archive_files", "table" => of).set(files.len() as f64);
             gauge!("sendtrail_archive_bytes", "table" => of)
                 .set(files.iter().map(|file| file.bytes).sum::<u64>() as f64);

@@ -170,6 +170,8 @@ impl ClickHouseSink {
         progress: &Arc<Progress>,
         stop: &CancellationToken,
     ) {
+        // Told from the start, so that the first failure is seen.
+        counter!("sendtrail_clickhouse_failures_total", "table" => feed.table).absolute(0);
         let mut backoff = BACKOFF.0;
         while !stop.is_cancelled() {
             let begun = tokio::time::Instant::now();

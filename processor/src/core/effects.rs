@@ -21,6 +21,8 @@ pub struct Effects {
     pub changed: Vec<AccountId>,
     /// Changes of suppression lists, for those who list them.
     pub suppressions: Vec<(AccountId, SuppressionChange)>,
+    /// Records of sources that were passed over because others before them are missing.
+    pub gaps: u64,
 }
 
 /// A change of a suppression list.
@@ -41,5 +43,6 @@ impl Effects {
         self.decisions.clear();
         self.changed.clear();
         self.suppressions.clear();
+        self.gaps = 0;
     }
 }

@@ -21,13 +21,14 @@ use sendtrail_schemas::topic::Topic;
 use super::effects::Effects;
 use super::overlay::{Keys, Overlay};
 use super::rows::RowKey;
-use super::source::Marks;
+use super::source::{Marks, Place};
 
 /// The logic that this program decides by. Older ones stay beside it until every snapshot has passed them:
 ///
 /// 1. An event finds the configuration set of its message by the set's name.
 /// 2. By its identifier: mail in flight stays with a set that is renamed.
-pub const LOGIC_VERSION: u32 = 2;
+/// 3. The state knows how far sources were read, which a program that does not must not write over.
+pub const LOGIC_VERSION: u32 = 3;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
 static DEFAULT_SETTINGS: Settings =
@@ -91,10 +92,13 @@ pub fn step(
     }
     let t = overlay.advance(received_at, record.simulated_time);
     overlay.progress.next_offset = offset + 1;
-    if let Some(source) = &record.source
-        && !overlay.progress.sources.follow(source)
-    {
-        return;
+    match record.source.as_ref().map_or(Place::Next, |source| overlay.progress.sources.follow(source)) {
+        Place::Next => {}
+        Place::Copy => return,
+        Place::Gap => {
+            effects.gaps += 1;
+            return;
+        }
     }
     let account = record.account();
     let source = record.source.take();

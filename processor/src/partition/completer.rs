@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use futures::future::{BoxFuture, join_all};
-use metrics::histogram;
+use metrics::{gauge, histogram};
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Decision, ReplyTo};
+use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::TopicPartition;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -160,6 +161,9 @@ impl Task {
             match store.commit(intake.partition, writes) {
                 Ok(()) => {
                     histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
+                    let at = Millis::wall().0 as f64 / 1e3;
+                    gauge!("sendtrail_checkpoint_timestamp_seconds", "partition" => intake.partition.to_string())
+                        .set(at);
                     tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
                     retention.passed(Reader::Processor, intake, next_offset);
                     committed.store(true, Ordering::Release);

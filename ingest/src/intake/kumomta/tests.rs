@@ -96,7 +96,14 @@ fn each_type_becomes_its_event_or_none() {
     ] {
         assert_eq!(kind(name), wanted, "{name}");
     }
-    assert!(read(&record(json!({"type": "Rejection", "recipient": ""}))).unwrap().is_empty());
+    for nothing in [
+        json!({"type": "Rejection", "recipient": ""}),
+        json!({"type": "Rejection", "recipient": [""]}),
+        json!({"type": "Rejection", "id": ""}),
+        json!({"type": "Reception", "sender": ""}),
+    ] {
+        assert!(read(&record(nothing.clone())).unwrap().is_empty(), "{nothing}");
+    }
     assert!(read(&record(json!({"type": "OOB", "bounce_classification": "AutoReply"}))).unwrap().is_empty());
     assert!(read(&record(json!({"reception_protocol": "LogRecord"}))).unwrap().is_empty());
     assert!(read(&record(json!({"type": "Surprise"}))).unwrap_err().message().contains("Surprise"));
@@ -170,6 +177,7 @@ fn what_is_wrong_is_told() {
         (json!({"timestamp": 1.5}), "timestamp"),
         (json!({"timestamp": 9_223_372_036_854_775_807_i64}), "timestamp"),
         (json!({"recipient": []}), "recipient"),
+        (json!({"recipient": vec!["a@b.co"; 1_001]}), "more than 1000 recipients"),
         (json!({"id": ""}), "message_id"),
         (json!({"response": "250 OK"}), "Response"),
     ] {
