@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use rand::Rng;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_ingest::{Ingest, Limits};
@@ -31,6 +31,7 @@ use crate::clickhouse;
 use crate::config::Config;
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, admin_key, vault};
+use crate::metrics;
 use crate::ports::{AppliedSources, DeadLetterBox, DeliveryStates, OwnedAccounts, Sums, SuppressionLists};
 use crate::server::{Server, ServerOptions};
 use crate::sources;
@@ -121,6 +122,7 @@ impl App {
             projections,
             retention: shared.retention.clone(),
             partitions: (0..count).collect(),
+            clock: shared.clock.clone(),
             options: SinkOptions {
                 flush_every: FLUSH_EVERY,
                 commit_every: Duration::from_secs(config.archive.commit_seconds),
@@ -414,4 +416,5 @@ fn routes(ingest: Ingest, query: Query, health: Health) -> Router {
         .merge(health::routes(health))
         .fallback(health::not_found)
         .method_not_allowed_fallback(health::method_not_allowed)
+        .layer(from_fn(metrics::measure))
 }

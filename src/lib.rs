@@ -14,6 +14,7 @@ mod demo;
 pub mod health;
 pub mod keys;
 mod loadgen;
+mod metrics;
 mod openapi;
 mod ports;
 mod server;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::Telemetry;
+use crate::metrics;
 
 /// Libraries that tell at `info` what only their authors want to know; the settings may ask for more.
 const QUIET: &str = "lsm_tree=warn,fjall=warn,buoyant_kernel=warn,delta_kernel=warn,deltalake_core=warn";
@@ -56,5 +57,7 @@ pub fn metrics() -> anyhow::Result<PrometheusHandle> {
         return Ok(handle.clone());
     }
     let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS)?;
-    Ok(handle.insert(builder.install_recorder()?).clone())
+    let installed = handle.insert(builder.install_recorder()?).clone();
+    metrics::describe();
+    Ok(installed)
 }

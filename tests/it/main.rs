@@ -11,6 +11,7 @@ mod cursors;
 mod dead_letters;
 mod document;
 mod events;
+mod grafana;
 mod idempotency;
 mod kafka;
 mod late;

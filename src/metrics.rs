@@ -1,0 +1,98 @@
+//! What `/metrics` tells: every name with its unit and meaning, and how requests are measured.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::Next;
+use axum::response::Response;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+
+/// Counters. Those without labels are told from the start, so that their first increase is seen.
+const COUNTERS: [(&str, &str, bool); 20] = [
+    ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
+    ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
+    ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
+    ("sendtrail_messages_delivered_total", "Recipients handed to the transport.", false),
+    ("sendtrail_dead_letters_total", "Records and messages set aside as dead letters.", false),
+    ("sendtrail_partition_restarts_total", "Times that a partition went back to its checkpoint.", false),
+    ("sendtrail_query_fallbacks_total", "Queries that the archive answered because ClickHouse did not.", false),
+    ("sendtrail_archive_vacuumed_files_total", "Files deleted after they were merged.", false),
+    ("sendtrail_archived_rows_total", "Rows written to Parquet files, by table.", true),
+    ("sendtrail_archive_merges_total", "Merges of files, by table.", true),
+    ("sendtrail_archive_merged_rows_total", "Rows of merged files, by table.", true),
+    ("sendtrail_webhook_attempts_total", "Attempts at webhooks, by what came of them.", true),
+    ("sendtrail_clickhouse_rows_total", "Rows inserted into ClickHouse, by table.", true),
+    ("sendtrail_clickhouse_failures_total", "Inserts into ClickHouse that failed, by table.", true),
+    ("sendtrail_source_messages_total", "Messages read from a Kafka source.", true),
+    ("sendtrail_source_events_total", "Events that they told of.", true),
+    ("sendtrail_source_unreadable_total", "Messages, or parts of one, that could not be read.", true),
+    ("sendtrail_source_failures_total", "Times that a Kafka source had to begin anew.", true),
+    ("sendtrail_source_gaps_total", "Records of sources passed over because others before them were missing.", false),
+    ("sendtrail_http_requests_total", "Requests answered, by route and status.", true),
+];
+
+/// Gauges: name, unit, meaning.
+const GAUGES: [(&str, Unit, &str); 12] = [
+    ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
+    ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
+    (
+        "sendtrail_partition_lag_seconds",
+        Unit::Seconds,
+        "How long the oldest record of a partition waits to be applied.",
+    ),
+    ("sendtrail_state_rows_in_memory", Unit::Count, "Rows of the state kept in memory, by partition."),
+    ("sendtrail_accounts_in_memory", Unit::Count, "Accounts kept in memory, by partition."),
+    ("sendtrail_tail_rows", Unit::Count, "Events that readers see and that are in no file yet."),
+    ("sendtrail_archive_files", Unit::Count, "Files of the archive, by table."),
+    ("sendtrail_archive_bytes", Unit::Bytes, "Their bytes."),
+    ("sendtrail_archive_rows", Unit::Count, "Their rows."),
+    ("sendtrail_clickhouse_lag_rows", Unit::Count, "Rows that ClickHouse lacks, by table."),
+    (
+        "sendtrail_source_lag_messages",
+        Unit::Count,
+        "Messages of a Kafka source that are not in the log yet, by partition.",
+    ),
+    (
+        "sendtrail_checkpoint_timestamp_seconds",
+        Unit::Seconds,
+        "When a partition's state was made durable last, since 1970.",
+    ),
+];
+
+/// Histograms, all in seconds.
+const HISTOGRAMS: [(&str, &str); 6] = [
+    ("sendtrail_event_visible_seconds", "From an event's receipt until readers see it; the oldest of each batch."),
+    ("sendtrail_checkpoint_seconds", "Making the state durable."),
+    ("sendtrail_archive_commit_seconds", "Writing and committing files, by table."),
+    ("sendtrail_webhook_attempt_seconds", "One attempt at a webhook."),
+    ("sendtrail_clickhouse_insert_seconds", "One insert into ClickHouse, by table."),
+    ("sendtrail_http_request_seconds", "One request until the answer's head, by route."),
+];
+
+/// Says what every metric means.
+pub fn describe() {
+    for (name, meaning, labelled) in COUNTERS {
+        describe_counter!(name, Unit::Count, meaning);
+        if !labelled {
+            counter!(name).absolute(0);
+        }
+    }
+    for (name, unit, meaning) in GAUGES {
+        describe_gauge!(name, unit, meaning);
+    }
+    for (name, meaning) in HISTOGRAMS {
+        describe_histogram!(name, Unit::Seconds, meaning);
+    }
+}
+
+/// Measures requests by the route that answered them, never by the path that was asked for: anybody may ask for any.
+pub async fn measure(request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let matched = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
+    let route = format!("{} {matched}", request.method());
+    let response = next.run(request).await;
+    let status = response.status().as_str().to_owned();
+    counter!("sendtrail_http_requests_total", "route" => route.clone(), "status" => status).increment(1);
+    histogram!("sendtrail_http_request_seconds", "route" => route).record(begun.elapsed().as_secs_f64());
+    response
+}
