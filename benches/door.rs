@@ -74,7 +74,8 @@ async fn stream(partner: Api, number: u64, until: Instant, accepted: Arc<AtomicU
     latencies
 }
 
-fn line(partner: u64, n: u64) -> String {
+/// One event, as a line.
+pub fn line(partner: u64, n: u64) -> String {
     let (message, kind) = (n / 3, n % 3);
     let common = format!(
         r#""message_id":"{partner}-{message}","recipient":"user{}@mail{}.example""#,

@@ -1,5 +1,5 @@
-//! Measurements: `cargo bench -- core archive door kafka clickhouse query`, or some of them. Figures are in docs/PERFORMANCE.md. The log
-//! and its rivals are in `benches/log`.
+//! Measurements: `cargo bench -- core archive door kafka clickhouse query source`, or some of them. Figures are in docs/PERFORMANCE.md.
+//! The log and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
 mod archive;
@@ -8,6 +8,7 @@ mod core;
 mod door;
 mod kafka;
 mod query;
+mod source;
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 6] = [
+    let all: [(&str, fn()); 7] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
         ("kafka", kafka::run),
         ("clickhouse", clickhouse::run),
         ("query", query::run),
+        ("source", source::run),
     ];
     for (name, run) in all {
         if asked.is_empty() || asked.iter().any(|asked| asked == name) {
