@@ -1,11 +1,12 @@
-//! Measurements: `cargo bench -- core archive door kafka clickhouse query source`, or some of them. Figures are in docs/PERFORMANCE.md.
-//! The log and its rivals are in `benches/log`.
+//! Measurements: `cargo bench -- core archive door intake kafka clickhouse query source`, or some of them. Figures are in
+//! docs/PERFORMANCE.md. The log and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
 mod archive;
 mod clickhouse;
 mod core;
 mod door;
+mod intake;
 mod kafka;
 mod query;
 mod source;
@@ -18,10 +19,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 7] = [
+    let all: [(&str, fn()); 8] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
+        ("intake", intake::run),
         ("kafka", kafka::run),
         ("clickhouse", clickhouse::run),
         ("query", query::run),

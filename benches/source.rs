@@ -53,9 +53,12 @@ pub fn run() {
         }
         let source = format!("topic = {topic:?}\nbootstrap_servers = {address:?}\naccount_header = \"account\"");
         config.sources.kafka = vec![toml::from_str(&source).unwrap()];
-        let begun = Instant::now();
         let app = App::start(&config).await.unwrap();
         let api = Api::new(&format!("http://{}", app.address), &key);
+        while total(&api, "sendtrail_source_messages_total").await == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let begun = Instant::now();
         // No message is a copy of another.
         while total(&api, "sendtrail_events_total").await < before + MESSAGES {
             tokio::time::sleep(Duration::from_millis(5)).await;

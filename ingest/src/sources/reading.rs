@@ -14,7 +14,7 @@ use super::{Part, Reached, Source, Start, Status};
 use crate::Error;
 
 /// What one chunk may hold before no more is read for it: messages, the records that they became, and the bytes of those.
-const MESSAGES: u64 = 10_000;
+const MESSAGES: u64 = 2_000;
 const ITEMS: usize = 10_000;
 const BYTES: usize = 8 << 20;
 /// How long nothing may come before it is looked around.
