@@ -217,8 +217,21 @@ async fn dead_letters(command: DeadLetters) -> anyhow::Result<()> {
     const LETTERS: &str = "/api/v1/admin/dead-letters";
     match command {
         DeadLetters::List { admin } => {
-            let rows = api(&admin).rows(LETTERS, "dead_letters").await?;
-            print_table(&["partition", "seq", "offset", "at", "payload_bytes", "reason"], &rows);
+            let mut rows = api(&admin).rows(LETTERS, "dead_letters").await?;
+            for row in &mut rows {
+                // Where it was read, for a message of a source.
+                let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
+                let from = row.get("source").map_or_else(
+                    || row["topic"].clone(),
+                    |source| {
+                        let [topic, partition, offset] =
+                            ["topic", "partition", "offset"].map(|name| text(&source[name]));
+                        json!(format!("{topic}, partition {partition}, offset {offset}"))
+                    },
+                );
+                row["from"] = from;
+            }
+            print_table(&["partition", "seq", "offset", "at", "payload_bytes", "from", "reason"], &rows);
         }
         DeadLetters::Show { admin, partition, seq } => {
             print_json(&api(&admin).get(&format!("{LETTERS}/{partition}/{seq}")).await?["dead_letter"]);

@@ -33,6 +33,9 @@ pub enum Error {
     /// The log failed.
     #[error("the log: {0}")]
     Log(#[from] sendtrail_eventlog::Error),
+    /// A topic that is read from failed.
+    #[error(transparent)]
+    Topic(sendtrail_eventlog::Error),
     /// Something behind a port failed.
     #[error("{0}")]
     Port(String),

@@ -66,7 +66,9 @@ impl From<Error> for Problem {
         tracing::error!(%error, "a request failed");
         match error {
             Error::Log(error) => log_problem(&error),
-            Error::Port(_) => Self::new(Code::DbUnavailable, "the store did not answer").retry_after(5),
+            Error::Topic(_) | Error::Port(_) => {
+                Self::new(Code::DbUnavailable, "the store did not answer").retry_after(5)
+            }
         }
     }
 }

@@ -47,13 +47,13 @@ impl Reading {
     /// Connects, and begins where the log says that everything before is there. Blocks.
     ///
     /// # Errors
-    /// [`Error::Log`] when the brokers do not answer; [`Error::Port`] when messages are gone that were not read.
+    /// [`Error::Topic`] when the brokers do not answer; [`Error::Port`] when messages are gone that were not read.
     pub fn begin(source: &Source, mut numbering: Numbering) -> Result<(Self, Numbering), Error> {
-        let topic = SourceTopic::new(source.options.clone())?;
-        let partitions = topic.partitions()?;
+        let topic = SourceTopic::new(source.options.clone()).map_err(Error::Topic)?;
+        let partitions = topic.partitions().map_err(Error::Topic)?;
         let is_new = numbering.is_new();
         for partition in 0..partitions {
-            let (first, end) = topic.bounds(partition)?;
+            let (first, end) = topic.bounds(partition).map_err(Error::Topic)?;
             let from = match numbering.settled(partition) {
                 Some(settled) => resume(source, partition, settled, first, end)?,
                 None if is_new && source.start == Start::Latest => end,
@@ -62,7 +62,8 @@ impl Reading {
             };
             numbering.settle(partition, from);
         }
-        topic.begin(numbering.all_settled().iter().map(|(partition, offset)| (*partition, *offset)))?;
+        let places = numbering.all_settled().iter().map(|(partition, offset)| (*partition, *offset));
+        topic.begin(places).map_err(Error::Topic)?;
         let settled = Arc::new(Mutex::new(numbering.all_settled().clone()));
         let (name, rule, status) = (source.name.clone(), source.rule.clone(), source.status.clone());
         Ok((Self { topic, name, rule, status, partitions, settled }, numbering))
@@ -95,7 +96,7 @@ impl Reading {
             })?;
             if chunk.messages == 0 {
                 // Where transactions end there is no message.
-                chunk.reached = self.topic.positions()?.into_iter().collect();
+                chunk.reached = self.topic.positions().map_err(Error::Topic)?.into_iter().collect();
                 let settled = self.settled.lock();
                 chunk.reached.retain(|partition, offset| settled.get(partition).is_none_or(|settled| settled < offset));
             }
