@@ -91,7 +91,7 @@ impl App {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let data = &config.data.dir;
         std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
-        let metrics = telemetry::metrics()?;
+        let told = telemetry::metrics()?;
         let backbone = Backbone::open(config).await?;
         let shared = open(config, backbone.log())?;
         let admin = admin_key(data, std::env::var(ADMIN_KEY_VARIABLE).ok().filter(|key| !key.is_empty()))?;
@@ -141,6 +141,7 @@ impl App {
             let upkeep = Upkeep { table, cell, clock: shared.clock.clone(), options };
             edge_tasks.spawn(upkeep.run(edges.clone()));
         }
+        edge_tasks.spawn(metrics::upkeep(told.clone(), edges.clone()));
         edge_tasks.spawn(drop_old_blobs(
             shared.blobs.clone(),
             shared.clock.clone(),
@@ -220,8 +221,14 @@ impl App {
         for source in sources {
             edge_tasks.spawn(source.run(ingest.clone(), applied.clone(), edges.clone()));
         }
-        let health =
-            Health { log: shared.log.clone(), pulses, sink: sink.clone(), clickhouse, sources: statuses, metrics };
+        let health = Health {
+            log: shared.log.clone(),
+            pulses,
+            sink: sink.clone(),
+            clickhouse,
+            sources: statuses,
+            metrics: told,
+        };
         let router = routes(ingest.clone(), query, health);
         let server = Server::start(&ServerOptions::of(&config.server), router, ingest).await?;
         Ok(Self {

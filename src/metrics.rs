@@ -1,11 +1,14 @@
 //! What `/metrics` tells: every name with its unit and meaning, and how requests are measured.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
+use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::Response;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, histogram};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
 const COUNTERS: [(&str, &str, bool); 20] = [
@@ -32,7 +35,7 @@ const COUNTERS: [(&str, &str, bool); 20] = [
 ];
 
 /// Gauges: name, unit, meaning.
-const GAUGES: [(&str, Unit, &str); 12] = [
+const GAUGES: [(&str, Unit, &str); 13] = [
     ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
     ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
     (
@@ -52,10 +55,11 @@ const GAUGES: [(&str, Unit, &str); 12] = [
         Unit::Count,
         "Messages of a Kafka source that are not in the log yet, by partition.",
     ),
+    ("sendtrail_source_failing", Unit::Count, "1 while a Kafka source does not get on; /health says why."),
     (
         "sendtrail_checkpoint_timestamp_seconds",
         Unit::Seconds,
-        "When a partition's state was made durable last, since 1970.",
+        "When all of a partition's state was known to be durable, since 1970.",
     ),
 ];
 
@@ -68,6 +72,19 @@ const HISTOGRAMS: [(&str, &str); 6] = [
     ("sendtrail_clickhouse_insert_seconds", "One insert into ClickHouse, by table."),
     ("sendtrail_http_request_seconds", "One request until the answer's head, by route."),
 ];
+
+/// How often what was measured is put together, also when nobody asks for it.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Puts what was measured together, until it is told to stop: otherwise every measurement is kept until somebody asks.
+pub async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => metrics.run_upkeep(),
+            () = stop.cancelled() => return,
+        }
+    }
+}
 
 /// Says what every metric means.
 pub fn describe() {
@@ -85,14 +102,32 @@ pub fn describe() {
     }
 }
 
+/// A method by its name; anybody may make up others.
+fn known(method: &Method) -> &'static str {
+    let all = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, Method::OPTIONS];
+    let names = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+    all.iter().zip(names).find(|(known, _)| *known == method).map_or("OTHER", |(_, name)| name)
+}
+
 /// Measures requests by the route that answered them, never by the path that was asked for: anybody may ask for any.
 pub async fn measure(request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str);
-    let route = format!("{} {matched}", request.method());
+    let route = format!("{} {matched}", known(request.method()));
     let response = next.run(request).await;
     let status = response.status().as_str().to_owned();
     counter!("sendtrail_http_requests_total", "route" => route.clone(), "status" => status).increment(1);
     histogram!("sendtrail_http_request_seconds", "route" => route).record(begun.elapsed().as_secs_f64());
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_that_are_made_up_are_one() {
+        assert_eq!(known(&Method::PATCH), "PATCH");
+        assert_eq!(known(&Method::from_bytes(b"AAAA1").unwrap()), "OTHER");
+    }
 }

@@ -64,9 +64,9 @@ pub struct AppliedSources {
 /// How often it is looked whether the state has what the log has.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-#[async_trait]
-impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
-    async fn marks(&self, source: &str) -> Result<Vec<(u32, SourcePosition)>, sendtrail_ingest::Error> {
+impl AppliedSources {
+    /// The marks of a source with everything that is in each partition when its turn comes.
+    async fn look(&self, source: &str) -> Result<Vec<(u32, SourcePosition)>, sendtrail_ingest::Error> {
         let mut found = Vec::new();
         for (partition, pulse) in (0..).zip(&self.pulses) {
             let end = *self.log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
@@ -87,6 +87,16 @@ impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
             found.extend(marks.map(|mark| (partition, mark)));
         }
         Ok(found)
+    }
+}
+
+#[async_trait]
+impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
+    async fn marks(&self, source: &str) -> Result<sendtrail_ingest::sources::Marks, sendtrail_ingest::Error> {
+        // In this order: another reader may still write, and what is settled must not be newer than the numbers.
+        let settled = self.look(source).await?;
+        let numbers = self.look(source).await?;
+        Ok(sendtrail_ingest::sources::Marks { settled: settled.into_iter().map(|(_, mark)| mark).collect(), numbers })
     }
 }
 

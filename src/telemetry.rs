@@ -13,7 +13,8 @@ use crate::metrics;
 /// Libraries that tell at `info` what only their authors want to know; the settings may ask for more.
 const QUIET: &str = "lsm_tree=warn,fjall=warn,buoyant_kernel=warn,delta_kernel=warn,deltalake_core=warn";
 /// Where seconds fall, for histograms.
-const SECONDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 1_800.0];
 
 /// Begins to log to standard error: for people on a terminal, as JSON otherwise. Only the first call counts.
 ///

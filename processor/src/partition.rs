@@ -34,7 +34,7 @@ use crate::core::overlay::{Keys, Overlay};
 use crate::core::step::{LOGIC_VERSION, skip, step};
 use crate::store::Writes;
 use crate::{Error, Store, Views};
-use completer::{Completer, Work};
+use completer::{Completer, Work, note_durable};
 use prepare::{Prepared, newer_logic, prepare};
 
 /// Bytes of intake that are stepped together.
@@ -217,6 +217,7 @@ impl<'a> Session<'a> {
             };
             append(of, handle, &record)?;
         }
+        note_durable(of.number);
         of.pulse.set_applied(progress.next_offset);
         // A partition to which nothing comes must not keep the log from being trimmed.
         of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);
@@ -249,6 +250,9 @@ impl<'a> Session<'a> {
             return self.apply();
         }
         self.of.pulse.set_pending_since(None);
+        if !self.dirty && self.completer.is_committed() {
+            note_durable(self.of.number);
+        }
         if stop.is_cancelled() {
             return Err(Ended::Stopped);
         }

@@ -69,7 +69,10 @@ fn expand_macro(sql: &str, name: &str, expanded: impl Fn(&str) -> String) -> Str
 fn expand(sql: &str, from: Millis, to: Millis, accounts: &[&str]) -> String {
     let [from, to] = [from, to].map(|at| format!("toDateTime({})", at.0 / 1_000));
     let quoted = accounts.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(",");
-    let sql = expand_macro(sql, "timeFilter", |column| format!("{column} >= {from} AND {column} <= {to}"));
+    let all = accounts.is_empty().then_some("1=1");
+    let chosen = "account_id IN (${account:singlequote})";
+    let sql = sql.replace(&format!("$__conditionalAll({chosen}, $account)"), all.unwrap_or(chosen));
+    let sql = expand_macro(&sql, "timeFilter", |column| format!("{column} >= {from} AND {column} <= {to}"));
     let sql = expand_macro(&sql, "timeInterval", |column| {
         format!("toStartOfInterval(toDateTime({column}), INTERVAL 3600 second)")
     });
@@ -157,6 +160,7 @@ async fn every_panel_of_sql_has_rows() {
         for name in found[0].as_object().unwrap().keys() {
             assert!(found.iter().any(|row| !row[name].is_null()), "{place}: {name} is nowhere told: {sql}");
         }
+        assert!(!rows(&expand(sql, from, to, &[])).await.is_empty(), "{place}: of all accounts");
         // Another account's rows are not shown.
         let nobody = "018f2f6e-0000-7000-8000-000000000009";
         if sql.contains("${account:singlequote}") && !is_figure {

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
 use futures::stream::FuturesOrdered;
-use metrics::counter;
+use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use sendtrail_eventlog::Batch;
 use sendtrail_eventlog::kafka::SourceOptions;
@@ -41,11 +41,20 @@ pub use rule::{Owner, Rule};
 /// How far sources have come, as whoever keeps the state knows it.
 #[async_trait]
 pub trait SourceMarks: Send + Sync + 'static {
-    /// The marks of a source in each intake partition, with everything that is in the log when this is called.
+    /// The marks of a source, with everything that is in the log when this is called.
     ///
     /// # Errors
     /// [`Error::Port`].
-    async fn marks(&self, source: &str) -> Result<Vec<(u32, SourcePosition)>, Error>;
+    async fn marks(&self, source: &str) -> Result<Marks, Error>;
+}
+
+/// How far a source has come in each intake partition.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// Up to where everything is in the log; never newer than the numbers.
+    pub settled: Vec<SourcePosition>,
+    /// The last number in each intake partition, which comes first.
+    pub numbers: Vec<(u32, SourcePosition)>,
 }
 
 /// Where a source begins that was never read.
@@ -105,15 +114,16 @@ impl Status {
     }
 
     fn tell(&self, source: &str, part: Part, failure: Option<String>) {
-        let mut told = self.0.lock();
-        let Some(told) = told.get_mut(part as usize) else { return };
-        if *told != failure {
+        let mut all = self.0.lock();
+        if let Some(told) = all.get_mut(part as usize).filter(|told| **told != failure) {
             match &failure {
                 Some(why) => tracing::error!(source, %why, "a source does not get on"),
                 None => tracing::info!(source, "the source is read"),
             }
             *told = failure;
         }
+        let failing = all.iter().any(Option::is_some);
+        gauge!("sendtrail_source_failing", "source" => source.to_owned()).set(f64::from(u8::from(failing)));
     }
 }
 
@@ -145,7 +155,7 @@ impl Source {
             known = marks.marks(&self.name) => known?,
             () = stop.cancelled() => return Ok(()),
         };
-        let numbering = Numbering::new(known);
+        let numbering = Numbering::new(&known);
         let told = numbering.all_settled().clone();
         let source = self.clone();
         let begin = move || Reading::begin(&source, numbering);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sendtrail_schemas::record::SourcePosition;
+use super::Marks;
 
 /// Where something stands in a source: partition, offset, and which of the records that the message became, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,10 +23,10 @@ pub struct Numbering {
 
 impl Numbering {
     /// Goes on from what intake partitions have applied.
-    pub fn new(marks: impl IntoIterator<Item = (u32, SourcePosition)>) -> Self {
-        let mut numbering = Self::default();
-        for (to, at) in marks {
-            numbering.marks.insert((at.partition, to), (at.number, (at.offset, at.index)));
+    pub fn new(marks: &Marks) -> Self {
+        let numbers = marks.numbers.iter().map(|(to, at)| ((at.partition, *to), (at.number, (at.offset, at.index))));
+        let mut numbering = Self { marks: numbers.collect(), settled: BTreeMap::new() };
+        for at in &marks.settled {
             numbering.settle(at.partition, at.settled);
         }
         numbering

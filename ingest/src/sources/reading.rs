@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use metrics::gauge;
 use parking_lot::Mutex;
 use sendtrail_eventlog::kafka::SourceTopic;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::numbering::Numbering;
 use super::rule::{Item, Rule};
@@ -19,6 +19,8 @@ const ITEMS: usize = 10_000;
 const BYTES: usize = 8 << 20;
 /// How long nothing may come before it is looked around.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// How soon it is tried again to hand over what was not taken.
+const FULL: Duration = Duration::from_millis(2);
 /// How often it is looked how far there is to go, and how many partitions there are.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -100,12 +102,18 @@ impl Reading {
                 let settled = self.settled.lock();
                 chunk.reached.retain(|partition, offset| settled.get(partition).is_none_or(|settled| settled < offset));
             }
-            if !chunk.reached.is_empty() && chunks.blocking_send(Ok(chunk)).is_err() {
-                break;
-            }
-            if looked.elapsed() >= LOOK {
-                self.look()?;
-                looked = Instant::now();
+            let mut next = (!chunk.reached.is_empty()).then_some(Ok(chunk));
+            loop {
+                if looked.elapsed() >= LOOK {
+                    self.look()?;
+                    looked = Instant::now();
+                }
+                // What is not taken must not keep it from telling how far there is to go.
+                match next.take().map(|next| chunks.try_send(next)) {
+                    Some(Err(TrySendError::Full(full))) => next = Some(full),
+                    _ => break,
+                }
+                std::thread::sleep(FULL);
             }
         }
         self.topic.note(self.settled.lock().clone());

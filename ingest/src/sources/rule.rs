@@ -12,8 +12,11 @@ use crate::intake::{Format, split};
 
 /// Items of one message.
 const MAX_ITEMS: usize = 10_000;
-/// Bytes of a message that is kept as a dead letter.
+/// Bytes of the events that one message may become.
+const MAX_EXPANDED: usize = 16 << 20;
+/// Bytes of a message that is kept as a dead letter, and of the reason why.
 const MAX_KEPT: usize = 1 << 20;
+const MAX_REASON: usize = 1 << 10;
 
 /// How the messages of a source are read.
 #[derive(Clone, Debug)]
@@ -100,7 +103,13 @@ impl Rule {
             }
         };
         let (mut index, mut bad) = (0, Vec::new());
+        let (before, mut bytes) = (items.len(), 0);
         for text in &texts {
+            if items.len() - before > MAX_ITEMS || bytes > MAX_EXPANDED {
+                items.truncate(before);
+                let reason = format!("it would be more than {MAX_ITEMS} events, or {MAX_EXPANDED} bytes of them");
+                return items.push(Item { at: after(place, 1), account: known, body: unreadable(reason, payload) });
+            }
             match self.events(text, known) {
                 Ok((account, facts)) => {
                     for mut fact in facts {
@@ -109,7 +118,9 @@ impl Rule {
                         if fact.event_id.is_none() && fact.occurred_at_nanos.is_none() {
                             fact.lent_identity = Some(lent(source, at));
                         }
-                        items.push(Item { at, account: Some(account), body: Body::Fact(fact) });
+                        let body = Body::Fact(fact);
+                        bytes += body.encoded_len();
+                        items.push(Item { at, account: Some(account), body });
                     }
                 }
                 Err(reason) => bad.push((text, reason)),
@@ -178,6 +189,7 @@ fn of_field(format: Format, pointer: &str, text: &str) -> Result<AccountId, Stri
 
 fn unreadable(mut reason: String, payload: &[u8]) -> Body {
     let kept = payload.get(..MAX_KEPT).unwrap_or(payload);
+    reason.truncate(reason.floor_char_boundary(MAX_REASON));
     if kept.len() < payload.len() {
         reason = format!("{reason} (of {} bytes the first {MAX_KEPT} are kept)", payload.len());
     }
@@ -261,6 +273,13 @@ mod tests {
         let long = [b'x'; MAX_KEPT + 5];
         let items = read(&rule, &long, None);
         assert!(reason(&items).contains("the first 1048576 are kept"), "{}", reason(&items));
+        let far = format!("[{}]", vec![open(&format!(r#","subject":"{}""#, "x".repeat(900))); 9_999].join(","));
+        assert_eq!(read(&rule, far.as_bytes(), None).len(), 9_999);
+        let far =
+            format!("[{}]", vec![open(&format!(r#","metadata":{{"x":"{}"}}"#, "x".repeat(9_000))); 2_000].join(","));
+        assert!(reason(&read(&rule, far.as_bytes(), None)).starts_with("it would be more than"));
+        let strange = open(&format!(r#","category":"{}""#, "x".repeat(9_000)));
+        assert!(reason(&read(&rule, strange.replace("Open", &"y".repeat(9_000)).as_bytes(), None)).len() <= MAX_REASON);
         let mut none = Vec::new();
         rule.read("mail", &SourceMessage { partition: 0, offset: 0, payload: None, header: None }, &mut none);
         assert!(none.is_empty(), "a tombstone says nothing");

@@ -23,6 +23,12 @@ use crate::{Error, Store, Views};
 /// Pieces of intake whose outputs may be on their way at once.
 const IN_FLIGHT: usize = 16;
 
+/// Tells when the whole state of a partition was durable.
+pub fn note_durable(partition: u32) {
+    let at = Millis::wall().0 as f64 / 1e3;
+    gauge!("sendtrail_checkpoint_timestamp_seconds", "partition" => partition.to_string()).set(at);
+}
+
 /// One piece of work.
 pub enum Work {
     /// Outputs, and what follows from them once they are durable.

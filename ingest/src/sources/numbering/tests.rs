@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
+use sendtrail_schemas::record::SourcePosition;
 
 use super::*;
 
@@ -22,6 +23,8 @@ enum Op {
     Tell { reader: usize },
     /// A reader begins anew from what the log has.
     Restart { reader: usize },
+    /// A reader that is to begin anew looks what is settled; what was there before goes on meanwhile.
+    Look { reader: usize },
     /// The oldest append that was late arrives after all.
     Arrive,
 }
@@ -42,6 +45,15 @@ struct Intake {
 }
 
 impl Intake {
+    fn numbers(&self) -> Vec<(u32, SourcePosition)> {
+        let all = self.marks.iter();
+        all.map(|((to, partition), mark)| (*to, SourcePosition { partition: *partition, ..mark.clone() })).collect()
+    }
+
+    fn settled(&self) -> Vec<SourcePosition> {
+        self.numbers().into_iter().map(|(_, mark)| mark).collect()
+    }
+
     fn take(&mut self, to: u32, batch: &[SourcePosition]) {
         for at in batch {
             let mark = self.marks.entry((to, at.partition)).or_default();
@@ -64,11 +76,12 @@ struct Reader {
 
 impl Reader {
     fn new(intake: &Intake) -> Self {
-        let marks = intake
-            .marks
-            .iter()
-            .map(|((to, partition), mark)| (*to, SourcePosition { partition: *partition, ..mark.clone() }));
-        let mut numbering = Numbering::new(marks);
+        Self::begin(intake.settled(), intake)
+    }
+
+    /// Begins with what was settled a while ago.
+    fn begin(settled: Vec<SourcePosition>, intake: &Intake) -> Self {
+        let mut numbering = Numbering::new(&Marks { settled, numbers: intake.numbers() });
         (0..SOURCES).for_each(|partition| numbering.settle(partition, 0));
         Self { next: numbering.all_settled().clone(), numbering, on_way: VecDeque::new() }
     }
@@ -136,7 +149,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(reader, partition, count, fates)| Op::Read { reader, partition, count, fates }),
         6 => reader.clone().prop_map(|reader| Op::Hear { reader }),
         2 => reader.clone().prop_map(|reader| Op::Tell { reader }),
-        1 => reader.prop_map(|reader| Op::Restart { reader }),
+        2 => reader.clone().prop_map(|reader| Op::Restart { reader }),
+        1 => reader.prop_map(|reader| Op::Look { reader }),
         2 => Just(Op::Arrive),
     ]
 }
@@ -149,6 +163,7 @@ proptest! {
     ) {
         let mut intake = Intake::default();
         let mut readers = [Reader::new(&intake), Reader::new(&intake)];
+        let mut looked: [Option<Vec<SourcePosition>>; 2] = [None, None];
         for op in ops {
             match op {
                 Op::Read { reader, partition, count, fates } => {
@@ -160,7 +175,11 @@ proptest! {
                     }
                 }
                 Op::Tell { reader } => readers[reader].tell(&mut intake),
-                Op::Restart { reader } => readers[reader] = Reader::new(&intake),
+                Op::Restart { reader } => {
+                    let settled = looked[reader].take().unwrap_or_else(|| intake.settled());
+                    readers[reader] = Reader::begin(settled, &intake);
+                }
+                Op::Look { reader } => looked[reader] = Some(intake.settled()),
                 Op::Arrive => if let Some((to, batch)) = intake.late.pop_front() {
                     intake.take(to, &batch);
                 },
