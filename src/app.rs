@@ -185,7 +185,7 @@ impl App {
         let clickhouse = clickhouse::start(config, &cells, &archive, &shared.clock, &edges, &mut edge_tasks);
         let (clickhouse, preferred) = clickhouse.unzip();
 
-        let sources = sources::sources(config);
+        let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = Ingest::new(sendtrail_ingest::Parts {
             log: shared.log.clone(),
             replies: shared.replies.clone(),

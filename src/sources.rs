@@ -1,6 +1,6 @@
 //! The Kafka topics that are read into the intake, as the settings name them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use sendtrail_eventlog::kafka::SourceOptions;
@@ -8,8 +8,6 @@ use sendtrail_ingest::Format;
 use sendtrail_ingest::sources::{Owner, Rule, Source, Start, Status};
 use sendtrail_schemas::ids::AccountId;
 use serde::{Deserialize, Serialize};
-
-use crate::config::Config;
 
 /// A topic that is read into the intake; each field is told in `config.default.toml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -74,10 +72,10 @@ impl KafkaSource {
         }
     }
 
-    fn source(&self, config: &Config) -> Result<Source, String> {
+    fn source(&self, cluster: &BTreeMap<String, String>) -> Result<Source, String> {
         let owner = self.owner()?;
         let mut properties = if self.bootstrap_servers.is_empty() {
-            config.kafka_options().properties
+            cluster.clone()
         } else {
             [("bootstrap.servers".to_owned(), self.bootstrap_servers.clone())].into()
         };
@@ -127,9 +125,9 @@ pub fn check(sources: &[KafkaSource], errors: &mut Vec<String>) {
     }
 }
 
-/// The sources of the settings, which were checked.
-pub fn sources(config: &Config) -> Vec<Source> {
-    config.sources.kafka.iter().filter_map(|source| source.source(config).ok()).collect()
+/// The sources, which were checked; those that name no cluster of their own are on this one.
+pub fn sources(settings: &[KafkaSource], cluster: &BTreeMap<String, String>) -> Vec<Source> {
+    settings.iter().filter_map(|source| source.source(cluster).ok()).collect()
 }
 
 /// How their messages are read, by their names.
