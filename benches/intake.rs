@@ -13,7 +13,6 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::post;
 use bytes::Bytes;
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use sendtrail::client::Api;
 use sendtrail_eventlog::kafka::{KafkaLog, Options};
@@ -190,16 +189,7 @@ struct Bare {
 
 impl Bare {
     fn new(address: &str, options: &Options) -> Self {
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", address)
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("compression.type", "lz4")
-            .set("linger.ms", "1")
-            .set("batch.num.messages", "10000")
-            .set("queue.buffering.max.messages", "0")
-            .create_with_context(Acknowledging)
-            .unwrap();
+        let producer = crate::bare::producer(address).create_with_context(Acknowledging).unwrap();
         let topic = options.topic(sendtrail_schemas::topic::Topic::Mail).into();
         Self { producer: Arc::new(producer), topic }
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Message;
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
@@ -97,16 +96,8 @@ impl ProducerContext for Counting {
 
 /// The same number of records by a bare producer, one counter for all.
 fn produce(address: &str, options: &Options, round: u32) {
-    let producer: ThreadedProducer<Counting> = ClientConfig::new()
-        .set("bootstrap.servers", address)
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("compression.type", "lz4")
-        .set("linger.ms", "1")
-        .set("batch.num.messages", "10000")
-        .set("queue.buffering.max.messages", "0")
-        .create_with_context(Counting(AtomicU64::new(0)))
-        .unwrap();
+    let producer: ThreadedProducer<Counting> =
+        crate::bare::producer(address).create_with_context(Counting(AtomicU64::new(0))).unwrap();
     let topic = options.topic(Topic::Intake);
     let begun = Instant::now();
     for n in 0..BATCHES * RECORDS {
@@ -138,13 +129,7 @@ fn read(log: &KafkaLog) {
 }
 
 fn consume(address: &str, options: &Options) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", address)
-        .set("group.id", "bench")
-        .set("enable.partition.eof", "true")
-        .set("fetch.queue.backoff.ms", "2")
-        .create()
-        .unwrap();
+    let consumer: BaseConsumer = crate::bare::consumer(address).create().unwrap();
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(&options.topic(Topic::Attempts), 0, Offset::Beginning).unwrap();
     consumer.assign(&list).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
 mod archive;
+mod bare;
 mod clickhouse;
 mod core;
 mod door;

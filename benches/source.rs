@@ -111,14 +111,7 @@ struct Event<'a> {
 }
 
 fn bare(address: &str, topic: &str) {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", address)
-        .set("group.id", "bench")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .set("fetch.queue.backoff.ms", "2")
-        .create()
-        .unwrap();
+    let consumer: BaseConsumer = crate::bare::consumer(address).create().unwrap();
     let mut places = TopicPartitionList::new();
     (0..PARTITIONS).for_each(|at| places.add_partition_offset(topic, at, Offset::Beginning).unwrap());
     let begun = Instant::now();

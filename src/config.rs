@@ -11,6 +11,7 @@ use sendtrail_eventlog::embedded::Options;
 use sendtrail_eventlog::kafka;
 use serde::{Deserialize, Serialize};
 
+use crate::properties;
 use crate::sources::{self, KafkaSource};
 
 /// The defaults, with what they mean.
@@ -191,7 +192,7 @@ impl Config {
         );
         need(self.kafka.replication > 0, "kafka.replication: at least 1");
         need((24..=87_600).contains(&self.kafka.retention_hours), "kafka.retention_hours: 24 to 87600");
-        need(self.kafka.properties.iter().all(|of| of.contains('=')), "kafka.properties: each is name=value");
+        need(properties::are_sound(&self.kafka.properties), "kafka.properties: each is name=value");
         need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
         need(self.intake.max_events > 0, "intake.max_events: at least 1");
         need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
@@ -244,13 +245,8 @@ impl Config {
                 *secret = "(set)".into();
             }
         }
-        let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
-        let of_sources = shown.sources.kafka.iter_mut().flat_map(|source| &mut source.properties);
-        for property in shown.kafka.properties.iter_mut().chain(of_sources) {
-            if let Some((name, _)) = property.split_once('=').filter(|(name, _)| secret(name)) {
-                *property = format!("{name}=(set)");
-            }
-        }
+        properties::hide(&mut shown.kafka.properties);
+        shown.sources.kafka.iter_mut().for_each(|source| properties::hide(&mut source.properties));
         toml::to_string_pretty(&shown).unwrap_or_default()
     }
 
@@ -279,8 +275,7 @@ impl Config {
             ("ssl.ca.location", &kafka.ssl_ca_location),
         ];
         let named = named.into_iter().filter(|(_, value)| !value.is_empty());
-        let further = kafka.properties.iter().filter_map(|property| property.split_once('='));
-        let properties = named.map(|(name, value)| (name, value.as_str())).chain(further);
+        let named = named.map(|(name, value)| (name.to_owned(), value.clone()));
         kafka::Options {
             namespace: kafka.namespace.clone(),
             partitions: self.log.partitions,
@@ -291,7 +286,7 @@ impl Config {
             create_topics: kafka.create_topics,
             cache_bytes: self.log.cache_bytes,
             queue_bytes: self.log.queue_bytes,
-            properties: properties.map(|(name, value)| (name.trim().to_owned(), value.to_owned())).collect(),
+            properties: named.chain(properties::parse(&kafka.properties)).collect(),
             ..kafka::Options::default()
         }
     }

@@ -17,6 +17,7 @@ mod loadgen;
 mod metrics;
 mod openapi;
 mod ports;
+mod properties;
 mod server;
 mod shutdown;
 mod sources;

@@ -9,45 +9,23 @@ use sendtrail_ingest::sources::{Owner, Rule, Source, Start, Status};
 use sendtrail_schemas::ids::AccountId;
 use serde::{Deserialize, Serialize};
 
+use crate::properties::{are_sound, parse};
+
 /// A topic that is read into the intake; each field is told in `config.default.toml`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct KafkaSource {
     pub topic: String,
     pub name: String,
-    pub format: SourceFormat,
+    pub format: Format,
     pub account: String,
     pub account_header: String,
     pub account_field: String,
-    pub start: SourceStart,
+    pub start: Start,
     pub accept_loss: bool,
     pub group: String,
     pub bootstrap_servers: String,
     pub properties: Vec<String>,
-}
-
-/// In which form a source's events are told.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceFormat {
-    /// Our own.
-    #[default]
-    Native,
-    /// Amazon SES's.
-    Ses,
-    /// KumoMTA's.
-    KumoMta,
-}
-
-/// Where a source begins.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub enum SourceStart {
-    /// With the oldest message.
-    #[default]
-    Earliest,
-    /// With those to come.
-    Latest,
 }
 
 impl KafkaSource {
@@ -79,14 +57,8 @@ impl KafkaSource {
         } else {
             [("bootstrap.servers".to_owned(), self.bootstrap_servers.clone())].into()
         };
-        let own = self.properties.iter().filter_map(|property| property.split_once('='));
-        properties.extend(own.map(|(name, value)| (name.trim().to_owned(), value.to_owned())));
-        let format = match self.format {
-            SourceFormat::Native => Format::Native,
-            SourceFormat::Ses => Format::Ses,
-            SourceFormat::KumoMta => Format::KumoMta,
-        };
-        let rule = Rule { format, owner };
+        properties.extend(parse(&self.properties));
+        let rule = Rule { format: self.format, owner };
         Ok(Source {
             name: self.id(),
             options: SourceOptions {
@@ -96,10 +68,7 @@ impl KafkaSource {
                 properties,
             },
             rule: Arc::new(rule),
-            start: match self.start {
-                SourceStart::Earliest => Start::Earliest,
-                SourceStart::Latest => Start::Latest,
-            },
+            start: self.start,
             accept_loss: self.accept_loss,
             status: Status::default(),
         })
@@ -118,7 +87,7 @@ pub fn check(sources: &[KafkaSource], errors: &mut Vec<String>) {
         need(!source.topic.is_empty(), "topic: none");
         need(!source.name.contains('/'), "name: without /");
         need(known.insert(source.id()), "there is another of this topic and name");
-        need(source.properties.iter().all(|of| of.contains('=')), "properties: each is name=value");
+        need(are_sound(&source.properties), "properties: each is name=value");
         if let Err(why) = source.owner() {
             need(false, &why);
         }

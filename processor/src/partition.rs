@@ -8,6 +8,7 @@
 
 mod completer;
 mod prepare;
+mod records;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,13 +37,10 @@ use crate::store::Writes;
 use crate::{Error, Store, Views};
 use completer::{Completer, Work, note_durable};
 use prepare::{Prepared, newer_logic, prepare};
+use records::{append, numbered, scan};
 
 /// Bytes of intake that are stepped together.
 const READ_BYTES: usize = 256 << 10;
-/// What an output usually takes.
-const USUAL_BYTES: usize = 384;
-/// Outputs of one batch.
-const BATCH_BYTES: usize = 8 << 20;
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -437,50 +435,6 @@ impl<'a> Session<'a> {
 fn at_fault() -> Outcome {
     let Problem { code, message, .. } = Problem::internal();
     Outcome::Refused(Refusal { code: code.name().into(), message, retry_after_seconds: None })
-}
-
-/// Batches of a dense sequence whose last record has the number before `next`. Several when there is much: one small
-/// record of intake may give rise to much.
-fn numbered(next: u64, records: &[impl prost::Message]) -> Vec<Batch> {
-    let mut number = next - records.len() as u64;
-    let mut batches = Vec::new();
-    let mut left = records;
-    while !left.is_empty() {
-        let mut batch = Batch::numbered(number).with_room((left.len() * USUAL_BYTES).min(BATCH_BYTES));
-        let end = left.iter().position(|record| {
-            batch.push(record);
-            batch.bytes() >= BATCH_BYTES
-        });
-        number += batch.len() as u64;
-        left = &left[end.map_or(left.len(), |at| at + 1)..];
-        batches.push(batch);
-    }
-    batches
-}
-
-fn append(of: &Partition, handle: &Handle, record: &Record) -> Result<(), Ended> {
-    let mut batch = Batch::new();
-    batch.push(record);
-    handle.block_on(of.log.append(of.intake(), batch)).map(|_| ()).map_err(|error| Error::from(error).into())
-}
-
-/// Looks ahead, before anything is stepped: which records later ones tell to skip, and the last settings told.
-fn scan(of: &Partition, from: u64, end: u64) -> Result<(HashMap<u64, String>, Option<Settings>), Ended> {
-    let (mut skips, mut settings) = (HashMap::new(), None);
-    let mut next = from;
-    while next < end {
-        let batches = of.log.read(of.intake(), next, READ_BYTES).map_err(Error::from)?;
-        let Some(last) = batches.last() else { break };
-        for record in batches.iter().flat_map(|batch| batch.records(next)) {
-            match codec::decode::<Record>(&record.value).map(|record| record.body) {
-                Ok(Some(Body::Skip(skip))) => drop(skips.insert(skip.offset, skip.reason)),
-                Ok(Some(Body::Settings(told))) => settings = Some(told),
-                _ => {}
-            }
-        }
-        next = last.next_offset();
-    }
-    Ok((skips, settings))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

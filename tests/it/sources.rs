@@ -365,8 +365,7 @@ async fn a_source_that_does_not_get_on_says_why() {
     let server = writer.server("account_header = \"account\"\nstart = \"latest\"").await;
     let partner = server.partner("troubled").await;
     eventually("it is missing", async || check(&server.admin).await.contains("there is no topic")).await;
-    let topic = NewTopic::new(&writer.topic, 1, TopicReplication::Fixed(1));
-    writer.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
+    writer.make(1).await;
     let send = || partner.event("Send").to_string();
     let account = Some(partner.account_id.as_str());
     writer.write(0, &send(), account).await;

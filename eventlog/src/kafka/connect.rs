@@ -1,5 +1,6 @@
 //! Clients of librdkafka, configured alike, and what they say about the brokers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -105,12 +106,12 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {}
 
 /// What is usual here, below what the operator sets.
-fn usual(options: &Options) -> ClientConfig {
+fn usual(properties: &BTreeMap<String, String>) -> ClientConfig {
     let mut config = ClientConfig::new();
     config.set("client.id", "sendtrail");
     // Retries are quick at first, and not so frequent that they drown the log.
     config.set("reconnect.backoff.ms", "100").set("reconnect.backoff.max.ms", "5000");
-    for (name, value) in &options.properties {
+    for (name, value) in properties {
         config.set(name, value);
     }
     config
@@ -118,9 +119,14 @@ fn usual(options: &Options) -> ClientConfig {
 
 /// A consumer's settings: it is told where to begin, and stops where records are missing.
 pub fn consumer(options: &Options) -> ClientConfig {
-    let mut config = usual(options);
+    reader(&options.properties, &format!("{}-readers", options.namespace))
+}
+
+/// The same for any topic, in a group.
+pub fn reader(properties: &BTreeMap<String, String>, group: &str) -> ClientConfig {
+    let mut config = usual(properties);
     config
-        .set("group.id", format!("{}-readers", options.namespace))
+        .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "error")
@@ -135,7 +141,7 @@ pub fn consumer(options: &Options) -> ClientConfig {
 
 /// A producer's settings: nothing is lost, doubled or out of order as long as it lives.
 pub fn producer(options: &Options) -> ClientConfig {
-    let mut config = usual(options);
+    let mut config = usual(&options.properties);
     config
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
@@ -155,7 +161,7 @@ pub fn producer(options: &Options) -> ClientConfig {
 
 /// The settings of a client that only asks and makes topics.
 pub fn admin(options: &Options) -> ClientConfig {
-    usual(options)
+    usual(&options.properties)
 }
 
 /// Makes a client.

@@ -9,8 +9,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 
+use super::PATIENCE;
 use super::connect::{self, Context, Health, io};
-use super::{Options, PATIENCE};
 use crate::Error;
 
 /// Which topic, and how.
@@ -53,10 +53,7 @@ impl SourceTopic {
     /// [`Error::Settings`] when librdkafka does not know a setting or its value.
     pub fn new(options: SourceOptions) -> Result<Self, Error> {
         let health = Arc::new(Health::default());
-        let settings = Options { properties: options.properties.clone(), ..Options::default() };
-        let mut config = connect::consumer(&settings);
-        config.set("group.id", &options.group);
-        let consumer = connect::create(&config, &health)?;
+        let consumer = connect::create(&connect::reader(&options.properties, &options.group), &health)?;
         Ok(Self { options, consumer, health })
     }
 

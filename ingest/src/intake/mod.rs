@@ -7,7 +7,8 @@ mod split;
 
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::problem::Code;
-use serde::Serialize;
+use serde::de::value::StrDeserializer;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use split::split;
@@ -66,10 +67,12 @@ impl Fault {
     }
 }
 
-/// In which form events are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In which form events are told: `native`, `ses` or `kumomta`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Our own.
+    #[default]
     Native,
     /// Documents that Amazon SES publishes.
     Ses,
@@ -78,14 +81,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// Reads `native`, `ses` or `kumomta`.
+    /// Reads a name.
     pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "native" => Self::Native,
-            "ses" => Self::Ses,
-            "kumomta" => Self::KumoMta,
-            _ => return None,
-        })
+        Self::deserialize(StrDeserializer::<serde::de::value::Error>::new(name)).ok()
     }
 
     /// Reads one item, and adds the events that it tells of: several where it names several recipients, none where it

@@ -28,6 +28,7 @@ use sendtrail_eventlog::kafka::SourceOptions;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::record::{Body, Record, SourcePosition, Tick};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -58,9 +59,11 @@ pub struct Marks {
 }
 
 /// Where a source begins that was never read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Start {
     /// With the oldest message there is.
+    #[default]
     Earliest,
     /// With those that come from now on.
     Latest,
@@ -85,13 +88,19 @@ pub struct Source {
 
 /// Why a source does not get on, if it does not: because of the topic, or of our own log.
 #[derive(Clone, Debug, Default)]
-pub struct Status(Arc<Mutex<[Option<String>; 2]>>);
+pub struct Status(Arc<Mutex<Troubles>>);
+
+#[derive(Debug, Default)]
+struct Troubles {
+    topic: Option<String>,
+    log: Option<String>,
+}
 
 /// What a source's getting on depends on.
 #[derive(Clone, Copy, Debug)]
 enum Part {
-    Topic = 0,
-    Log = 1,
+    Topic,
+    Log,
 }
 
 /// Chunks on their way to the log at once.
@@ -110,19 +119,24 @@ const BATCH_BYTES: usize = 1 << 20;
 impl Status {
     /// Why.
     pub fn failure(&self) -> Option<String> {
-        self.0.lock().iter().flatten().next().cloned()
+        let troubles = self.0.lock();
+        troubles.topic.as_ref().or(troubles.log.as_ref()).cloned()
     }
 
     fn tell(&self, source: &str, part: Part, failure: Option<String>) {
-        let mut all = self.0.lock();
-        if let Some(told) = all.get_mut(part as usize).filter(|told| **told != failure) {
+        let mut troubles = self.0.lock();
+        let told = match part {
+            Part::Topic => &mut troubles.topic,
+            Part::Log => &mut troubles.log,
+        };
+        if *told != failure {
             match &failure {
                 Some(why) => tracing::error!(source, %why, "a source does not get on"),
                 None => tracing::info!(source, "the source is read"),
             }
             *told = failure;
         }
-        let failing = all.iter().any(Option::is_some);
+        let failing = troubles.topic.is_some() || troubles.log.is_some();
         gauge!("sendtrail_source_failing", "source" => source.to_owned()).set(f64::from(u8::from(failing)));
     }
 }
@@ -130,7 +144,7 @@ impl Status {
 impl Source {
     /// Reads until it is told to stop; what was read by then is in the log.
     pub async fn run(self, ingest: Ingest, marks: Arc<dyn SourceMarks>, stop: CancellationToken) {
-        *self.status.0.lock() = [Some("it has not begun yet".into()), None];
+        self.status.0.lock().topic = Some("it has not begun yet".into());
         // Told from the start, so that the first failure is seen.
         counter!("sendtrail_source_failures_total", "source" => self.name.clone()).absolute(0);
         loop {
