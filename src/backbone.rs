@@ -8,9 +8,11 @@ use anyhow::Context;
 use rand::Rng;
 use sendtrail_eventlog::EventLog;
 use sendtrail_eventlog::embedded::{self, EmbeddedLog};
-use sendtrail_eventlog::kafka::{KafkaLog, Options};
+use sendtrail_eventlog::kafka::{Exchange, KafkaLog, Options};
+use sendtrail_schemas::topic::Topic;
 
 use crate::config::{Backend, Config};
+use crate::roles::Role;
 
 /// The log, of which the server is the only user in this data folder.
 #[derive(Clone)]
@@ -38,8 +40,8 @@ impl Backbone {
                 let instance = Instance::of(&folder)?;
                 let options = Options { instance: instance.name(), ..config.kafka_options() };
                 let opened = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await?;
-                let log = opened.context("open the log on Kafka")?;
-                if instance.is_new && !log.is_empty() && !config.kafka.accept_new_folder {
+                let log = Arc::new(opened.context("open the log on Kafka")?);
+                if instance.is_new && !config.kafka.accept_new_folder && is_anothers(config, &log).await? {
                     let data = config.data.dir.display();
                     anyhow::bail!(
                         "the topics hold another server's log, and {data} has nothing of it: its state, large messages \
@@ -48,7 +50,7 @@ impl Backbone {
                     );
                 }
                 instance.keep()?;
-                Ok(Self::Kafka(Arc::new(log), Arc::new(lock)))
+                Ok(Self::Kafka(log, Arc::new(lock)))
             }
         }
     }
@@ -58,6 +60,14 @@ impl Backbone {
         match self {
             Self::Embedded(log) => log.clone(),
             Self::Kafka(log, _) => log.clone(),
+        }
+    }
+
+    /// The way to other servers, if there may be any.
+    pub fn exchange(&self) -> Option<Arc<Exchange>> {
+        match self {
+            Self::Embedded(_) => None,
+            Self::Kafka(log, _) => Some(log.exchange().clone()),
         }
     }
 
@@ -75,6 +85,25 @@ impl Backbone {
             Self::Embedded(log) => log.close(),
             Self::Kafka(log, _) => log.close(),
         }
+    }
+}
+
+/// Whether another server's folder has what this one would begin without.
+async fn is_anothers(config: &Config, log: &Arc<KafkaLog>) -> anyhow::Result<bool> {
+    let roles = &config.server.roles;
+    // The archive tells by itself whether it lacks what the log no longer has, and whoever only speaks with clients keeps
+    // nothing.
+    let decides = roles.has(Role::Processor) && (log.has(Topic::Events) || log.has(Topic::Mail));
+    let mails = roles.has(Role::Delivery) && log.has(Topic::Mail);
+    let posts = roles.has(Role::Dispatcher) && log.has(Topic::Events);
+    if decides || mails || posts {
+        return Ok(true);
+    }
+    let log = log.clone();
+    let had_owner = roles.has(Role::Processor).then(|| tokio::task::spawn_blocking(move || log.exchange().had_owner()));
+    match had_owner {
+        Some(had_owner) => Ok(had_owner.await??),
+        None => Ok(false),
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::roles::Role;
+
 /// Sendtrail: send mail, stream delivery events, and know what happened to every message.
 #[derive(Parser, Debug)]
 #[command(version, about, max_term_width = 100)]
@@ -63,6 +65,9 @@ pub struct Serve {
     /// The data folder, instead of the settings'
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    /// What this server does, instead of the settings': some of ingest,processor,delivery,dispatcher,sinks,query
+    #[arg(long, value_name = "ROLE,...", value_delimiter = ',')]
+    pub roles: Vec<Role>,
     /// The address and port, instead of the settings'; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,

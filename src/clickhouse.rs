@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use clickhouse::{Client, Compression};
 use sendtrail_eventlog::Clock;
-use sendtrail_processor::clickhouse::{ClickHouseHandle, ClickHouseOptions, ClickHouseSink, Wanted};
-use sendtrail_query_api::{ClickHouseAnalytics, ClickHouseBounds, DataFusionAnalytics, Preferred, Source};
+use sendtrail_processor::clickhouse::{ClickHouseOptions, ClickHouseSink, Wanted};
+use sendtrail_query_api::{ClickHouseAnalytics, ClickHouseBounds, DataFusionAnalytics, Preferred, Replica, Source};
 use sendtrail_schemas::archive::ArchiveCell;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::config::{ClickHouse, Config, Fallback};
-use crate::ports::ClickHouseReplica;
+use crate::roles::Role;
 
 /// A client of it; `None` when there is none.
 pub fn client(config: &ClickHouse) -> Option<Client> {
@@ -66,34 +64,32 @@ pub struct Cells {
     pub attempts: Arc<ArchiveCell>,
 }
 
-/// Starts the sink, if there is a ClickHouse: for health, with whether answers depend on it, and for queries.
-pub fn start(
-    config: &Config,
-    cells: &Cells,
-    archive: &Arc<DataFusionAnalytics>,
-    clock: &Clock,
-    stop: &CancellationToken,
-    tasks: &mut JoinSet<()>,
-) -> Option<((ClickHouseHandle, bool), Preferred)> {
-    let client = client(&config.clickhouse)?;
-    let sink = ClickHouseSink {
-        client: client.clone(),
+/// The sink into it, if there is one.
+pub fn sink(config: &Config, cells: &Cells, clock: &Clock) -> Option<ClickHouseSink> {
+    Some(ClickHouseSink {
+        client: client(&config.clickhouse)?,
         events: cells.events.clone(),
         attempts: cells.attempts.clone(),
         claims: config.data.dir.join("clickhouse-claims"),
         clock: clock.clone(),
         options: options(&config.clickhouse),
-    };
-    let (sink, running) = sink.start(stop.clone());
-    tasks.spawn(running);
-    let replica = Arc::new(ClickHouseReplica {
-        sink: sink.clone(),
-        cell: cells.events.clone(),
-        partitions: config.log.partitions,
-        patience: Duration::from_millis(config.clickhouse.max_wait_ms),
-    });
+    })
+}
+
+/// Whether nothing else answers: by the settings, or because this server sees no archive.
+pub fn is_needed(config: &Config) -> bool {
+    let sees_archive = config.server.roles.has(Role::Sinks) || !config.archive.dir.as_os_str().is_empty();
+    config.clickhouse.fallback == Fallback::Refuse || !sees_archive
+}
+
+/// What queries ask first, if there is one, and the same for what only it knows.
+pub fn preferred(
+    config: &Config,
+    archive: &Arc<DataFusionAnalytics>,
+    replica: Arc<dyn Replica>,
+) -> Option<(Preferred, Arc<ClickHouseAnalytics>)> {
+    let client = client(&config.clickhouse)?;
     let analytics = Arc::new(ClickHouseAnalytics::new(client, archive.clone(), replica.clone(), bounds(config)));
-    let fall_back = config.clickhouse.fallback == Fallback::Archive;
-    let preferred = Preferred { source: Source { rollups: analytics.clone(), analytics }, replica, fall_back };
-    Some(((sink, !fall_back), preferred))
+    let source = Source { rollups: analytics.clone(), analytics: analytics.clone() };
+    Some((Preferred { source, replica, fall_back: !is_needed(config) }, analytics))
 }

@@ -37,7 +37,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn load(args: &Serve) -> anyhow::Result<Config> {
-    let mut config = Config::load(args.config.as_deref())?;
+    // Together, so that what is wrong is seen at once.
+    let mut config = Config::load_with(args.config.as_deref(), &args.roles)?;
     if let Some(data) = &args.data {
         config.data.dir.clone_from(data);
     }
@@ -151,8 +152,9 @@ async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
     let data = &config.data.dir;
     let _lock = backbone::lock(data)?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
-    let events = archive::Table::open(&archive::EVENTS, &data.join("archive/events")).await?;
-    let attempts = archive::Table::open(&archive::ATTEMPTS, &data.join("archive/attempts")).await?;
+    let folder = config.archive_folder();
+    let events = archive::Table::open(&archive::EVENTS, &folder.join(archive::EVENTS.name)).await?;
+    let attempts = archive::Table::open(&archive::ATTEMPTS, &folder.join(archive::ATTEMPTS.name)).await?;
     let mut projections = Projections::open(store.database())?;
     let partitions = config.log.partitions;
     let rebuilt = sendtrail_processor::rebuild_projections(&events, &attempts, &mut projections, partitions).await?;

@@ -12,6 +12,7 @@ use sendtrail_eventlog::kafka;
 use serde::{Deserialize, Serialize};
 
 use crate::properties;
+use crate::roles::{Role, Roles};
 use crate::sources::{self, KafkaSource};
 
 /// The defaults, with what they mean.
@@ -40,7 +41,7 @@ sections! {
     }
     /// The HTTP server.
     Server {
-        listen: String, max_connections: usize, max_header_bytes: usize, header_timeout_ms: u64, body_timeout_ms: u64,
+        roles: Roles, listen: String, max_connections: usize, max_header_bytes: usize, header_timeout_ms: u64, body_timeout_ms: u64,
         max_body_bytes: usize, shutdown_grace_seconds: u64,
     }
     /// Where everything is kept.
@@ -73,7 +74,7 @@ sections! {
     /// Webhooks.
     Webhooks { allow_http: bool, allow_private_networks: Vec<IpNet>, concurrency_per_destination: usize }
     /// The Parquet archive.
-    Archive { commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
+    Archive { dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, threads: usize, cache_bytes: usize }
     /// ClickHouse, when there is one.
@@ -85,7 +86,7 @@ sections! {
     /// Topics that others write, read into the intake.
     Sources { kafka: Vec<KafkaSource> }
     /// Large message bodies.
-    Blobs { retention_days: u32 }
+    Blobs { dir: PathBuf, retention_days: u32 }
     /// Keys.
     Secrets { key: String }
     /// What is logged.
@@ -130,6 +131,14 @@ impl Config {
     /// # Errors
     /// [`Invalid`] with every error there is.
     pub fn load(file: Option<&Path>) -> Result<Self, Invalid> {
+        Self::load_with(file, &[])
+    }
+
+    /// The same, with other roles if any are given.
+    ///
+    /// # Errors
+    /// [`Invalid`] with every error there is.
+    pub fn load_with(file: Option<&Path>, roles: &[Role]) -> Result<Self, Invalid> {
         let mut given = Figment::new();
         if let Some(file) = file {
             if !file.is_file() {
@@ -137,7 +146,11 @@ impl Config {
             }
             given = given.merge(Toml::file(file));
         }
-        Self::read(given.merge(Env::prefixed(ENVIRONMENT).split("__")))
+        given = given.merge(Env::prefixed(ENVIRONMENT).split("__"));
+        if !roles.is_empty() {
+            given = given.merge(Serialized::global("server.roles", roles));
+        }
+        Self::read(given)
     }
 
     /// Reads what was given over the defaults.
@@ -225,7 +238,46 @@ impl Config {
             ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
             "telemetry.format: auto, pretty or json",
         );
+        self.check_roles(&mut need);
         sources::check(&self.sources.kafka, errors);
+    }
+
+    /// What a server needs that does not do everything.
+    fn check_roles(&self, need: &mut impl FnMut(bool, &str)) {
+        let roles = &self.server.roles;
+        need(!roles.is_empty(), "server.roles: none");
+        if roles.is_all() || roles.is_empty() {
+            return;
+        }
+        need(self.log.backend == Backend::Kafka, "server.roles: only with the log on Kafka can others do the rest");
+        need(!self.secrets.key.is_empty(), "secrets.key: needed where roles are split, the same on every server");
+        let shares = |one: Role, other: Role| roles.has(one) != roles.has(other);
+        let has_dir = |dir: &Path| !dir.as_os_str().is_empty();
+        need(
+            has_dir(&self.blobs.dir) || !shares(Role::Ingest, Role::Delivery),
+            "blobs.dir: needed where ingest and delivery are apart, a folder that both see",
+        );
+        let asks = !roles.has(Role::Query) || roles.has(Role::Sinks);
+        need(
+            asks || has_dir(&self.archive.dir) || !self.clickhouse.url.is_empty(),
+            "clickhouse.url or archive.dir: one is needed where query and sinks are apart; the latter is a folder that \
+             both see",
+        );
+    }
+
+    /// A folder in the data folder, unless the settings name another.
+    fn folder(&self, named: &Path, usual: &str) -> PathBuf {
+        if named.as_os_str().is_empty() { self.data.dir.join(usual) } else { named.to_owned() }
+    }
+
+    /// Where the Parquet archive is.
+    pub fn archive_folder(&self) -> PathBuf {
+        self.folder(&self.archive.dir, "archive")
+    }
+
+    /// Where large message bodies are.
+    pub fn blobs_folder(&self) -> PathBuf {
+        self.folder(&self.blobs.dir, "blobs")
     }
 
     /// The key that was given to seal secrets with.
@@ -286,6 +338,8 @@ impl Config {
             create_topics: kafka.create_topics,
             cache_bytes: self.log.cache_bytes,
             queue_bytes: self.log.queue_bytes,
+            parts: self.server.roles.parts(),
+            topics: self.server.roles.topics(),
             properties: named.chain(properties::parse(&kafka.properties)).collect(),
             ..kafka::Options::default()
         }

@@ -27,8 +27,8 @@ pub struct Health {
     pub log: Arc<dyn EventLog>,
     /// How far processors are.
     pub pulses: Vec<Arc<Pulse>>,
-    /// What shows events to readers.
-    pub sink: Arc<SinkHandle>,
+    /// What shows events to readers, if it is here.
+    pub sink: Option<Arc<SinkHandle>>,
     /// The sink into ClickHouse, if there is one, and whether answers depend on it.
     pub clickhouse: Option<(ClickHouseHandle, bool)>,
     /// Sources, which others do not depend on.
@@ -64,7 +64,7 @@ impl Health {
         let halted = halted.find_map(|(number, pulse)| Some(format!("partition {number}: {}", pulse.halted()?)));
         let mut checks = BTreeMap::from([
             // S4 names these two.
-            ("database", told(self.sink.failure())),
+            ("database", told(self.sink.as_ref().and_then(|sink| sink.failure()))),
             ("ses_configured", "ok".to_owned()),
             ("log", told(status.failed.or(full))),
             ("processor", told(halted)),

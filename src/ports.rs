@@ -1,24 +1,30 @@
 //! The ports of the edge, filled by what the processor keeps.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::{EventLog, Pulse, SETTLE};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{Inquiries, Inquiry, ProjectionReader, SinkHandle, Store, Views};
-use sendtrail_query_api::DeliveryState;
+use sendtrail_processor::{ProjectionReader, SinkHandle, Store, Views};
+use sendtrail_query_api::analytics::EventQuery;
+use sendtrail_query_api::{DataFusionAnalytics, DeliveryOf, DeliveryState};
 use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::archive::ArchiveCell;
-use sendtrail_schemas::ids::{AccountId, DestinationId};
+use sendtrail_schemas::codec;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
 use sendtrail_schemas::record::SourcePosition;
 use sendtrail_schemas::reputation::Reputation;
-use sendtrail_schemas::rollup::HourRows;
+use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
-use tokio::sync::oneshot;
+
+use crate::elsewhere::Owners;
 
 /// Suppression lists, from the views.
 pub struct SuppressionLists(pub Views);
@@ -100,16 +106,68 @@ impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
     }
 }
 
+/// Dead letters, from the log: as long as it keeps them.
+pub struct LoggedDeadLetters {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// How many partitions there are.
+    pub partitions: u32,
+}
+
+/// Bytes of dead letters that are read at once.
+const LETTERS_BYTES: usize = 1 << 20;
+
+impl LoggedDeadLetters {
+    /// Some from a number on; none when there are no more.
+    fn read(&self, partition: u32, from: u64, bytes: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+        let of = TopicPartition::new(Topic::DeadLetter, partition);
+        let (batches, from) = match self.log.read(of, from, bytes) {
+            // What is older is gone.
+            Err(sendtrail_eventlog::Error::Trimmed { first, .. }) if first > from => {
+                (self.log.read(of, first, bytes)?, first)
+            }
+            read => (read?, from),
+        };
+        let records = batches.iter().flat_map(|batch| batch.records(from));
+        let letters = records.map(|record| codec::decode(&record.value)).collect::<Result<_, _>>();
+        letters.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    }
+}
+
+impl sendtrail_ingest::DeadLetters for LoggedDeadLetters {
+    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+        let mut found = Vec::new();
+        for partition in from.0..self.partitions {
+            let mut next = if partition == from.0 { from.1 } else { 0 };
+            while found.len() < limit {
+                let letters = self.read(partition, next, LETTERS_BYTES)?;
+                let Some(last) = letters.last() else { break };
+                next = last.seq + 1;
+                found.extend(letters);
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
+        if partition >= self.partitions {
+            return Ok(None);
+        }
+        Ok(self.read(partition, seq, 1)?.into_iter().find(|letter| letter.seq == seq))
+    }
+}
+
 /// Accounts, from the partitions that own them.
 pub struct OwnedAccounts {
     /// The log.
     pub log: Arc<dyn EventLog>,
-    /// Where to ask, by partition.
-    pub inquiries: Vec<Inquiries>,
+    /// Who knows their windows.
+    pub owners: Owners,
     /// How far the partitions are.
     pub pulses: Vec<Arc<Pulse>>,
-    /// What shows events to readers.
-    pub sink: Arc<SinkHandle>,
+    /// What shows events to readers, if it is here.
+    pub sink: Option<Arc<SinkHandle>>,
 }
 
 impl OwnedAccounts {
@@ -122,27 +180,24 @@ impl OwnedAccounts {
         if let Some(pulse) = self.pulses.get(partition as usize) {
             pulse.reached(intake).await;
         }
-        self.sink.seen(partition, self.end(Topic::Events, partition)).await;
+        if let Some(sink) = &self.sink {
+            sink.seen(partition, self.end(Topic::Events, partition)).await;
+        }
     }
 }
 
 #[async_trait]
 impl sendtrail_query_api::Accounts for OwnedAccounts {
     async fn settle(&self, account: AccountId) {
-        let partition = partition_of(account, self.inquiries.len() as u32);
+        let partition = partition_of(account, self.pulses.len() as u32);
         // Overload must not make readers wait for ever.
         let _ = tokio::time::timeout(SETTLE, self.settle_partition(partition)).await;
     }
 
     async fn reputation(&self, account: AccountId) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
         let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
-        let partition = partition_of(account, self.inquiries.len() as u32);
-        let asked = self.inquiries.get(partition as usize).ok_or_else(|| port("no such partition"))?;
-        let ask = async |after: u64| {
-            let (answer, wait) = oneshot::channel();
-            asked.send(Inquiry { account, after, answer }).await.map_err(|_| port("the partition has ended"))?;
-            wait.await.map_err(|_| port("the partition has ended"))
-        };
+        let partition = partition_of(account, self.pulses.len() as u32);
+        let ask = async |after: u64| self.owners.ask(partition, account, after).await;
         let settled = tokio::time::timeout(SETTLE, ask(self.end(Topic::Intake, partition))).await;
         match settled {
             Ok(answer) => answer,
@@ -199,23 +254,70 @@ impl sendtrail_query_api::Replica for ClickHouseReplica {
     }
 }
 
+/// The archive as another server writes it.
+pub struct FollowedArchive {
+    /// It.
+    pub archive: Arc<DataFusionAnalytics>,
+    /// Everything before this is in it, milliseconds since the epoch; 0 while that is not known.
+    pub as_of: Arc<AtomicI64>,
+}
+
+#[async_trait]
+impl sendtrail_query_api::Analytics for FollowedArchive {
+    async fn events(&self, query: EventQuery) -> Result<Vec<Event>, sendtrail_query_api::Error> {
+        self.archive.events(query).await
+    }
+
+    async fn scan(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+    ) -> Result<Vec<(Hour, Rollup)>, sendtrail_query_api::Error> {
+        self.archive.scan(account, from, to).await
+    }
+
+    fn as_of(&self) -> Option<Millis> {
+        Some(Millis(self.as_of.load(Ordering::Acquire)))
+    }
+}
+
 /// Webhook deliveries, from the projections.
 pub struct DeliveryStates(pub ProjectionReader);
 
+#[async_trait]
 impl sendtrail_query_api::Deliveries for DeliveryStates {
-    fn state(
+    async fn states(
         &self,
-        partition: u32,
-        seq: u64,
-        destination: DestinationId,
-    ) -> Result<Option<DeliveryState>, sendtrail_query_api::Error> {
-        let found = self.0.last_attempt(partition, seq, destination);
-        let found = found.map_err(|error| sendtrail_query_api::Error::Port(error.to_string()))?;
-        Ok(found.map(|last| DeliveryState {
-            status: DeliveryStatus::try_from(last.status).unwrap_or(DeliveryStatus::Pending),
-            attempts: last.attempts,
-            last_status_code: last.status_code,
-            finished_at: Millis(last.finished_at),
-        }))
+        _: AccountId,
+        wanted: &[DeliveryOf],
+    ) -> Result<HashMap<DeliveryOf, DeliveryState>, sendtrail_query_api::Error> {
+        let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
+        let mut found = HashMap::new();
+        for of in wanted {
+            let last = self.0.last_attempt(of.partition, of.seq, of.destination).map_err(|error| port(&error))?;
+            let state = last.map(|last| DeliveryState {
+                status: DeliveryStatus::try_from(last.status).unwrap_or(DeliveryStatus::Pending),
+                attempts: last.attempts,
+                last_status_code: last.status_code,
+                finished_at: Millis(last.finished_at),
+            });
+            found.extend(state.map(|state| (*of, state)));
+        }
+        Ok(found)
+    }
+}
+
+/// Webhook deliveries where nobody here knows of any.
+pub struct NoDeliveries;
+
+#[async_trait]
+impl sendtrail_query_api::Deliveries for NoDeliveries {
+    async fn states(
+        &self,
+        _: AccountId,
+        _: &[DeliveryOf],
+    ) -> Result<HashMap<DeliveryOf, DeliveryState>, sendtrail_query_api::Error> {
+        Err(sendtrail_query_api::Error::Port("neither the sinks nor ClickHouse are here".into()))
     }
 }

@@ -3,6 +3,7 @@
 //! [`EventLog`] is the port; [`embedded`] keeps the log in a local folder, [`kafka`] on Apache Kafka. [`contract`] is
 //! the suite that every implementation must pass.
 
+mod announce;
 pub mod batch;
 mod blobs;
 mod clock;
@@ -19,11 +20,12 @@ use futures::future::BoxFuture;
 use sendtrail_schemas::topic::TopicPartition;
 use tokio::sync::watch;
 
+pub use announce::Announce;
 pub use batch::{Batch, Record, StoredBatch};
 pub use blobs::Blobs;
 pub use clock::Clock;
 pub use pulse::{Pulse, SETTLE};
-pub use replies::{LocalReplies, Replies, Waiting};
+pub use replies::{Desk, LocalReplies, Replies, Waiting};
 pub use retention::{Reader, Retention};
 
 /// What can go wrong with the log.

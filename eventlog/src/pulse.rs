@@ -58,6 +58,11 @@ impl Pulse {
         *self.halted.lock() = Some(why);
     }
 
+    /// Notes that records are applied again.
+    pub fn resume(&self) {
+        *self.halted.lock() = None;
+    }
+
     /// Why nothing more will be applied, if so.
     pub fn halted(&self) -> Option<String> {
         self.halted.lock().clone()

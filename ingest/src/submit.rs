@@ -150,23 +150,34 @@ impl Ingest {
         let mut waiting = self.parts().replies.expect();
         let appended = self.append(account, stamp.0, Some(waiting.reply_to), body);
         self.durable(appended).await?;
-        let decided = tokio::time::timeout(self.limits().decision_timeout, waiting.decision()).await;
+        let decided = tokio::time::timeout(self.limits().decision_timeout, waiting.answer()).await;
         decided.ok().flatten().ok_or_else(unknown_outcome)
     }
 
     /// Waits until what was acknowledged for an account is applied, but not for ever: then what is there is shown.
     pub(crate) async fn settle(&self, account: AccountId) {
         let partition = self.partition(account);
-        let Some(pulse) = self.parts().pulses.get(partition as usize) else { return };
         let end = *self.parts().log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
-        let _ = tokio::time::timeout(SETTLE, pulse.reached(end)).await;
+        self.applied(account, end).await;
+    }
+
+    /// Waits until everything before an offset of an account's partition is applied, but not for ever.
+    async fn applied(&self, account: AccountId, next: u64) {
+        if let Some(pulse) = self.parts().pulses.get(self.partition(account) as usize) {
+            let _ = tokio::time::timeout(SETTLE, pulse.reached(next)).await;
+        }
     }
 
     /// Makes a change and waits until it is made; whether anything is other than before.
     pub(crate) async fn command(&self, account: AccountId, stamp: Stamp, change: Change) -> Result<bool, Problem> {
         let body = Body::Command(Command { change: Some(change) });
-        match self.decide(account, stamp, body).await?.outcome {
-            Some(Outcome::Done(done)) => Ok(done.changed),
+        let decision = self.decide(account, stamp, body).await?;
+        match decision.outcome {
+            Some(Outcome::Done(done)) => {
+                // Whoever made a change sees it, also where it was made known by another server.
+                self.applied(account, decision.offset + 1).await;
+                Ok(done.changed)
+            }
             Some(Outcome::Refused(refusal)) => Err(refused(refusal)),
             _ => Err(Problem::internal()),
         }

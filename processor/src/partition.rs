@@ -9,6 +9,7 @@
 mod completer;
 mod prepare;
 mod records;
+mod telling;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,8 +19,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use sendtrail_eventlog::{Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
+use sendtrail_eventlog::{Announce, Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
+use sendtrail_schemas::exchange::{ProgressView, Seen};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::record::{Body, Decision, Outcome, Record, Refusal, Settings, Skip};
@@ -31,11 +33,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::effects::Effects;
-use crate::core::overlay::{Keys, Overlay};
+use crate::core::overlay::{Keys, Overlay, Progress};
 use crate::core::step::{LOGIC_VERSION, skip, step};
 use crate::store::Writes;
 use crate::{Error, Store, Views};
-use completer::{Completer, Work, note_durable};
+use completer::{Completer, Outputs, Work, note_durable};
 use prepare::{Prepared, newer_logic, prepare};
 use records::{append, numbered, scan};
 
@@ -56,6 +58,8 @@ pub struct Partition {
     pub views: Views,
     /// Where decisions go.
     pub replies: Arc<dyn Replies>,
+    /// Where other servers learn what they must know, if there may be others.
+    pub announce: Option<Arc<dyn Announce>>,
     /// What others see of its progress.
     pub pulse: Arc<Pulse>,
     /// What may be trimmed.
@@ -150,12 +154,19 @@ impl Partition {
                 }
                 Ended::Halted(why) => {
                     tracing::error!(partition = self.number, %why, "the partition is halted");
+                    let applied = *self.pulse.applied().borrow();
+                    self.tell(ProgressView { applied, halted: Some(why.clone()), ..ProgressView::default() });
                     self.pulse.halt(why);
                     handle.block_on(stop.cancelled());
                     return;
                 }
             }
         }
+    }
+
+    /// Tells other servers how far it is. They are told again soon, so nobody waits for it.
+    fn tell(&self, reached: ProgressView) {
+        drop(self.announce.as_ref().map(|to| to.announce(self.number, Seen::Progress(reached))));
     }
 
     fn intake(&self) -> TopicPartition {
@@ -217,6 +228,7 @@ impl<'a> Session<'a> {
         }
         note_durable(of.number);
         of.pulse.set_applied(progress.next_offset);
+        of.tell(reached(&progress));
         // A partition to which nothing comes must not keep the log from being trimmed.
         of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);
         let completer = Completer::start(of, handle);
@@ -347,12 +359,21 @@ impl<'a> Session<'a> {
     fn emit(&mut self) -> Result<(), Ended> {
         // Before its events can be read: whoever reads one acts by the configuration that it came under. It is as durable
         // as the intake that it follows from.
+        let mut announced = Vec::new();
         for id in std::mem::take(&mut self.effects.changed) {
             if let Some(account) = self.overlay.account(id) {
                 self.of.views.publish(account.config.clone())?;
+                if let Some(to) = &self.of.announce {
+                    let seen = Seen::Account(Box::new((*account.config).clone()));
+                    announced.push(to.announce(self.of.number, seen));
+                }
             }
         }
         let (progress, effects) = (&self.overlay.progress, &mut self.effects);
+        if let Some(to) = &self.of.announce {
+            let changes = effects.suppressions.iter();
+            announced.extend(changes.map(|(account, change)| to.announce(self.of.number, change.seen(*account))));
+        }
         self.dirty = true;
         self.of.clock.reached(Millis(progress.last_t));
         counter!("sendtrail_events_total").increment(effects.events.len() as u64);
@@ -373,11 +394,12 @@ impl<'a> Session<'a> {
         append(Topic::Events, numbered(progress.next_event, &effects.events));
         append(Topic::Mail, numbered(progress.next_mail, &effects.mail));
         append(Topic::DeadLetter, numbered(progress.next_dead_letter, &effects.dead_letters));
-        let next_offset = progress.next_offset;
+        let reached = reached(progress);
         let (decisions, suppressions) =
             (std::mem::take(&mut effects.decisions), std::mem::take(&mut effects.suppressions));
         effects.clear();
-        self.completer.give(Work::Outputs { appends, suppressions, decisions, next_offset })
+        let outputs = Outputs { appends, announced, suppressions, decisions, reached };
+        self.completer.give(Work::Outputs(outputs))
     }
 
     fn checkpoint_if_due(&mut self) -> Result<(), Ended> {
@@ -428,6 +450,16 @@ impl<'a> Session<'a> {
             std::thread::sleep(Duration::from_millis(1));
         }
         if self.dirty { self.checkpoint() } else { Ok(()) }
+    }
+}
+
+/// How far a partition is, as others see it.
+fn reached(progress: &Progress) -> ProgressView {
+    ProgressView {
+        applied: progress.next_offset,
+        next_event: progress.next_event,
+        last_t: progress.last_t,
+        halted: None,
     }
 }
 

@@ -10,10 +10,14 @@ use prost::Message;
 use sendtrail_schemas::account::{AccountConfig, Suppression};
 use sendtrail_schemas::address;
 use sendtrail_schemas::directory::Directory;
+use sendtrail_schemas::exchange::{Seen, SuppressionView};
 use sendtrail_schemas::ids::AccountId;
 
 use crate::core::effects::SuppressionChange;
 use crate::{Error, Store};
+
+/// Where they are kept.
+const KEYSPACES: [&str; 2] = ["view.accounts", "view.suppressions"];
 
 /// Account views and suppression lists.
 #[derive(Clone)]
@@ -30,14 +34,80 @@ impl Views {
     /// [`Error::Store`]; [`Error::Schema`] when a view is not what it should be.
     pub fn open(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
         let keyspace = |name: &str| store.database().keyspace(name, KeyspaceCreateOptions::default);
-        let views =
-            Self { accounts: keyspace("view.accounts")?, suppressions: keyspace("view.suppressions")?, directory };
+        let [accounts, suppressions] = KEYSPACES.map(keyspace);
+        let views = Self { accounts: accounts?, suppressions: suppressions?, directory };
         for row in views.accounts.iter() {
             let (_, value) = row.into_inner()?;
             let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("account view: {cause}"));
             views.directory.publish(Arc::new(AccountConfig::decode(&value[..]).map_err(malformed)?));
         }
         Ok(views)
+    }
+
+    /// The same, of what other servers make known: nothing is kept from before.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn empty(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
+        for name in KEYSPACES {
+            store.database().keyspace(name, KeyspaceCreateOptions::default)?.clear()?;
+        }
+        Self::open(store, directory)
+    }
+
+    /// Takes what the owner of a partition made known.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn take(&self, seen: Seen) -> Result<(), Error> {
+        match seen {
+            // Accounts are few enough to be read again at each start.
+            Seen::Account(config) => self.directory.publish(Arc::new(*config)),
+            Seen::Suppression(SuppressionView { account_id, email, row }) => {
+                let change = row.map_or(SuppressionChange::Delete(email), SuppressionChange::Put);
+                self.note(AccountId::from_slice(&account_id)?, &change)?;
+            }
+            Seen::Reign(_) | Seen::Progress(_) | Seen::ClickHouse(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What is true, if that is other than what somebody said.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn correct(&self, said: &Seen) -> Result<Option<Seen>, Error> {
+        match said {
+            Seen::Account(said) => {
+                let known = self.directory.account(said.id()).filter(|known| known.version > said.version);
+                Ok(known.map(|known| Seen::Account(Box::new((*known).clone()))))
+            }
+            Seen::Suppression(said) => {
+                let account = AccountId::from_slice(&said.account_id)?;
+                let row = self.suppression(account, &said.email)?;
+                let is_other = row != said.row;
+                Ok(is_other.then(|| Seen::Suppression(SuppressionView { row, ..said.clone() })))
+            }
+            Seen::Reign(_) | Seen::Progress(_) | Seen::ClickHouse(_) => Ok(None),
+        }
+    }
+
+    /// Everything, for those who know nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn all(&self) -> impl Iterator<Item = Result<(AccountId, Seen), Error>> + '_ {
+        let accounts = self.directory.list(None, usize::MAX).into_iter();
+        let accounts = accounts.map(|config| Ok((config.id(), Seen::Account(Box::new((*config).clone())))));
+        let suppressions = self.suppressions.iter().map(|row| {
+            let (key, value) = row.into_inner()?;
+            let account = AccountId::from_slice(key.get(..16).unwrap_or_default())?;
+            let row = read_suppression(&value)?;
+            let view =
+                SuppressionView { account_id: account.bytes().to_vec(), email: row.email.clone(), row: Some(row) };
+            Ok((account, Seen::Suppression(view)))
+        });
+        accounts.chain(suppressions)
     }
 
     /// The directory that these views feed.

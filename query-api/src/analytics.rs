@@ -116,4 +116,9 @@ pub trait Analytics: Send + Sync + 'static {
     /// # Errors
     /// [`Error`].
     async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error>;
+
+    /// When what it answers was true, if that is not now.
+    fn as_of(&self) -> Option<Millis> {
+        None
+    }
 }

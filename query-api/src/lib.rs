@@ -7,6 +7,7 @@ mod cursor;
 mod routes;
 mod show;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,13 +110,31 @@ pub struct DeliveryState {
     pub finished_at: Millis,
 }
 
+/// The delivery of an event to a destination.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DeliveryOf {
+    /// The event's partition.
+    pub partition: u32,
+    /// Its number there.
+    pub seq: u64,
+    /// When it was received: no attempt came before.
+    pub received_at: Millis,
+    /// Where to.
+    pub destination: DestinationId,
+}
+
 /// Webhook deliveries.
+#[async_trait]
 pub trait Deliveries: Send + Sync + 'static {
-    /// How a delivery stands; `None` before its first attempt.
+    /// How deliveries of an account's events stand; those that are not in it have seen no attempt.
     ///
     /// # Errors
-    /// [`Error::Port`].
-    fn state(&self, partition: u32, seq: u64, destination: DestinationId) -> Result<Option<DeliveryState>, Error>;
+    /// [`Error::Port`], [`Error::ClickHouse`].
+    async fn states(
+        &self,
+        account: AccountId,
+        wanted: &[DeliveryOf],
+    ) -> Result<HashMap<DeliveryOf, DeliveryState>, Error>;
 }
 
 /// Where answers come from.
@@ -142,7 +161,7 @@ pub struct Preferred {
 pub struct Answered<T> {
     /// It.
     pub value: T,
-    /// When it was true, if it comes from the second source.
+    /// When it was true, if it comes from the second source, or from one that is behind.
     pub as_of: Option<Millis>,
 }
 
@@ -198,7 +217,8 @@ impl Query {
         let parts = self.parts();
         parts.accounts.settle(account).await;
         let Some(preferred) = &parts.preferred else {
-            return Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of: None });
+            let as_of = parts.source.analytics.as_of();
+            return Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of });
         };
         let error = if preferred.replica.is_ready(account).await {
             match self.bounded(query(preferred.source.clone())).await {
@@ -219,7 +239,7 @@ impl Query {
             return Err(error);
         }
         metrics::counter!("sendtrail_query_fallbacks_total").increment(1);
-        let as_of = Some(parts.clock.now());
+        let as_of = parts.source.analytics.as_of().or_else(|| Some(parts.clock.now()));
         Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of })
     }
 

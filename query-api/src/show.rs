@@ -1,8 +1,10 @@
 //! Events as clients see them.
 
+use std::collections::HashMap;
+
 use sendtrail_schemas::block::Block;
 use sendtrail_schemas::event::{Event, Tags};
-use sendtrail_schemas::ids::{DestinationId, delivery_id};
+use sendtrail_schemas::ids::delivery_id;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::time::Millis;
@@ -11,7 +13,7 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::{Deliveries, Error};
+use crate::{DeliveryOf, DeliveryState};
 
 /// One event of `/events`.
 #[derive(Serialize, ToSchema)]
@@ -83,15 +85,16 @@ impl Serialize for BlockView {
     }
 }
 
-/// Shows an event with its deliveries; of those of events before `known_since`, what is still known.
-///
-/// # Errors
-/// [`Error::Port`].
-pub fn event(event: Event, deliveries: &dyn Deliveries, known_since: Millis) -> Result<EventView, Error> {
-    let states = event.destinations().map(|destination| delivery(&event, destination, deliveries, known_since));
-    let states = states.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+/// Shows an event with its deliveries; of those of events before `known_since`, what is still known. When nothing is known
+/// of any, none are shown.
+pub fn event(event: Event, known: Option<&HashMap<DeliveryOf, DeliveryState>>, known_since: Millis) -> EventView {
+    let states = known.into_iter().flat_map(|known| {
+        let state = |of: DeliveryOf| delivery(&event, &of, known.get(&of), known_since);
+        deliveries(&event).filter_map(state)
+    });
+    let states = states.collect();
     let some = |text: String| (!text.is_empty()).then_some(text);
-    Ok(EventView {
+    EventView {
         event_type: event.kind().name(),
         occurred_at: event.occurred(),
         received_at: event.received(),
@@ -115,30 +118,40 @@ pub fn event(event: Event, deliveries: &dyn Deliveries, known_since: Millis) -> 
         history: event.history,
         block: BlockView(event.block),
         deliveries: states,
-    })
+    }
+}
+
+/// The deliveries of an event.
+pub fn deliveries(event: &Event) -> impl Iterator<Item = DeliveryOf> + '_ {
+    let of = |destination| DeliveryOf {
+        partition: event.partition,
+        seq: event.seq,
+        received_at: event.received(),
+        destination,
+    };
+    event.destinations().map(of)
 }
 
 fn delivery(
     event: &Event,
-    destination: DestinationId,
-    deliveries: &dyn Deliveries,
+    of: &DeliveryOf,
+    state: Option<&DeliveryState>,
     known_since: Millis,
-) -> Result<Option<DeliveryView>, Error> {
-    let state = deliveries.state(event.partition, event.seq, destination)?;
+) -> Option<DeliveryView> {
     // Forgotten is not pending.
-    if state.is_none() && event.received() < known_since {
-        return Ok(None);
+    if state.is_none() && of.received_at < known_since {
+        return None;
     }
-    let delivered = state.as_ref().filter(|state| state.status == DeliveryStatus::Delivered);
-    Ok(Some(DeliveryView {
-        delivery_id: delivery_id(event.account(), event.partition, event.seq, destination).to_string(),
-        destination_id: destination.to_string(),
+    let delivered = state.filter(|state| state.status == DeliveryStatus::Delivered);
+    Some(DeliveryView {
+        delivery_id: delivery_id(event.account(), of.partition, of.seq, of.destination).to_string(),
+        destination_id: of.destination.to_string(),
         delivered_at: delivered.map(|state| state.finished_at),
-        status: state.as_ref().map_or(DeliveryStatus::Pending, |state| state.status).name(),
-        attempts: state.as_ref().map_or(0, |state| state.attempts),
-        last_status_code: state.as_ref().and_then(|state| state.last_status_code),
-        created_at: event.received(),
-    }))
+        status: state.map_or(DeliveryStatus::Pending, |state| state.status).name(),
+        attempts: state.map_or(0, |state| state.attempts),
+        last_status_code: state.and_then(|state| state.last_status_code),
+        created_at: of.received_at,
+    })
 }
 
 /// What a message has come to, by its events in any order.

@@ -8,6 +8,7 @@ use prost::Message;
 
 use crate::Error;
 use crate::event::Event;
+use crate::exchange::{Question, Reply, View};
 use crate::mail::{Attempt, DeadLetter, Mail};
 use crate::record::Record;
 
@@ -45,6 +46,9 @@ wire! {
     Mail => "mail", VERSION;
     Attempt => "attempt", VERSION;
     DeadLetter => "dead letter", VERSION;
+    View => "view", VERSION;
+    Question => "question", VERSION;
+    Reply => "reply", VERSION;
 }
 
 /// A record as bytes.

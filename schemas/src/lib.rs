@@ -11,6 +11,7 @@ pub mod codec;
 pub mod columns;
 pub mod directory;
 pub mod event;
+pub mod exchange;
 pub mod ids;
 pub mod kind;
 pub mod mail;

@@ -174,11 +174,11 @@ async fn topics_are_planned_and_made_by_command() {
     let (done, told) = run("apply", &[]);
     assert!(!done && told.contains("kafka.replication is 1"), "{told}");
     let (done, told) = run("plan", &single);
-    assert!(done && told.matches("to be made").count() == 6, "{told}");
+    assert!(done && told.matches("to be made").count() == 9, "{told}");
     let (done, told) = run("apply", &single);
-    assert!(done && told.matches(": made").count() == 6, "{told}");
+    assert!(done && told.matches(": made").count() == 9, "{told}");
     let (done, told) = run("plan", &single);
-    assert!(done && told.matches("as it must be").count() == 6, "{told}");
+    assert!(done && told.matches("as it must be").count() == 9, "{told}");
     let (done, told) = run("plan", &[("SENDTRAIL__LOG__PARTITIONS", "9"), single[0]]);
     assert!(!done && told.contains("set log.partitions to 4"), "{told}");
 }

@@ -18,6 +18,7 @@ mod late;
 mod pause;
 mod quotas;
 mod restart;
+mod roles;
 mod send;
 mod ses;
 mod sources;

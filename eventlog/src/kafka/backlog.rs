@@ -59,7 +59,7 @@ impl Backlog {
         let name = self.options.topic(of.topic);
         let (mut low, mut begin) = (-1, self.begin(of, from));
         if seeker.next != Some(from) {
-            low = watermarks(&seeker.consumer, &name, of)?.0;
+            low = watermarks(&seeker.consumer, &name, of.partition)?.0;
             begin = begin.max(low);
             if !of.topic.is_numbered() && low > from as i64 {
                 return Err(Error::Trimmed { of, from, first: low as u64 });
@@ -71,7 +71,7 @@ impl Backlog {
         let mut piece = Piece::new(from, 0);
         while next < until && (bytes == 0 || bytes < max_bytes) {
             let Some(message) = seeker.next_message()? else {
-                let first = watermarks(&seeker.consumer, &name, of)?.0 as u64;
+                let first = watermarks(&seeker.consumer, &name, of.partition)?.0 as u64;
                 return Err(Error::Trimmed { of, from, first });
             };
             let found = number(&message, of.topic)?;

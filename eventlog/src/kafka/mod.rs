@@ -1,7 +1,7 @@
 //! The log on Apache Kafka.
 //!
 //! ```text
-//! owner: one server at a time, by membership of a group
+//! owner: one server at a time for each part, by membership of a group
 //! append ─► writer (idempotent producer, one acknowledgement counter a batch) ─► broker
 //! broker ─► tail (one consumer of the newest records) ─► memory ─► readers close behind
 //!      └──► backlog (a consumer of its own) ─────────────────────► readers further behind
@@ -14,6 +14,7 @@
 
 mod backlog;
 mod connect;
+mod exchange;
 mod numbers;
 mod owner;
 mod source;
@@ -37,6 +38,8 @@ use owner::Owner;
 use tail::Tail;
 use writer::Writer;
 
+pub use exchange::{Exchange, Heard, Voice};
+pub use owner::Part;
 pub use source::{SourceMessage, SourceOptions, SourceTopic};
 pub use topics::{Plan, Step};
 
@@ -52,6 +55,10 @@ pub struct Options {
     pub partitions: u32,
     /// Who this is, the same after a restart: what tells a server that comes back from another one.
     pub instance: String,
+    /// What this process does of which there must be one at a time; each is waited for, in this order.
+    pub parts: Vec<Part>,
+    /// The topics that it reads, and writes to so that it sees what it wrote.
+    pub topics: Vec<Topic>,
     /// Whether records carry their own time: such a log has topics of its own.
     pub simulated: bool,
     /// Copies of every topic.
@@ -76,6 +83,8 @@ impl Default for Options {
             namespace: "sendtrail".into(),
             partitions: 4,
             instance: "sendtrail".into(),
+            parts: Part::ALL.into(),
+            topics: Topic::ALL.into(),
             simulated: false,
             replication: 3,
             allow_single_replica: false,
@@ -100,21 +109,32 @@ impl Options {
         Topic::ALL.map(|topic| (self.topic(topic), topic))
     }
 
+    fn beside(&self, name: &str) -> String {
+        format!("{}.{name}", self.topic(Topic::Intake).trim_end_matches(".intake"))
+    }
+
     /// The name of the topic whose owner owns the log.
     fn owner_topic(&self) -> String {
-        self.topic(Topic::Intake).replace(".intake", ".owner")
+        self.beside("owner")
     }
 
-    /// Every topic's name, and how many partitions it has.
-    fn topics(&self) -> Vec<(String, u32)> {
-        let topics = Topic::ALL.iter().map(|topic| (self.topic(*topic), self.partitions));
-        topics.chain([(self.owner_topic(), 1)]).collect()
+    /// The names of the topics of [`Exchange`].
+    fn views_topic(&self) -> String {
+        self.beside("views")
     }
 
-    /// Every partition of every topic.
-    fn all(&self) -> impl Iterator<Item = TopicPartition> + use<> {
+    fn questions_topic(&self) -> String {
+        self.beside("questions")
+    }
+
+    fn replies_topic(&self) -> String {
+        self.beside("replies")
+    }
+
+    /// Every partition of every topic that this process reads.
+    fn all(&self) -> impl Iterator<Item = TopicPartition> + '_ {
         let partitions = self.partitions;
-        Topic::ALL.into_iter().flat_map(move |topic| (0..partitions).map(move |p| TopicPartition::new(topic, p)))
+        self.topics.iter().flat_map(move |topic| (0..partitions).map(move |p| TopicPartition::new(*topic, p)))
     }
 }
 
@@ -125,13 +145,14 @@ pub struct KafkaLog {
     writer: Writer,
     tail: Tail,
     backlog: Backlog,
-    owner: Owner,
+    exchange: Arc<Exchange>,
+    owners: Vec<Owner>,
     assignments: watch::Sender<Vec<u32>>,
 }
 
 impl KafkaLog {
-    /// Connects, makes or checks the topics, waits until no other server owns the log, and finds where each partition ends.
-    /// Blocks while it does.
+    /// Connects, makes or checks the topics, waits until no other server does this one's parts, and finds where each
+    /// partition ends. Blocks while it does.
     ///
     /// # Errors
     /// [`Error::Settings`] when a topic is not as it must be, or a setting is unknown to librdkafka; [`Error::Io`] when
@@ -148,13 +169,15 @@ impl KafkaLog {
         plan.check()?;
         let health = Arc::new(Health::default());
         // Before anything is looked at: an owner before may still have written.
-        let owner = Owner::become_owner(&options, &health)?;
+        let owners = options.parts.iter().map(|part| Owner::become_owner(*part, &options, &health));
+        let owners = owners.collect::<Result<_, _>>()?;
         let ends = numbers::ends(&options, &health)?;
         let writer = Writer::new(options.clone(), health.clone(), &ends);
         let tail = Tail::start(&options, health.clone(), &ends)?;
         let backlog = Backlog::new(options.clone(), health.clone());
+        let exchange = Arc::new(Exchange::new(options.clone(), health.clone())?);
         let (assignments, _) = watch::channel((0..options.partitions).collect());
-        Ok(Self { options, health, writer, tail, backlog, owner, assignments })
+        Ok(Self { options, health, writer, tail, backlog, exchange, owners, assignments })
     }
 
     /// Resolves when another server owns the log: this one must end, and may be started again. What it does to the world
@@ -169,17 +192,23 @@ impl KafkaLog {
         }
     }
 
-    /// Whether nothing was ever written to it.
-    pub fn is_empty(&self) -> bool {
-        self.options.all().all(|of| *self.tail.end(of).borrow() == 0)
+    /// What this server and others tell one another.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// Whether anything was ever written to a topic that this process reads.
+    pub fn has(&self, topic: Topic) -> bool {
+        (0..self.options.partitions).any(|of| *self.tail.end(TopicPartition::new(topic, of)).borrow() > 0)
     }
 
     /// Waits for what is being written, for a while, and refuses more.
     pub fn close(&self) {
         self.writer.close();
         self.tail.close();
+        self.exchange.close();
         // Last: nobody else may write as long as this one does.
-        self.owner.close();
+        self.owners.iter().for_each(Owner::close);
     }
 }
 

@@ -69,7 +69,7 @@ pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPart
     let mut look = TopicPartitionList::new();
     for of in options.all() {
         let name = options.topic(of.topic);
-        let (low, high) = watermarks(&consumer, &name, of)?;
+        let (low, high) = watermarks(&consumer, &name, of.partition)?;
         let next = (!of.topic.is_numbered() || high == 0).then_some(high as u64);
         if of.topic.is_numbered() && high > low {
             let from = Offset::Offset(low.max(high - WINDOW));
@@ -104,13 +104,13 @@ pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPart
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn watermarks(consumer: &BaseConsumer<Context>, name: &str, of: TopicPartition) -> Result<(i64, i64), Error> {
+pub fn watermarks(consumer: &BaseConsumer<Context>, name: &str, partition: u32) -> Result<(i64, i64), Error> {
     let begun = Instant::now();
     loop {
-        match consumer.fetch_watermarks(name, of.partition as i32, PATIENCE) {
+        match consumer.fetch_watermarks(name, partition as i32, PATIENCE) {
             // A topic that was made just now, or a partition that moves to another broker.
             Err(error) if is_settling(&error) && begun.elapsed() < PATIENCE => std::thread::sleep(PATIENCE / 200),
-            found => return found.map_err(io(format!("ask Kafka where {name}/{} ends", of.partition))),
+            found => return found.map_err(io(format!("ask Kafka where {name}/{partition} ends"))),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! One server at a time: whoever is given the only partition of a topic of its own owns the log. Others wait, and one
-//! of them takes over when the owner has not been heard of for a while.
+//! One server at a time for each part: whoever is given, in the part's group, the only partition of a topic of its own.
+//! Others wait, and one of them takes over when the owner has not been heard of for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,43 @@ use crate::Error;
 
 /// After how long without a sign of life an owner is replaced, unless `session.timeout.ms` says otherwise.
 const SESSION_MILLIS: &str = "30000";
+
+/// What a server does of which there must be one at a time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Part {
+    /// Decides.
+    Processor,
+    /// Hands mail over.
+    Delivery,
+    /// Posts webhooks.
+    Dispatcher,
+    /// Files events.
+    Sinks,
+}
+
+impl Part {
+    /// All, in the order in which whoever does several waits for them: otherwise two servers could wait for each other.
+    pub const ALL: [Self; 4] = [Self::Processor, Self::Delivery, Self::Dispatcher, Self::Sinks];
+
+    /// What to call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Processor => "processor",
+            Self::Delivery => "delivery",
+            Self::Dispatcher => "dispatcher",
+            Self::Sinks => "sinks",
+        }
+    }
+
+    /// Its group.
+    fn group(self, namespace: &str) -> String {
+        match self {
+            // That of whoever owned everything.
+            Self::Processor => format!("{namespace}-owner"),
+            part => format!("{namespace}-owner-{}", part.name()),
+        }
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -85,15 +122,15 @@ impl ConsumerContext for Joining {
 }
 
 impl Owner {
-    /// Waits until this server owns the log. Blocks for as long as another one does.
+    /// Waits until this server may do a part. Blocks for as long as another one does it.
     ///
     /// # Errors
     /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started. Brokers that are away
     /// are waited for.
-    pub fn become_owner(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
+    pub fn become_owner(part: Part, options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
         let mut config = connect::consumer(options);
         config
-            .set("group.id", format!("{}-owner", options.namespace))
+            .set("group.id", part.group(&options.namespace))
             .set("group.instance.id", &options.instance)
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("auto.offset.reset", "latest");
@@ -120,14 +157,16 @@ impl Owner {
                 said = Instant::now();
                 let (seconds, trouble) = (begun.elapsed().as_secs(), health.failure().or_else(|| last.take()));
                 match trouble {
-                    Some(trouble) => tracing::warn!(seconds, trouble, "waiting for the log"),
-                    None => tracing::warn!(seconds, "another server owns the log; waiting to take over"),
+                    Some(trouble) => tracing::warn!(seconds, trouble, part = part.name(), "waiting for the log"),
+                    None => {
+                        tracing::warn!(seconds, part = part.name(), "another server does this; waiting to take over")
+                    }
                 }
             }
         }
         let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
         let thread = std::thread::Builder::new()
-            .name("kafka-owner".into())
+            .name(format!("kafka-{}", part.name()))
             .spawn(move || {
                 // Whoever lost the log must not be given it again: it would keep it from others.
                 while !stopped.load(Ordering::Acquire) && health.is_lost().is_none() {
@@ -138,7 +177,7 @@ impl Owner {
                     }
                 }
             })
-            .map_err(|cause| Error::Io { what: "start kafka-owner".into(), cause: cause.to_string() })?;
+            .map_err(|cause| Error::Io { what: "start a thread".into(), cause: cause.to_string() })?;
         Ok(Self { stop, thread: Mutex::new(Some(thread)) })
     }
 

@@ -91,7 +91,7 @@ impl Tail {
         let (tracks, stop) = (Arc::new(tracks), Arc::<AtomicBool>::default());
         let reading = Reading {
             names: options.names(),
-            room: options.cache_bytes / options.partitions as usize / Topic::ALL.len(),
+            room: options.cache_bytes / options.partitions as usize / options.topics.len().max(1),
             tracks: tracks.clone(),
             gathered: None,
             health,

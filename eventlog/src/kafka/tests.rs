@@ -11,7 +11,7 @@ const EVENTS: TopicPartition = TopicPartition { topic: Topic::Events, partition:
 
 struct Namespace(Option<Options>);
 
-fn options(address: &str) -> Options {
+pub fn options(address: &str) -> Options {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     Options {
         namespace: format!("test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -25,7 +25,7 @@ fn options(address: &str) -> Options {
     }
 }
 
-fn open(options: &Options) -> Result<Arc<KafkaLog>, Error> {
+pub fn open(options: &Options) -> Result<Arc<KafkaLog>, Error> {
     let options = options.clone();
     tokio::task::block_in_place(|| KafkaLog::open(options).map(Arc::new))
 }
@@ -69,7 +69,7 @@ fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8>)> 
 }
 
 /// Waits until something holds, for ten seconds at most.
-async fn soon(holds: impl Fn() -> bool) {
+pub async fn soon(holds: impl Fn() -> bool) {
     for _ in 0..1_000 {
         if holds() {
             return;
@@ -151,7 +151,7 @@ async fn topics_that_are_wrong_are_named() {
     let missing = open(&Options { create_topics: false, ..options.clone() }).unwrap_err().to_string();
     assert!(missing.contains(".intake does not exist; 'sendtrail topics apply'"), "{missing}");
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
-    assert_eq!(plan.missing().count(), 6);
+    assert_eq!(plan.missing().count(), 9);
     drop(open(&options).unwrap());
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
     assert!(plan.steps.iter().all(|(_, step)| *step == Step::Keep), "{plan:?}");

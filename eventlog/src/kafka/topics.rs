@@ -7,13 +7,83 @@ use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, Resour
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::types::RDKafkaErrorCode;
+use sendtrail_schemas::topic::Topic;
 
 use super::connect::{self, Context, Health, MAX_BATCH, io};
 use super::{Options, PATIENCE};
 use crate::Error;
 
-/// Settings that a topic must have. The time is the sequencer's: what it is counted by.
-const MUST: [(&str, &str); 2] = [("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime")];
+/// What a topic is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    /// The log, and who owns it.
+    Log,
+    /// The last word on each key.
+    Views,
+    /// What is of use to nobody soon.
+    Passing,
+}
+
+/// A topic that must be there.
+#[derive(Clone, Debug)]
+struct Wanted {
+    name: String,
+    partitions: u32,
+    of: Use,
+}
+
+/// A day, an hour, ten minutes: milliseconds.
+const DAY: i64 = 24 * HOUR;
+const HOUR: i64 = 3_600_000;
+const MINUTES: i64 = 600_000;
+
+impl Options {
+    /// Every topic.
+    fn wanted(&self) -> Vec<Wanted> {
+        let log = Topic::ALL.iter().map(|topic| (self.topic(*topic), self.partitions, Use::Log));
+        let beside = [
+            (self.owner_topic(), 1, Use::Log),
+            (self.views_topic(), self.partitions, Use::Views),
+            (self.questions_topic(), self.partitions, Use::Passing),
+            (self.replies_topic(), self.partitions, Use::Passing),
+        ];
+        log.chain(beside).map(|(name, partitions, of)| Wanted { name, partitions, of }).collect()
+    }
+}
+
+impl Use {
+    /// Settings that a topic must have. The time of the log is the sequencer's: what it is counted by.
+    fn must(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Log => &[("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime")],
+            Self::Views => &[("cleanup.policy", "compact")],
+            Self::Passing => &[("cleanup.policy", "delete")],
+        }
+    }
+
+    /// The least time that records are kept, milliseconds, and what happens otherwise.
+    fn keeps(self) -> Option<(i64, &'static str)> {
+        match self {
+            Self::Log => Some((DAY, "less than a day: readers could miss records")),
+            Self::Views => None,
+            Self::Passing => Some((MINUTES, "less than ten minutes: servers could miss what they are told")),
+        }
+    }
+
+    /// Further settings of one that is made.
+    fn made(self, options: &Options) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Log => vec![("retention.ms", (options.retention_hours as i64 * HOUR).to_string())],
+            // How far partitions are is told again and again: only what is not written to any more is cleaned.
+            Self::Views => vec![
+                ("segment.ms", MINUTES.to_string()),
+                ("segment.bytes", (64 << 20).to_string()),
+                ("min.cleanable.dirty.ratio", "0.1".into()),
+            ],
+            Self::Passing => vec![("retention.ms", HOUR.to_string()), ("segment.bytes", (64 << 20).to_string())],
+        }
+    }
+}
 
 /// What there is to do about one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,23 +103,29 @@ pub struct Plan {
     pub steps: Vec<(String, Step)>,
 }
 
-/// Settings of every topic that is made.
-fn settings(options: &Options) -> Vec<(&'static str, String)> {
+/// Settings of a topic that is made.
+fn settings(options: &Options, of: Use) -> Vec<(&'static str, String)> {
     let further = [
-        ("retention.ms", (options.retention_hours * 3_600_000).to_string()),
         ("max.message.bytes", MAX_BATCH.to_string()),
         ("min.insync.replicas", if options.replication >= 3 { "2" } else { "1" }.into()),
     ];
-    MUST.map(|(name, value)| (name, value.to_owned())).into_iter().chain(further).collect()
+    let must = of.must().iter().map(|(name, value)| (*name, (*value).to_owned()));
+    must.chain(further).chain(of.made(options)).collect()
 }
 
 /// What is wrong with a topic, and what it should be.
-fn wrongs(options: &Options, topic: &MetadataTopic, wanted: u32, described: Option<&ConfigResource>) -> Vec<String> {
+fn wrongs(
+    options: &Options,
+    topic: &MetadataTopic,
+    wanted: &Wanted,
+    described: Option<&ConfigResource>,
+) -> Vec<String> {
     let mut wrong = Vec::new();
     let partitions = topic.partitions().len();
-    if partitions != wanted as usize {
+    let count = wanted.partitions;
+    if partitions != count as usize {
         wrong.push(format!(
-            "it has {partitions} partitions and must have {wanted}; accounts are bound to partitions, so their \
+            "it has {partitions} partitions and must have {count}; accounts are bound to partitions, so their \
              number cannot change: set log.partitions to {partitions}"
         ));
     }
@@ -62,8 +138,8 @@ fn wrongs(options: &Options, topic: &MetadataTopic, wanted: u32, described: Opti
     }
     let value = |setting: &str| described.and_then(|topic| topic.get(setting)?.value.as_deref()).unwrap_or("");
     let number = |setting: &str| value(setting).parse::<i64>().unwrap_or(0);
-    for (setting, must) in MUST {
-        if value(setting) != must {
+    for (setting, must) in wanted.of.must() {
+        if value(setting) != *must {
             wrong.push(format!("its {setting} is '{}' and must be '{must}'", value(setting)));
         }
     }
@@ -76,8 +152,10 @@ fn wrongs(options: &Options, topic: &MetadataTopic, wanted: u32, described: Opti
         wrong.push(format!("its max.message.bytes is {largest} and must be at least {MAX_BATCH}"));
     }
     let retention = number("retention.ms");
-    if (0..24 * 3_600_000).contains(&retention) {
-        wrong.push(format!("its retention.ms is {retention}, less than a day: readers could miss records"));
+    if let Some((least, why)) = wanted.of.keeps()
+        && (0..least).contains(&retention)
+    {
+        wrong.push(format!("its retention.ms is {retention}, {why}"));
     }
     wrong
 }
@@ -114,8 +192,8 @@ impl Plan {
             Error::Io { what: format!("ask Kafka at {servers} for its topics"), cause }
         })?;
         let found = |name: &str| metadata.topics().iter().find(|topic| topic.name() == name);
-        let topics = options.topics();
-        let there: Vec<&String> = topics.iter().map(|(name, _)| name).filter(|name| found(name).is_some()).collect();
+        let topics = options.wanted();
+        let there: Vec<&String> = topics.iter().map(|topic| &topic.name).filter(|name| found(name).is_some()).collect();
         let described = if there.is_empty() {
             Vec::new()
         } else {
@@ -123,14 +201,15 @@ impl Plan {
             let ask = admin.describe_configs(&resources, &AdminOptions::new().request_timeout(Some(PATIENCE)));
             futures::executor::block_on(ask).map_err(io("ask Kafka for its topics' settings"))?
         };
-        let step = |(name, wanted): (String, u32)| {
+        let step = |wanted: &Wanted| {
+            let name = wanted.name.clone();
             let Some(topic) = found(&name) else { return (name, Step::Create) };
             let at = there.iter().position(|there| **there == name);
             let described = at.and_then(|at| described.get(at)?.as_ref().ok());
             let wrong = wrongs(options, topic, wanted, described);
             (name, if wrong.is_empty() { Step::Keep } else { Step::Wrong(wrong) })
         };
-        let steps = topics.iter().cloned().map(step).collect();
+        let steps = topics.iter().map(step).collect();
         Ok(Self { steps })
     }
 
@@ -158,9 +237,9 @@ impl Plan {
     /// [`Error::Settings`] when fewer than three copies are asked for and not allowed, or the broker refuses;
     /// [`Error::Io`] when none answers.
     pub fn create(&self, options: &Options) -> Result<(), Error> {
-        let topics = options.topics();
-        let missing: Vec<&(String, u32)> =
-            topics.iter().filter(|(name, _)| self.missing().any(|missing| missing == name)).collect();
+        let topics = options.wanted();
+        let missing: Vec<&Wanted> =
+            topics.iter().filter(|topic| self.missing().any(|missing| missing == topic.name)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -171,12 +250,14 @@ impl Plan {
         }
         let health = Arc::new(Health::default());
         let admin: AdminClient<Context> = connect::create(&connect::admin(options), &health)?;
-        let settings = settings(options);
+        let settings = [Use::Log, Use::Views, Use::Passing].map(|of| (of, settings(options, of)));
         let topics: Vec<NewTopic<'_>> = missing
             .iter()
-            .map(|(name, partitions)| {
-                let topic = NewTopic::new(name, *partitions as i32, TopicReplication::Fixed(options.replication));
-                settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+            .map(|wanted| {
+                let copies = TopicReplication::Fixed(options.replication);
+                let topic = NewTopic::new(&wanted.name, wanted.partitions as i32, copies);
+                let settings = settings.iter().filter(|(of, _)| *of == wanted.of).flat_map(|(_, settings)| settings);
+                settings.fold(topic, |topic, (name, value)| topic.set(name, value))
             })
             .collect();
         let create = admin.create_topics(&topics, &AdminOptions::new().operation_timeout(Some(PATIENCE)));
@@ -192,13 +273,13 @@ impl Plan {
 }
 
 /// A topic that was made is known to every broker some time later.
-fn wait(admin: &AdminClient<Context>, made: &[&(String, u32)]) -> Result<(), Error> {
+fn wait(admin: &AdminClient<Context>, made: &[&Wanted]) -> Result<(), Error> {
     for _ in 0..100 {
         let metadata = admin.inner().fetch_metadata(None, PATIENCE).map_err(io("ask Kafka for its topics"))?;
-        let ready = made.iter().all(|(name, partitions)| {
+        let ready = made.iter().all(|wanted| {
             metadata.topics().iter().any(|topic| {
                 let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0).count();
-                topic.name() == name && led == *partitions as usize
+                topic.name() == wanted.name && led == wanted.partitions as usize
             })
         });
         if ready {

@@ -1,6 +1,7 @@
 //! The Parquet archive: Delta Lake tables of our own sorted files, that any tool opens as they are.
 
 mod durable;
+mod follower;
 mod gather;
 mod layout;
 mod merge;
@@ -8,6 +9,7 @@ mod parquet_file;
 mod table;
 mod upkeep;
 
+pub use follower::{Ends, Follower};
 pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;
 pub use parquet_file::write_files;

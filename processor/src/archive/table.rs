@@ -61,19 +61,37 @@ impl Table {
     pub async fn open(layout: &'static Layout, root: &Path) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", root.display()), cause };
         std::fs::create_dir_all(root).map_err(io)?;
-        let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
-        let root = root.canonicalize().map_err(io)?;
-        let below = Arc::new(DurableFileSystem::relative(&root)?);
-        let anywhere = Arc::new(DurableFileSystem::absolute(&root));
-        let location = Url::from_directory_path(&root)
-            .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
-        let log_store = default_logstore(below, anywhere, &location, &StorageConfig::default());
-        let mut table = DeltaTable::new(log_store.clone());
-        if table.verify_deltatable_existence().await? {
-            table.load().await?;
-        } else {
-            table = create(layout, log_store.clone()).await?;
+        if let Some(there) = Self::find(layout, root).await? {
+            return Ok(there);
         }
+        let (root, log_store) = locate(root)?;
+        let table = create(layout, log_store.clone()).await?;
+        Self::of(layout, root, log_store, &table).await
+    }
+
+    /// Opens the table of a folder if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Delta`], [`Error::Io`].
+    pub async fn find(layout: &'static Layout, root: &Path) -> Result<Option<Self>, Error> {
+        if !root.is_dir() {
+            return Ok(None);
+        }
+        let (root, log_store) = locate(root)?;
+        let mut table = DeltaTable::new(log_store.clone());
+        if !table.verify_deltatable_existence().await? {
+            return Ok(None);
+        }
+        table.load().await?;
+        Ok(Some(Self::of(layout, root, log_store, &table).await?))
+    }
+
+    async fn of(
+        layout: &'static Layout,
+        root: PathBuf,
+        log_store: LogStoreRef,
+        table: &DeltaTable,
+    ) -> Result<Self, Error> {
         let state = table.snapshot()?.clone();
         let maintenance = state.transaction_version(&*log_store, MAINTENANCE).await?.unwrap_or(0);
         let mut opened = Self { layout, root, log_store, state, files: BTreeMap::new(), maintenance };
@@ -199,12 +217,34 @@ impl Table {
         Ok(())
     }
 
+    /// Takes what another writer has committed since.
+    ///
+    /// # Errors
+    /// [`Error::Delta`].
+    pub async fn refresh(&mut self) -> Result<(), Error> {
+        let before = self.state.version();
+        self.state.update(&*self.log_store, None).await?;
+        if self.state.version() != before { self.read_files() } else { Ok(()) }
+    }
+
     async fn reload(&mut self) -> Result<(), Error> {
         self.state = DeltaTableState::try_new(&*self.log_store, None).await?;
         let maintenance = self.state.transaction_version(&*self.log_store, MAINTENANCE).await?;
         self.maintenance = maintenance.unwrap_or(0);
         self.read_files()
     }
+}
+
+/// A folder, and where the Delta log in it is.
+fn locate(root: &Path) -> Result<(PathBuf, LogStoreRef), Error> {
+    let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
+    let root = root.canonicalize().map_err(io)?;
+    let below = Arc::new(DurableFileSystem::relative(&root)?);
+    let anywhere = Arc::new(DurableFileSystem::absolute(&root));
+    let location = Url::from_directory_path(&root)
+        .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
+    let log_store = default_logstore(below, anywhere, &location, &StorageConfig::default());
+    Ok((root, log_store))
 }
 
 async fn create(layout: &Layout, log_store: LogStoreRef) -> Result<DeltaTable, Error> {

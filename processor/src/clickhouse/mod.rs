@@ -101,6 +101,11 @@ impl ClickHouseHandle {
         self.events.state.send_modify(|state| state.failure = Some("a query was not answered in time".into()));
     }
 
+    /// The number after the last event of each partition that ClickHouse has.
+    pub fn marks(&self) -> BTreeMap<u32, u64> {
+        self.events.state.borrow().marks.clone()
+    }
+
     /// The first UTC day of receipt since when ClickHouse has every event; `None` while that is not known.
     pub fn whole_since(&self) -> Option<Day> {
         self.events.state.borrow().whole_since

@@ -2,6 +2,7 @@
 
 use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::event::Event;
+use sendtrail_schemas::exchange::{Seen, SuppressionView};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::{DeadLetter, Mail};
 use sendtrail_schemas::record::{Decision, ReplyTo};
@@ -32,6 +33,17 @@ pub enum SuppressionChange {
     Put(Suppression),
     /// An address may be mailed again; lower-cased.
     Delete(String),
+}
+
+impl SuppressionChange {
+    /// As other servers see it.
+    pub fn seen(&self, account: AccountId) -> Seen {
+        let (email, row) = match self {
+            Self::Put(row) => (row.email.clone(), Some(row.clone())),
+            Self::Delete(email) => (email.clone(), None),
+        };
+        Seen::Suppression(SuppressionView { account_id: account.bytes().to_vec(), email, row })
+    }
 }
 
 impl Effects {

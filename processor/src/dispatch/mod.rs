@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message;
-use sendtrail_eventlog::{EventLog, Reader, Retention, read};
+use sendtrail_eventlog::{EventLog, Pulse, Reader, Retention, read};
 use sendtrail_schemas::account::{Destination, Dialect};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::directory::Directory;
@@ -63,6 +63,8 @@ pub struct Dispatcher {
     pub store: Store,
     /// Where destinations are looked up when an attempt begins.
     pub directory: Arc<Directory>,
+    /// How far the partition is: the directory knows what came before.
+    pub pulse: Arc<Pulse>,
     /// Opens their secrets.
     pub vault: Vault,
     /// Posts.
@@ -152,6 +154,8 @@ struct Running {
     book: Book,
     next_event: u64,
     next_attempt: u64,
+    /// The directory knows what came before this offset of intake.
+    applied: u64,
     lanes: HashMap<DestinationId, Lane>,
     /// Lanes in which something may be started.
     ready: Vec<DestinationId>,
@@ -175,6 +179,7 @@ impl Running {
         let mut running = Self {
             next_event: marks.event,
             next_attempt: marks.attempt,
+            applied: 0,
             lanes: HashMap::new(),
             ready: Vec::new(),
             unbooked: BTreeMap::new(),
@@ -229,7 +234,7 @@ impl Running {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
-            let folded = self.fold_events().await?;
+            let folded = self.fold_events(stop).await?;
             self.ripen()?;
             self.start_attempts()?;
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
@@ -273,7 +278,7 @@ impl Running {
     }
 
     /// Reads on in the events; whether there was anything.
-    async fn fold_events(&mut self) -> Result<bool, Error> {
+    async fn fold_events(&mut self, stop: &CancellationToken) -> Result<bool, Error> {
         self.end.borrow_and_update();
         let of = self.of.of(Topic::Events);
         let from = self.next_event;
@@ -290,6 +295,17 @@ impl Running {
                 continue;
             }
             let event: Event = codec::decode(&record.value)?;
+            // What was changed before it happened, its destinations among that, must be known; elsewhere it is told later.
+            if event.offset >= self.applied {
+                tokio::select! {
+                    () = self.of.pulse.reached(event.offset + 1) => {}
+                    () = stop.cancelled() => {
+                        self.next_event = event.seq;
+                        return Ok(false);
+                    }
+                }
+                self.applied = *self.of.pulse.applied().borrow();
+            }
             for destination in event.destinations() {
                 self.fold_delivery(&event, destination)?;
             }

@@ -7,6 +7,7 @@ use futures::future::{BoxFuture, join_all};
 use metrics::{gauge, histogram};
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Pulse, Reader, Replies, Retention};
+use sendtrail_schemas::exchange::ProgressView;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Decision, ReplyTo};
 use sendtrail_schemas::time::Millis;
@@ -15,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::telling::Telling;
 use super::{Ended, Ordering, Partition};
 use crate::core::effects::SuppressionChange;
 use crate::store::Writes;
@@ -31,15 +33,23 @@ pub fn note_durable(partition: u32) {
 
 /// One piece of work.
 pub enum Work {
-    /// Outputs, and what follows from them once they are durable.
-    Outputs {
-        appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
-        suppressions: Vec<(AccountId, SuppressionChange)>,
-        decisions: Vec<(ReplyTo, Decision)>,
-        next_offset: u64,
-    },
+    /// What came of a piece of intake.
+    Outputs(Outputs),
     /// A checkpoint of everything before.
     Checkpoint(Box<Writes>),
+}
+
+/// Something on its way to the log, or beside it.
+type OnItsWay<T> = BoxFuture<'static, Result<T, sendtrail_eventlog::Error>>;
+
+/// Outputs, and what follows from them once they are durable.
+pub struct Outputs {
+    pub appends: Vec<OnItsWay<u64>>,
+    pub announced: Vec<OnItsWay<()>>,
+    pub suppressions: Vec<(AccountId, SuppressionChange)>,
+    pub decisions: Vec<(ReplyTo, Decision)>,
+    /// How far the partition is then.
+    pub reached: ProgressView,
 }
 
 /// The task that completes pieces of work in order.
@@ -55,6 +65,7 @@ struct Task {
     store: Store,
     views: Views,
     replies: Arc<dyn Replies>,
+    telling: Telling,
     pulse: Arc<Pulse>,
     retention: Arc<Retention>,
     committed: Arc<AtomicBool>,
@@ -71,6 +82,7 @@ impl Completer {
             store: of.store.clone(),
             views: of.views.clone(),
             replies: of.replies.clone(),
+            telling: Telling::new(of),
             pulse: of.pulse.clone(),
             retention: of.retention.clone(),
             committed: committed.clone(),
@@ -114,13 +126,20 @@ impl Completer {
 }
 
 impl Task {
-    async fn run(self, mut pieces: mpsc::Receiver<Work>) {
+    async fn run(mut self, mut pieces: mpsc::Receiver<Work>) {
         let mut committing: Option<JoinHandle<()>> = None;
-        while let Some(work) = pieces.recv().await {
-            let done = match work {
-                Work::Outputs { appends, suppressions, decisions, next_offset } => {
-                    self.complete(appends, suppressions, decisions, next_offset).await
+        loop {
+            let work = tokio::select! {
+                biased;
+                work = pieces.recv() => work,
+                () = self.telling.is_due() => {
+                    self.telling.tell();
+                    continue;
                 }
+            };
+            let Some(work) = work else { break };
+            let done = match work {
+                Work::Outputs(outputs) => self.complete(outputs).await,
                 Work::Checkpoint(writes) => {
                     committing = Some(self.checkpoint(*writes));
                     Ok(())
@@ -131,26 +150,29 @@ impl Task {
                 break;
             }
         }
+        self.telling.tell();
         if let Some(committing) = committing {
             // Its own failure is noted by itself.
             let _ = committing.await;
         }
     }
 
-    async fn complete(
-        &self,
-        appends: Vec<BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>>,
-        suppressions: Vec<(AccountId, SuppressionChange)>,
-        decisions: Vec<(ReplyTo, Decision)>,
-        next_offset: u64,
-    ) -> Result<(), Error> {
+    async fn complete(&mut self, outputs: Outputs) -> Result<(), Error> {
+        let Outputs { appends, announced, suppressions, decisions, reached } = outputs;
         for appended in join_all(appends).await {
             appended?;
+        }
+        // Those who start later must find it: after a crash it is announced again.
+        let is_news = !announced.is_empty();
+        for announced in join_all(announced).await {
+            announced?;
         }
         for (account, change) in &suppressions {
             self.views.note(*account, change)?;
         }
-        self.pulse.set_applied(next_offset);
+        self.pulse.set_applied(reached.applied);
+        // Whoever waits for a decision elsewhere waits for this, too, before looking at what was changed.
+        self.telling.note(reached, is_news || !decisions.is_empty());
         for (reply_to, decision) in decisions {
             self.replies.tell(reply_to, decision);
         }

@@ -49,6 +49,7 @@ impl House {
             store: store.clone(),
             views: Views::open(&store, directory.clone()).unwrap(),
             replies: replies.clone(),
+            announce: None,
             pulse: pulse.clone(),
             retention: Arc::new(Retention::new(log.clone())),
             clock: Clock::wall(),
@@ -266,7 +267,7 @@ async fn a_request_whose_record_panics_is_told_so() {
         ..Record::default()
     };
     house.put_bytes(&codec::encode(&record)).await;
-    let decision = waiting.decision().await.unwrap();
+    let decision = waiting.answer().await.unwrap();
     assert!(matches!(decision.outcome, Some(Outcome::Refused(refusal)) if refusal.code == "INTERNAL_ERROR"));
     house.close().await;
 }

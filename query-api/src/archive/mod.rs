@@ -3,7 +3,7 @@
 mod lookup;
 mod provider;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,11 +21,11 @@ use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::event::{Event, Tags};
 use sendtrail_schemas::ids::{AccountId, ConfigSetId, hash128};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::{Dims, Rollup, Sums};
+use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 
-use crate::Error;
 use crate::analytics::{Analytics, EventQuery, Position};
+use crate::{Error, Rollups};
 use lookup::{LookUp, Wanted};
 use provider::EventsTable;
 
@@ -225,6 +225,18 @@ impl Analytics for DataFusionAnalytics {
 
     async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
         self.scan_in(account, from, to, Part::All).await
+    }
+}
+
+/// Sums where nobody keeps any: counted from the events.
+#[async_trait]
+impl Rollups for DataFusionAnalytics {
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
+        let mut hours: BTreeMap<Hour, Vec<Rollup>> = BTreeMap::new();
+        for (hour, row) in self.scan(account, Millis::of_hour(from), Millis::of_hour(to)).await? {
+            hours.entry(hour).or_default().push(row);
+        }
+        Ok(hours.into_iter().map(|(hour, rows)| HourRows::Exact(hour, rows)).collect())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Events, messages, and the history of an account's standing.
 
+use std::collections::HashMap;
+
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analytics::{EventQuery, Position, TagFilter};
-use crate::show::{EventView, event as show, message_status};
+use crate::show::{EventView, deliveries, event as show, message_status};
 use crate::{Answered, Error, Query, Source, cursor};
 
 use super::dated;
@@ -88,16 +90,36 @@ async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<Answered<Pag
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|last| cursor::encode(&Position::of(last)));
-    Ok(Answered { value: (show_all(query, found)?, next_cursor), as_of })
+    let shown = show_all(query, wanted.account, found, as_of.is_some()).await?;
+    Ok(Answered { value: (shown, next_cursor), as_of })
 }
 
 /// Events and where to go on.
 type Page = (Vec<EventView>, Option<String>);
 
-fn show_all(query: &Query, events: Vec<Event>) -> Result<Vec<EventView>, Problem> {
-    let deliveries = &*query.parts().deliveries;
-    let known_since = query.parts().clock.now().plus(-OUTCOMES_KNOWN);
-    Ok(events.into_iter().map(|event| show(event, deliveries, known_since)).collect::<Result<_, _>>()?)
+/// Shows events with their deliveries; when the answer is a makeshift one, without them if need be.
+async fn show_all(
+    query: &Query,
+    account: AccountId,
+    events: Vec<Event>,
+    is_makeshift: bool,
+) -> Result<Vec<EventView>, Problem> {
+    let parts = query.parts();
+    let wanted: Vec<_> = events.iter().flat_map(deliveries).collect();
+    let known = if wanted.is_empty() {
+        Some(HashMap::new())
+    } else {
+        match query.bounded(parts.deliveries.states(account, &wanted)).await {
+            Ok(known) => Some(known),
+            Err(error) if is_makeshift => {
+                tracing::warn!(%error, "events are shown without their deliveries");
+                None
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let known_since = parts.clock.now().plus(-OUTCOMES_KNOWN);
+    Ok(events.into_iter().map(|event| show(event, known.as_ref(), known_since)).collect())
 }
 
 #[derive(Serialize, ToSchema)]
@@ -178,7 +200,7 @@ pub(super) async fn message(
             customer_id: first.customer_id,
             category: first.category,
             tags: first.tags,
-            events: show_all(&query, events)?,
+            events: show_all(&query, account, events, as_of.is_some()).await?,
         },
     };
     Ok(dated(ok(shown), as_of))

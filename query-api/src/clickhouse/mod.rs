@@ -1,5 +1,7 @@
 //! Events and sums from ClickHouse, and from the archive what ClickHouse keeps no longer.
 
+mod deliveries;
+
 use std::sync::Arc;
 use std::time::Duration;
 

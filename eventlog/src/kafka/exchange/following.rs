@@ -1,0 +1,165 @@
+//! Listening: to views from the beginning, to questions and replies from now on.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sendtrail_schemas::codec::{self, Wire};
+use sendtrail_schemas::exchange::{Question, Reply, Seen, View};
+
+use super::super::connect::{self, Context, Health, io};
+use super::super::{PATIENCE, numbers};
+use super::Exchange;
+use crate::Error;
+
+/// How long a poll waits.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Whose word a view is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Voice {
+    /// The owner's, as far as is known.
+    Owner,
+    /// Somebody's who owned the partition before: not to be believed, and to be contradicted by the owner.
+    Former,
+}
+
+/// What was said to this server.
+#[derive(Debug)]
+pub enum Heard {
+    /// A question about an account of a partition.
+    Question(u32, Question),
+    /// What somebody here waits for.
+    Reply(Reply),
+}
+
+impl Exchange {
+    /// Hands over every view there is, and then each as it comes, in the order of each partition. Returns once all are
+    /// handed over that there were; blocks until then.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the brokers do not answer.
+    pub fn follow_views(&self, mut take: impl FnMut(u32, Voice, Seen) + Send + 'static) -> Result<(), Error> {
+        let name = self.options.views_topic();
+        let consumer = self.consumer()?;
+        let mut from = TopicPartitionList::new();
+        for partition in 0..self.options.partitions {
+            from.add_partition_offset(&name, partition as i32, Offset::Beginning).map_err(io("read views"))?;
+        }
+        consumer.assign(&from).map_err(io("read views"))?;
+        let (caught_up, wait) = mpsc::channel();
+        let mut caught_up = Some(caught_up);
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        let mut reigns = vec![0; self.options.partitions as usize];
+        let mut ended = HashSet::new();
+        self.thread("kafka-views", move || {
+            while !stop.load(Ordering::Acquire) {
+                match consumer.poll(POLL) {
+                    Some(Ok(message)) => {
+                        health.well();
+                        let Some(view) = read::<View>(&message, &health) else { continue };
+                        let partition = message.partition() as u32;
+                        let Some((reign, seen)) = reigns.get_mut(partition as usize).zip(view.seen) else { continue };
+                        if matches!(seen, Seen::Reign(_)) {
+                            *reign = message.offset() as u64;
+                            continue;
+                        }
+                        // How far ClickHouse is, is not the owner's to say.
+                        let is_former = view.reign < *reign && !matches!(seen, Seen::ClickHouse(_));
+                        let voice = if is_former { Voice::Former } else { Voice::Owner };
+                        take(partition, voice, seen);
+                    }
+                    Some(Err(KafkaError::PartitionEOF(partition))) => {
+                        ended.insert(partition);
+                        if let Some(told) = caught_up.take_if(|_| ended.len() == reigns.len()) {
+                            // Whoever waits, below, may have given up.
+                            let _ = told.send(());
+                        }
+                    }
+                    // The client goes on by itself.
+                    Some(Err(error)) => tracing::debug!(%error, "views"),
+                    None => {}
+                }
+            }
+        })?;
+        while wait.recv_timeout(PATIENCE).is_err() {
+            if let Some(why) = self.health.failure() {
+                return Err(Error::Io { what: "read views".into(), cause: why });
+            }
+            tracing::info!("reading what other servers made known");
+        }
+        Ok(())
+    }
+
+    /// Hands over what is said to this server from now on: questions to the owner if it is one, replies to an instance.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the brokers do not answer.
+    pub fn listen(
+        &self,
+        is_owner: bool,
+        instance: u64,
+        mut take: impl FnMut(Heard) + Send + 'static,
+    ) -> Result<(), Error> {
+        let consumer = self.consumer()?;
+        let (questions, replies) = (self.options.questions_topic(), self.options.replies_topic());
+        let asked = (0..self.options.partitions).filter(|_| is_owner).map(|partition| (&questions, partition));
+        let mut from = TopicPartitionList::new();
+        for (name, partition) in asked.chain([(&replies, self.partition_of(instance))]) {
+            // Told now, not when the first message is fetched: nothing that is said after this returns is missed.
+            let end = Offset::Offset(numbers::watermarks(&consumer, name, partition)?.1);
+            from.add_partition_offset(name, partition as i32, end).map_err(io("listen to other servers"))?;
+        }
+        consumer.assign(&from).map_err(io("listen to other servers"))?;
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        self.thread("kafka-exchange", move || {
+            while !stop.load(Ordering::Acquire) {
+                let Some(Ok(message)) = consumer.poll(POLL) else { continue };
+                let heard = if message.topic() == questions {
+                    let question = read::<Question>(&message, &health);
+                    question.map(|question| Heard::Question(message.partition() as u32, question))
+                } else {
+                    let reply = read::<Reply>(&message, &health).filter(|reply| reply.to.instance == instance);
+                    reply.map(Heard::Reply)
+                };
+                if let Some(heard) = heard {
+                    take(heard);
+                }
+            }
+        })
+    }
+
+    fn consumer(&self) -> Result<BaseConsumer<Context>, Error> {
+        let mut config = connect::consumer(&self.options);
+        // What is gone was replaced by later words, or nobody waits for it any more.
+        config.set("auto.offset.reset", "earliest").set("enable.partition.eof", "true").set("fetch.wait.max.ms", "50");
+        connect::create(&config, &self.health)
+    }
+
+    fn thread(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+        let thread = thread.map_err(|cause| Error::Io { what: format!("start {name}"), cause: cause.to_string() })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+}
+
+/// What a message says. A newer program's is not for this one to pass over.
+fn read<W: Wire>(message: &BorrowedMessage<'_>, health: &Health) -> Option<W> {
+    match codec::decode::<W>(message.payload().unwrap_or_default()) {
+        Ok(read) => Some(read),
+        Err(error @ sendtrail_schemas::Error::NewerVersion { .. }) => {
+            health.lost(&error.to_string());
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, topic = message.topic(), "another program writes to this topic");
+            None
+        }
+    }
+}

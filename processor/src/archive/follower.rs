@@ -1,0 +1,100 @@
+//! The archive as a server sees it that does not write it: files only, and as of when.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use sendtrail_eventlog::Clock;
+use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
+use sendtrail_schemas::time::Millis;
+use tokio_util::sync::CancellationToken;
+
+use super::layout::Layout;
+use super::table::Table;
+use crate::Error;
+
+/// How many looks at the partitions are remembered until the files have caught up with them.
+const REMEMBERED: usize = 1_000;
+
+/// What is known of how far partitions are: the number after the last event of each.
+pub type Ends = Box<dyn Fn() -> BTreeMap<u32, u64> + Send + Sync>;
+
+/// Shows readers a table that another server writes into a folder that both see.
+pub struct Follower {
+    /// What it holds.
+    pub layout: &'static Layout,
+    /// Where it is.
+    pub root: PathBuf,
+    /// What readers see.
+    pub cell: Arc<ArchiveCell>,
+    /// How far partitions are.
+    pub ends: Ends,
+    /// What time it is.
+    pub clock: Clock,
+    /// Everything that was known before this is in the files, milliseconds since the epoch; 0 when that is not known.
+    pub as_of: Arc<AtomicI64>,
+    /// How often to look.
+    pub every: Duration,
+}
+
+impl Follower {
+    /// Runs until `stop` is cancelled. Until there is a table, readers see nothing.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut table = None;
+        let mut looks = VecDeque::new();
+        while !stop.is_cancelled() {
+            looks.push_back((self.clock.now(), (self.ends)()));
+            if looks.len() > REMEMBERED {
+                looks.pop_front();
+            }
+            match self.look(&mut table, &mut looks).await {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!(%error, folder = %self.root.display(), "the archive cannot be read");
+                    table = None;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.every) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        table: &mut Option<Table>,
+        looks: &mut VecDeque<(Millis, BTreeMap<u32, u64>)>,
+    ) -> Result<(), Error> {
+        let version = match table {
+            Some(table) => {
+                let before = table.version();
+                table.refresh().await?;
+                before
+            }
+            None => {
+                *table = Table::find(self.layout, &self.root).await?;
+                u64::MAX
+            }
+        };
+        let Some(table) = table else { return Ok(()) };
+        let mut filed = BTreeMap::new();
+        // Whoever is not in the list has no events.
+        for &partition in looks.back().iter().flat_map(|(_, ends)| ends.keys()) {
+            filed.insert(partition, table.mark(partition).await?);
+        }
+        while let Some((at, ends)) = looks.front()
+            && ends.iter().all(|(partition, end)| filed.get(partition).is_some_and(|filed| filed >= end))
+        {
+            self.as_of.store(at.0, Ordering::Release);
+            looks.pop_front();
+        }
+        if table.version() != version {
+            let (root, version, files) = (table.root().to_owned(), table.version(), Arc::new(table.files()));
+            self.cell.update(|_| ArchiveView { root, version, files, filed: Arc::new(filed), tail: Vec::new() });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! What files events for readers: the archive, sums, ClickHouse.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
+use sendtrail_processor::clickhouse::ClickHouseHandle;
+use sendtrail_processor::{ProjectionReader, Projections, Sink, SinkHandle, SinkOptions};
+use sendtrail_schemas::archive::ArchiveCell;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::Tasks;
+use super::shared::Shared;
+use crate::clickhouse;
+use crate::config::Config;
+use crate::elsewhere::tell_clickhouse;
+use crate::roles::Role;
+
+/// How often an event may wait before queries see it.
+const FLUSH_EVERY: Duration = Duration::from_millis(250);
+
+/// The sinks of this process, if they are here.
+#[derive(Default)]
+pub struct Filing {
+    /// What readers see of events.
+    pub cell: Arc<ArchiveCell>,
+    /// The reader of all events.
+    pub sink: Option<Arc<SinkHandle>>,
+    /// Sums, last attempts, dead letters.
+    pub reader: Option<ProjectionReader>,
+    /// The sink into ClickHouse, if there is one, and whether answers depend on it.
+    pub clickhouse: Option<(ClickHouseHandle, bool)>,
+}
+
+impl Filing {
+    /// Starts them if the roles ask for it.
+    pub async fn start(
+        config: &Config,
+        shared: &Shared,
+        stop: &CancellationToken,
+        tasks: &mut Tasks,
+    ) -> anyhow::Result<Self> {
+        if !config.server.roles.has(Role::Sinks) {
+            return Ok(Self::default());
+        }
+        let folder = config.archive_folder();
+        let table = open_table(&EVENTS, &folder).await?;
+        let attempts = open_table(&ATTEMPTS, &folder).await?;
+        let (cell, attempts_cell): (Arc<ArchiveCell>, Arc<ArchiveCell>) = Default::default();
+        let projections = Projections::open(shared.store.database())?;
+        let reader = projections.reader();
+        let sink = Sink {
+            log: shared.log.clone(),
+            table: table.clone(),
+            attempts: attempts.clone(),
+            cell: cell.clone(),
+            attempts_cell: attempts_cell.clone(),
+            projections,
+            retention: shared.retention.clone(),
+            partitions: (0..config.log.partitions).collect(),
+            clock: shared.clock.clone(),
+            options: SinkOptions {
+                flush_every: FLUSH_EVERY,
+                commit_every: Duration::from_secs(config.archive.commit_seconds),
+                commit_rows: config.archive.commit_rows,
+            },
+        };
+        let sink = Arc::new(sink.start(stop.clone()).await?);
+        for (table, cell) in [(table, cell.clone()), (attempts, attempts_cell.clone())] {
+            let options = UpkeepOptions {
+                every: Duration::from_secs(config.archive.merge_seconds),
+                vacuum_after: Duration::from_secs(config.archive.vacuum_after_hours * 3_600),
+            };
+            let upkeep = Upkeep { table, cell, clock: shared.clock.clone(), options };
+            tasks.spawn(upkeep.run(tasks.stop.clone()));
+        }
+        let cells = clickhouse::Cells { events: cell.clone(), attempts: attempts_cell };
+        let clickhouse = clickhouse::sink(config, &cells, &shared.clock).map(|sink| {
+            let (handle, running) = sink.start(tasks.stop.clone());
+            tasks.spawn(running);
+            if let Some(announce) = shared.announce() {
+                let partitions = config.log.partitions;
+                tasks.spawn(tell_clickhouse(handle.clone(), announce, partitions, tasks.stop.clone()));
+            }
+            (handle, clickhouse::is_needed(config))
+        });
+        Ok(Self { cell, sink: Some(sink), reader: Some(reader), clickhouse })
+    }
+}
+
+async fn open_table(layout: &'static Layout, folder: &Path) -> anyhow::Result<Arc<Mutex<Table>>> {
+    let table = Table::open(layout, &folder.join(layout.name)).await;
+    Ok(Arc::new(Mutex::new(table.with_context(|| format!("open the archive of {}", layout.name))?)))
+}

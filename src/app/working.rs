@@ -1,0 +1,87 @@
+//! What acts on the world: mail and webhooks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sendtrail_eventlog::{Blobs, Clock};
+use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
+use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
+use tokio_util::sync::CancellationToken;
+
+use super::Tasks;
+use super::shared::Shared;
+use crate::config::Config;
+use crate::roles::Role;
+
+/// Starts what the roles ask for, for every partition.
+pub fn start(config: &Config, shared: &Shared, tasks: &mut Tasks) {
+    let roles = &config.server.roles;
+    if roles.has(Role::Delivery) {
+        let days = config.blobs.retention_days;
+        tasks.spawn(drop_old_blobs(shared.blobs.clone(), shared.clock.clone(), days, tasks.stop.clone()));
+        let transport = Arc::new(Simulator::new(mix(config)));
+        for number in 0..config.log.partitions {
+            let delivery = Delivery {
+                partition: number,
+                log: shared.log.clone(),
+                store: shared.store.clone(),
+                blobs: shared.blobs.clone(),
+                clock: shared.clock.clone(),
+                retention: shared.retention.clone(),
+                transport: transport.clone(),
+                checkpoint_every: config.checkpoint_every(),
+            };
+            tasks.spawn(delivery.run(tasks.stop.clone()));
+        }
+    }
+    if roles.has(Role::Dispatcher) {
+        let poster = Poster::new(Reach {
+            allow_http: config.webhooks.allow_http,
+            allow_private_networks: config.webhooks.allow_private_networks.clone(),
+        });
+        for (number, pulse) in (0..).zip(&shared.pulses) {
+            let dispatcher = Dispatcher {
+                partition: number,
+                log: shared.log.clone(),
+                store: shared.store.clone(),
+                directory: shared.directory.clone(),
+                pulse: pulse.clone(),
+                vault: shared.vault.clone(),
+                poster: poster.clone(),
+                retention: shared.retention.clone(),
+                concurrency: config.webhooks.concurrency_per_destination,
+                checkpoint_every: config.checkpoint_every(),
+            };
+            tasks.spawn(dispatcher.run(tasks.stop.clone()));
+        }
+    }
+}
+
+fn mix(config: &Config) -> Mix {
+    let simulator = &config.simulator;
+    Mix {
+        permanent_bounce_ppm: simulator.permanent_bounce_ppm,
+        delay_ppm: simulator.delay_ppm,
+        complaint_ppm: simulator.complaint_ppm,
+        open_ppm: simulator.open_ppm,
+        click_ppm: simulator.click_ppm,
+        delivery_delay: i64::from(simulator.delivery_delay_ms),
+        reaction_delay: i64::from(simulator.reaction_delay_ms),
+    }
+}
+
+async fn drop_old_blobs(blobs: Blobs, clock: Clock, days: u32, stop: CancellationToken) {
+    loop {
+        let before = clock.now().day() - days as i32;
+        let folder = blobs.clone();
+        match tokio::task::spawn_blocking(move || folder.drop_before(before)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "old message bodies could not be dropped"),
+            Err(error) => tracing::warn!(%error, "old message bodies could not be dropped"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(3_600)) => {}
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What other servers do: how far they are, and how they are asked.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use metrics::counter;
+use sendtrail_eventlog::kafka::{Exchange, Heard, Voice};
+use sendtrail_eventlog::{Announce, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Waiting, read};
+use sendtrail_processor::clickhouse::ClickHouseHandle;
+use sendtrail_processor::{Inquiries, Inquiry, Views};
+use sendtrail_schemas::codec;
+use sendtrail_schemas::exchange::{Answer, ClickHouseView, Question, Reply, Seen};
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::record::{Decision, ReplyTo};
+use sendtrail_schemas::reputation::Reputation;
+use sendtrail_schemas::time::{Day, Millis};
+use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How often it is looked how long records have waited elsewhere.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often others are told how far ClickHouse is, at most, and at least.
+const TELL_EVERY: Duration = Duration::from_millis(50);
+const REPEAT_EVERY: Duration = Duration::from_secs(2);
+/// Rows behind that no reader waits for.
+const FAR: u64 = 500_000;
+
+/// Replies to whoever waits, here or elsewhere.
+pub struct AllReplies {
+    /// Those who wait here.
+    pub here: Arc<LocalReplies>,
+    /// The way to the others.
+    pub exchange: Arc<Exchange>,
+}
+
+impl Replies for AllReplies {
+    fn expect(&self) -> Waiting<Decision> {
+        self.here.expect()
+    }
+
+    fn tell(&self, to: ReplyTo, decision: Decision) {
+        if to.instance == self.here.instance() {
+            return self.here.tell(to, decision);
+        }
+        self.exchange.reply(&Reply { version: codec::VERSION, to, answer: Some(Answer::Decision(decision)) });
+    }
+}
+
+/// How far others are, as they made it known.
+pub struct Elsewhere {
+    /// How far partitions are; those of this process are not among them.
+    pub pulses: Vec<Arc<Pulse>>,
+    next_events: Vec<AtomicU64>,
+    clickhouse: watch::Sender<BTreeMap<u32, ClickHouseView>>,
+    /// A query was not answered, and nothing was heard since.
+    is_silent: AtomicBool,
+}
+
+impl Elsewhere {
+    /// Nothing is known yet.
+    pub fn new(pulses: Vec<Arc<Pulse>>) -> Self {
+        let next_events = pulses.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { pulses, next_events, clickhouse: watch::Sender::default(), is_silent: AtomicBool::new(false) }
+    }
+
+    /// The number after the last event of each partition, as far as is known.
+    pub fn ends(&self) -> BTreeMap<u32, u64> {
+        (0..).zip(&self.next_events).map(|(partition, next)| (partition, next.load(Ordering::Acquire))).collect()
+    }
+
+    fn take(&self, partition: u32, seen: Seen, views: &Views, clock: &Clock) {
+        match seen {
+            Seen::Progress(progress) => {
+                let Some((pulse, next)) =
+                    self.pulses.get(partition as usize).zip(self.next_events.get(partition as usize))
+                else {
+                    return;
+                };
+                match progress.halted {
+                    Some(why) => pulse.halt(why),
+                    None => pulse.resume(),
+                }
+                clock.reached(Millis(progress.last_t));
+                // Whoever starts again begins with what it had; what was true stays true.
+                next.fetch_max(progress.next_event, Ordering::AcqRel);
+                let known = *pulse.applied().borrow();
+                pulse.set_applied(known.max(progress.applied));
+            }
+            Seen::ClickHouse(view) => self.note(partition, view),
+            seen => {
+                if let Err(error) = views.take(seen) {
+                    tracing::error!(partition, %error, "what another server made known could not be kept");
+                }
+            }
+        }
+    }
+
+    /// Notes how far ClickHouse is.
+    fn note(&self, partition: u32, view: ClickHouseView) {
+        self.is_silent.store(false, Ordering::Release);
+        self.clickhouse.send_modify(|known| known.extend([(partition, view)]));
+    }
+
+    /// Follows what others make known. Blocks until everything is known that was made known before.
+    ///
+    /// # Errors
+    /// When the brokers do not answer.
+    pub fn follow(
+        self: &Arc<Self>,
+        exchange: &Exchange,
+        views: Views,
+        clock: Clock,
+    ) -> Result<(), sendtrail_eventlog::Error> {
+        let elsewhere = self.clone();
+        exchange.follow_views(move |partition, voice, seen| match voice {
+            Voice::Owner => elsewhere.take(partition, seen, &views, &clock),
+            Voice::Former => counter!("sendtrail_stale_views_total").increment(1),
+        })
+    }
+
+    /// Keeps an eye on how long records have waited to be applied elsewhere.
+    pub async fn watch_lag(self: Arc<Self>, log: Arc<dyn EventLog>, stop: CancellationToken) {
+        let mut known = vec![(0, None); self.pulses.len()];
+        while !stop.is_cancelled() {
+            for ((partition, pulse), known) in (0..).zip(&self.pulses).zip(&mut known) {
+                let of = TopicPartition::new(Topic::Intake, partition);
+                let (applied, end) = (*pulse.applied().borrow(), *log.end(of).borrow());
+                if applied >= end {
+                    *known = (applied, None);
+                } else if *known == (applied, None) || known.0 != applied {
+                    let found = read(&log, of, applied, 1).await;
+                    let since = found.ok().and_then(|batches| batches.first().map(|batch| batch.received_at));
+                    *known = (applied, since);
+                }
+                pulse.set_pending_since(known.1);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Makes views known that others said wrong, or cannot know yet. Blocks until all were looked at that there are.
+///
+/// # Errors
+/// When the brokers do not answer, or the views cannot be read.
+pub fn set_right(exchange: &Arc<Exchange>, views: Views, partitions: u32, is_first: bool) -> anyhow::Result<()> {
+    if is_first {
+        let mut on_their_way = Vec::new();
+        for view in views.all() {
+            let (account, seen) = view?;
+            on_their_way.push(exchange.announce(partition_of(account, partitions), seen));
+        }
+        for announced in on_their_way {
+            futures::executor::block_on(announced)?;
+        }
+    }
+    let correcting = exchange.clone();
+    exchange.follow_views(move |partition, voice, said| {
+        if voice == Voice::Owner {
+            return;
+        }
+        counter!("sendtrail_stale_views_total").increment(1);
+        match views.correct(&said) {
+            Ok(Some(right)) => {
+                tracing::warn!(partition, "a server that no longer owns the partition made something known");
+                drop(correcting.announce(partition, right));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(partition, %error, "a view could not be looked at"),
+        }
+    })?;
+    Ok(())
+}
+
+/// Who knows accounts' windows.
+#[derive(Clone)]
+pub enum Owners {
+    /// The partitions of this process.
+    Here(Vec<Inquiries>),
+    /// Another server.
+    Elsewhere(Arc<Questions>),
+}
+
+/// Questions to another server.
+pub struct Questions {
+    /// The way there.
+    pub exchange: Arc<Exchange>,
+    /// Those who wait for an answer.
+    pub desk: Desk<Option<Reputation>>,
+}
+
+impl Owners {
+    /// An account's windows, once everything before an offset is applied.
+    ///
+    /// # Errors
+    /// When whoever is asked has ended.
+    pub async fn ask(
+        &self,
+        partition: u32,
+        account: AccountId,
+        after: u64,
+    ) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
+        let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
+        match self {
+            Self::Here(inquiries) => {
+                let asked = inquiries.get(partition as usize).ok_or_else(|| port("no such partition"))?;
+                let (answer, wait) = oneshot::channel();
+                asked.send(Inquiry { account, after, answer }).await.map_err(|_| port("the partition has ended"))?;
+                wait.await.map_err(|_| port("the partition has ended"))
+            }
+            Self::Elsewhere(questions) => {
+                let mut waiting = questions.desk.expect();
+                let question = Question {
+                    version: codec::VERSION,
+                    reply_to: waiting.reply_to,
+                    account_id: account.bytes().to_vec(),
+                    after,
+                };
+                questions.exchange.ask(partition, &question);
+                waiting.answer().await.ok_or_else(|| port("the owner of the partition did not answer"))
+            }
+        }
+    }
+}
+
+/// Answers what is asked of the partitions of this process, and hands replies to those who wait.
+pub struct Reception {
+    /// The way back.
+    pub exchange: Arc<Exchange>,
+    /// Where to ask, by partition; empty when nothing is owned here.
+    pub inquiries: Vec<Inquiries>,
+    /// Those who wait for decisions.
+    pub replies: Arc<LocalReplies>,
+    /// Those who wait for windows.
+    pub questions: Option<Arc<Questions>>,
+    /// Where answers are waited for.
+    pub handle: Handle,
+}
+
+impl Reception {
+    /// Listens from now on. Blocks for a moment.
+    ///
+    /// # Errors
+    /// When the brokers do not answer.
+    pub fn open(self) -> Result<(), sendtrail_eventlog::Error> {
+        let (is_owner, instance) = (!self.inquiries.is_empty(), self.replies.instance());
+        let exchange = self.exchange.clone();
+        exchange.listen(is_owner, instance, move |heard| match heard {
+            Heard::Question(partition, question) => self.answer(partition, &question),
+            Heard::Reply(Reply { to, answer: Some(answer), .. }) => match answer {
+                Answer::Decision(decision) => self.replies.tell(to, decision),
+                Answer::Reputation(view) => match Reputation::try_from(*view) {
+                    Ok(reputation) => self.hand_over(to, Some(reputation)),
+                    Err(error) => tracing::warn!(%error, "a reply cannot be read"),
+                },
+                Answer::NoAccount(_) => self.hand_over(to, None),
+            },
+            Heard::Reply(_) => {}
+        })
+    }
+
+    fn hand_over(&self, to: ReplyTo, reputation: Option<Reputation>) {
+        if let Some(questions) = &self.questions {
+            questions.desk.tell(to, reputation);
+        }
+    }
+
+    fn answer(&self, partition: u32, question: &Question) {
+        let (Ok(account), Some(asked)) = (question.account(), self.inquiries.get(partition as usize)) else { return };
+        let (answer, wait) = oneshot::channel();
+        // Whoever asks when more is asked than can be answered asks in vain.
+        if asked.try_send(Inquiry { account, after: question.after, answer }).is_err() {
+            return;
+        }
+        let (exchange, to) = (self.exchange.clone(), question.reply_to);
+        self.handle.spawn(async move {
+            let Ok(found) = wait.await else { return };
+            let answer = found.map_or(Answer::NoAccount(true), |found| Answer::Reputation(Box::new(found.into())));
+            exchange.reply(&Reply { version: codec::VERSION, to, answer: Some(answer) });
+        });
+    }
+}
+
+/// How far ClickHouse is, which another server fills.
+pub struct DistantReplica {
+    /// What it made known.
+    pub elsewhere: Arc<Elsewhere>,
+    /// How long a reader waits for it.
+    pub patience: Duration,
+}
+
+#[async_trait]
+impl sendtrail_query_api::Replica for DistantReplica {
+    async fn is_ready(&self, account: AccountId) -> bool {
+        let elsewhere = &self.elsewhere;
+        let partition = partition_of(account, elsewhere.pulses.len() as u32);
+        let next = elsewhere.next_events.get(partition as usize).map_or(0, |next| next.load(Ordering::Acquire));
+        let mut known = elsewhere.clickhouse.subscribe();
+        let of = |known: &BTreeMap<u32, ClickHouseView>| known.get(&partition).cloned();
+        let has = |view: &ClickHouseView| view.whole_since.is_some() && view.next_event >= next;
+        let decided = |known: &BTreeMap<u32, ClickHouseView>| {
+            let far = |view: &ClickHouseView| view.whole_since.is_none() || view.next_event + FAR < next;
+            of(known).is_some_and(|view| has(&view) || far(&view))
+        };
+        if elsewhere.is_silent.load(Ordering::Acquire) {
+            return false;
+        }
+        match tokio::time::timeout(self.patience, known.wait_for(decided)).await {
+            Ok(Ok(known)) => of(&known).is_some_and(|view| has(&view)),
+            _ => false,
+        }
+    }
+
+    fn note_silence(&self) {
+        self.elsewhere.is_silent.store(true, Ordering::Release);
+    }
+
+    fn whole_since(&self) -> Option<Day> {
+        let known = self.elsewhere.clickhouse.borrow();
+        let days = known.values().map(|view| view.whole_since);
+        days.collect::<Option<Vec<_>>>()?.into_iter().max()
+    }
+}
+
+/// Makes known how far ClickHouse is.
+pub async fn tell_clickhouse(
+    sink: ClickHouseHandle,
+    announce: Arc<dyn Announce>,
+    partitions: u32,
+    stop: CancellationToken,
+) {
+    let mut told: BTreeMap<u32, ClickHouseView> = BTreeMap::new();
+    let mut repeated = tokio::time::Instant::now();
+    while !stop.is_cancelled() {
+        let (whole_since, marks) = (sink.whole_since(), sink.marks());
+        let again = repeated.elapsed() >= REPEAT_EVERY;
+        if again {
+            repeated = tokio::time::Instant::now();
+        }
+        for partition in 0..partitions {
+            let next_event = marks.get(&partition).copied().unwrap_or(0);
+            let view = ClickHouseView { next_event, whole_since };
+            if again || told.get(&partition) != Some(&view) {
+                // The next one comes soon: nobody waits for this one.
+                drop(announce.announce(partition, Seen::ClickHouse(view.clone())));
+                told.insert(partition, view);
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(TELL_EVERY) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One deployment, split over processes: each does a part, on a real broker and a real ClickHouse.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use parking_lot::Mutex;
+use sendtrail::client::Api;
+use sendtrail_processor::clickhouse::migrate;
+use tempfile::TempDir;
+
+use super::binary::{ADMIN_KEY, Process};
+use super::kafka::environment;
+use super::support::*;
+
+const SECRET: &str = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=";
+
+/// Servers that share a broker, a ClickHouse and two folders; each has a data folder of its own.
+struct Fleet {
+    folder: TempDir,
+    settings: Vec<(String, String)>,
+}
+
+impl Fleet {
+    async fn new(namespace: &str, further: &[(&str, &str)]) -> Option<Self> {
+        let (kafka, clickhouse) = (sendtrail_test_servers::kafka()?, sendtrail_test_servers::clickhouse()?);
+        let folder = TempDir::new().unwrap();
+        let shared = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        let namespace = format!("{namespace}-{}", std::process::id());
+        let database = namespace.replace('-', "_");
+        let mut config = sendtrail::config::Config::defaults();
+        config.clickhouse.url = format!("http://{clickhouse}");
+        config.clickhouse.database.clone_from(&database);
+        let client = sendtrail::clickhouse::client(&config.clickhouse).unwrap();
+        migrate(&client, &sendtrail::clickhouse::wanted(&config, false)).await.unwrap();
+        let mut settings: Vec<(String, String)> = environment(kafka, &namespace)
+            .into_iter()
+            .chain([
+                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#),
+                ("SENDTRAIL__CLICKHOUSE__URL", &config.clickhouse.url),
+                ("SENDTRAIL__CLICKHOUSE__DATABASE", &database),
+                ("SENDTRAIL__CLICKHOUSE__FLUSH_MS", "100"),
+                ("SENDTRAIL__CLICKHOUSE__MAX_WAIT_MS", "20000"),
+                ("SENDTRAIL__ARCHIVE__DIR", &shared("archive")),
+                ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
+                ("SENDTRAIL__BLOBS__DIR", &shared("blobs")),
+                ("SENDTRAIL__SECRETS__KEY", SECRET),
+                ("SENDTRAIL__WEBHOOKS__ALLOW_HTTP", "true"),
+                ("SENDTRAIL__WEBHOOKS__ALLOW_PRIVATE_NETWORKS", r#"["127.0.0.0/8"]"#),
+                ("SENDTRAIL__STATE__CHECKPOINT_MS", "200"),
+            ])
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        settings.extend(further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Some(Self { folder, settings })
+    }
+
+    fn data(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A server with some roles, on a folder of this name.
+    fn start(&self, name: &str, roles: &[&str]) -> Process {
+        let roles = json!(roles).to_string();
+        let mut settings: Vec<(&str, &str)> =
+            self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        settings.push(("SENDTRAIL__SERVER__ROLES", &roles));
+        Process::start(&self.data(name), &settings)
+    }
+}
+
+/// An account in production with a key, a verified domain and a webhook; its key and its identifier.
+async fn partner(front: &Process, receiver: &Receiver, minimum_sends: u64) -> (String, String) {
+    let admin = Api::new(&front.base, ADMIN_KEY);
+    let body = json!({"name": "split", "contact_email": "a@b.example", "mode": "production",
+        "daily_send_quota": 100_000_000, "peak_send_rate_per_second": 1_000_000,
+        "policy": {"minimum_sends": minimum_sends}});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let id = account["account"]["account_id"].as_str().unwrap().to_owned();
+    let account = format!("{ADMIN}/accounts/{id}");
+    let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap();
+    let key = key["key"]["api_key"].as_str().unwrap().to_owned();
+    // Whoever made a change sees it: the key is good at once where it was made.
+    let api = admin.with_key(&key);
+    let identity = json!({"identity_type": "DOMAIN", "identity_value": "split.example"});
+    api.post(&format!("{PARTNER}/identities"), &identity).await.unwrap();
+    let verify = format!("{account}/identities/DOMAIN/split.example/override");
+    admin.post(&verify, &json!({"status": "VERIFIED"})).await.unwrap();
+    let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": "set"})).await.unwrap();
+    let set = set["configuration_set"]["config_set_id"].as_str().unwrap().to_owned();
+    let hook = json!({"name": "hook", "destination_type": "WEBHOOK", "webhook_url": receiver.base,
+        "dialect": "standard"});
+    api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &hook).await.unwrap();
+    (key, id)
+}
+
+fn message(to: &str) -> String {
+    json!({"from": "News <news@split.example>", "to": [to], "subject": "Hello", "text_body": "Hello!",
+        "configuration_set_name": "set"})
+    .to_string()
+}
+
+async fn send(api: &Api, to: &str) -> (u16, Value) {
+    let headers = [("content-type", "application/json")];
+    let reply = api.call(Method::POST, &format!("{PARTNER}/send"), &headers, message(to)).await.unwrap();
+    (reply.status.as_u16(), reply.json())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn servers_that_each_do_a_part_are_one() {
+    let Some(fleet) = Fleet::new("split", &[]).await else { return };
+    let receiver = Receiver::start_ok().await;
+    let front = fleet.start("front", &["ingest"]);
+    let _processor = fleet.start("processor", &["processor"]);
+    let _workers = fleet.start("workers", &["delivery", "dispatcher"]);
+    let _sinks = fleet.start("sinks", &["sinks"]);
+    let query = fleet.start("query", &["query"]);
+    let (key, id) = partner(&front, &receiver, 100).await;
+    // One that starts later knows everything that was made known.
+    let other = fleet.start("other", &["ingest"]);
+    let [front_api, other_api, query_api] = [&front, &other, &query].map(|server| Api::new(&server.base, &key));
+
+    let (status, sent) = send(&other_api, "success@inbox.example").await;
+    assert_eq!(status, 200, "{sent}");
+    let message_id = sent["results"][0]["message_id"].as_str().unwrap().to_owned();
+    let delivered = async || {
+        let email = query_api.get(&format!("{PARTNER}/emails/{message_id}")).await.unwrap();
+        let events = email["email"]["events"].as_array().unwrap().clone();
+        let state = |event: &Value| event["deliveries"][0]["status"].clone();
+        events.len() == 2 && events.iter().all(|event| state(event) == "delivered")
+    };
+    eventually("the message is delivered, and its webhooks", delivered).await;
+    receiver.wait("/", 2).await;
+
+    let stream = async |api: &Api, kind: &str, count: usize| {
+        let events: String = (0..count).map(|n| format!("{}\n", event(kind, &format!("{kind}-{n}")))).collect();
+        let headers = [("content-type", "application/x-ndjson")];
+        let reply = api.call(Method::POST, &format!("{PARTNER}/events"), &headers, events).await.unwrap();
+        assert_eq!(reply.json()["accepted"], count, "{}", reply.json());
+    };
+    stream(&front_api, "Send", 399).await;
+    stream(&other_api, "Send", 399).await;
+    stream(&other_api, "HardBounce", 41).await;
+    let (status, refused) = send(&front_api, "success@inbox.example").await;
+    assert_eq!((status, &refused["error"]), (403, &json!("SENDING_PAUSED")));
+
+    let reputation = query_api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+    assert_eq!(
+        [&reputation["sent"], &reputation["bounced"], &reputation["status"]],
+        [&json!(400), &json!(41), &json!("PAUSED")]
+    );
+    let stats = query_api.get(&format!("{PARTNER}/stats")).await.unwrap();
+    assert_eq!([&stats["totals"]["sends"], &stats["totals"]["permanent_bounces"]], [&json!(400), &json!(41)]);
+    let events = query_api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    assert_eq!(kinds(&events).iter().filter(|kind| **kind == "Bounce").count(), 41);
+    for api in [&front_api, &other_api] {
+        let suppressed = api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap();
+        assert_eq!(suppressed.len(), 41);
+    }
+    let unserved = front_api.call(Method::GET, &format!("{PARTNER}/reputation"), &[], "").await.unwrap();
+    assert_eq!(unserved.status, 404);
+
+    // A key that is revoked at one is refused by all, also by one that starts afterwards.
+    let admin = Api::new(&other.base, ADMIN_KEY);
+    let keys = admin.rows(&format!("{ADMIN}/accounts/{id}/keys"), "keys").await.unwrap();
+    let revoke = format!("{ADMIN}/accounts/{id}/keys/{}", keys[0]["key_id"].as_str().unwrap());
+    admin.call(Method::DELETE, &revoke, &[], "").await.unwrap().success().unwrap();
+    let status =
+        async |api: &Api| api.call(Method::GET, &format!("{PARTNER}/suppression"), &[], "").await.unwrap().status;
+    assert_eq!(status(&other_api).await, 401);
+    eventually("the others learn of it", async || status(&front_api).await == 401).await;
+    let late = fleet.start("late", &["ingest"]);
+    assert_eq!(status(&Api::new(&late.base, &key)).await, 401);
+}
+
+/// Where the two servers are that take requests: they move when they are started again.
+type Doors = Arc<Mutex<[String; 2]>>;
+
+/// What was acknowledged.
+#[derive(Default)]
+struct Acknowledged {
+    sends: Vec<String>,
+    bounces: Vec<String>,
+    /// By `/send`.
+    mail: Vec<String>,
+}
+
+/// Says something until it is acknowledged, at whichever door is open.
+async fn insist(doors: &Doors, key: &str, path: &str, headers: &[(&str, &str)], body: String) -> Value {
+    for attempt in 0.. {
+        let base = doors.lock()[attempt % 2].clone();
+        let api = Api::new(&base, key);
+        match api.call(Method::POST, &format!("{PARTNER}{path}"), headers, body.clone()).await {
+            Ok(reply) if reply.status == 200 => return reply.json(),
+            Ok(reply) => assert_eq!(reply.status, 503, "{}", reply.json()),
+            Err(_) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    unreachable!()
+}
+
+/// Streams events and sends mail until enough were acknowledged.
+async fn drive(doors: Doors, key: String, stream: usize, batches: usize) -> Acknowledged {
+    const BATCH: usize = 500;
+    let mut acknowledged = Acknowledged::default();
+    for batch in 0..batches {
+        let ids: Vec<String> = (0..BATCH).map(|n| format!("{stream}-{batch}-{n}")).collect();
+        let bounced = &ids[..BATCH / 50];
+        let told = ids.iter().map(|id| event("Send", id)).chain(bounced.iter().map(|id| event("HardBounce", id)));
+        // And one copy.
+        let told = told.chain([event("Send", &ids[0])]);
+        let body: String = told.map(|event| format!("{event}\n")).collect();
+        let reply = insist(&doors, &key, "/events", &[("content-type", "application/x-ndjson")], body).await;
+        assert_eq!(reply["rejected"], json!([]), "{reply}");
+        acknowledged.bounces.extend(bounced.iter().cloned());
+        acknowledged.sends.extend(ids);
+        let once = format!("{stream}-{batch}");
+        let headers = [("content-type", "application/json"), ("idempotency-key", &*once)];
+        let reply = insist(&doors, &key, "/send", &headers, message(&format!("success+{once}@inbox.example"))).await;
+        acknowledged.mail.push(reply["results"][0]["message_id"].as_str().unwrap().to_owned());
+    }
+    acknowledged
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
+    const STREAMS: usize = 4;
+    const BATCHES: usize = 100;
+    let Some(fleet) = Fleet::new("kills", &[]).await else { return };
+    let receiver = Receiver::start_ok().await;
+    let mut servers: Vec<(&str, &[&str], Process)> = Vec::new();
+    let all: [(&str, &[&str]); 6] = [
+        ("front", &["ingest"]),
+        ("other", &["ingest"]),
+        ("processor", &["processor"]),
+        ("workers", &["delivery", "dispatcher"]),
+        ("sinks", &["sinks"]),
+        ("query", &["query"]),
+    ];
+    for (name, roles) in all {
+        servers.push((name, roles, fleet.start(name, roles)));
+    }
+    let doors: Doors = Arc::new(Mutex::new([servers[0].2.base.clone(), servers[1].2.base.clone()]));
+    let (key, _) = partner(&servers[0].2, &receiver, 1_000_000_000).await;
+    let mut streams = tokio::task::JoinSet::new();
+    for stream in 0..STREAMS {
+        streams.spawn(drive(doors.clone(), key.clone(), stream, BATCHES));
+    }
+    let mut kills = 0;
+    // Each once, the owner of everything twice.
+    for at in [2, 0, 4, 3, 1, 5, 2] {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        kills += usize::from(!streams.is_empty());
+        let (name, roles, process) = &mut servers[at];
+        process.signal("-KILL");
+        process.wait();
+        *process = tokio::task::block_in_place(|| fleet.start(name, roles));
+        if at < 2 {
+            doors.lock()[at] = process.base.clone();
+        }
+    }
+    let mut all = Acknowledged::default();
+    for one in streams.join_all().await {
+        all.sends.extend(one.sends);
+        all.bounces.extend(one.bounces);
+        all.mail.extend(one.mail);
+    }
+    assert_eq!(kills, 7, "all while events came");
+    let api = Api::new(&servers[5].2.base, &key);
+    // A message that was sent is delivered at once by the simulator's address.
+    let expected = [all.sends.len() + all.mail.len(), all.bounces.len(), all.mail.len()];
+    let totals = async || {
+        let totals = api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"].clone();
+        ["sends", "permanent_bounces", "deliveries"].map(|name| totals[name].as_u64().unwrap() as usize)
+    };
+    eventually("every message is delivered", async || totals().await == expected).await;
+    let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+    assert_eq!((&reputation["sent"], &reputation["bounced"]), (&json!(expected[0]), &json!(expected[1])));
+    let mut events = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    events.sort_by_key(|event| event["seq"].as_u64());
+    assert!(events.iter().enumerate().all(|(at, event)| event["seq"] == at), "numbers are dense");
+    let of = |kind: &str| {
+        let of = events.iter().filter(|event| event["event_type"] == kind);
+        of.map(|event| event["message_id"].as_str().unwrap().to_owned()).collect::<HashSet<_>>()
+    };
+    assert_eq!(of("Send"), all.sends.iter().chain(&all.mail).cloned().collect());
+    assert_eq!(of("Bounce"), all.bounces.iter().cloned().collect());
+    assert_eq!(of("Delivery"), all.mail.iter().cloned().collect());
+    // Webhooks of mail only: what was streamed names no set. At least once, each with an identifier of its own.
+    let told = || receiver.posts("/").iter().map(|post| post.header("webhook-id").to_owned()).collect::<HashSet<_>>();
+    eventually("every webhook came", async || told().len() >= 2 * all.mail.len()).await;
+    assert_eq!(told().len(), 2 * all.mail.len());
+    let suppressed = Api::new(&servers[0].2.base, &key).rows(&format!("{PARTNER}/suppression"), "suppressions").await;
+    assert_eq!(suppressed.unwrap().len(), all.bounces.len());
+}
