@@ -91,16 +91,17 @@ impl Backbone {
 /// Whether another server's folder has what this one would begin without.
 async fn is_anothers(config: &Config, log: &Arc<KafkaLog>) -> anyhow::Result<bool> {
     let roles = &config.server.roles;
-    // The archive tells by itself whether it lacks what the log no longer has, and whoever only speaks with clients keeps
-    // nothing.
-    let decides = roles.has(Role::Processor) && (log.has(Topic::Events) || log.has(Topic::Mail));
+    // The state comes from a snapshot where there are any, else from the log. The archive tells by itself whether it lacks
+    // what the log no longer has, and whoever only speaks with clients keeps nothing.
+    let is_owner = roles.has(Role::Processor) && config.state.snapshots.as_os_str().is_empty();
+    let decides = is_owner && (log.has(Topic::Events) || log.has(Topic::Mail));
     let mails = roles.has(Role::Delivery) && log.has(Topic::Mail);
     let posts = roles.has(Role::Dispatcher) && log.has(Topic::Events);
     if decides || mails || posts {
         return Ok(true);
     }
     let log = log.clone();
-    let had_owner = roles.has(Role::Processor).then(|| tokio::task::spawn_blocking(move || log.exchange().had_owner()));
+    let had_owner = is_owner.then(|| tokio::task::spawn_blocking(move || log.exchange().had_owner()));
     match had_owner {
         Some(had_owner) => Ok(had_owner.await??),
         None => Ok(false),

@@ -57,7 +57,7 @@ sections! {
         sasl_password: String, ssl_ca_location: String, properties: Vec<String>,
     }
     /// The state store.
-    State { cache_bytes: u64, checkpoint_ms: u64 }
+    State { cache_bytes: u64, checkpoint_ms: u64, snapshots: PathBuf, snapshot_seconds: u64 }
     /// Event intake.
     Intake { max_events: usize, max_lag_ms: u64, inline_bytes: usize }
     /// Sends.
@@ -207,6 +207,7 @@ impl Config {
         need((24..=87_600).contains(&self.kafka.retention_hours), "kafka.retention_hours: 24 to 87600");
         need(properties::are_sound(&self.kafka.properties), "kafka.properties: each is name=value");
         need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
+        need(self.state.snapshot_seconds > 0, "state.snapshot_seconds: at least 1");
         need(self.intake.max_events > 0, "intake.max_events: at least 1");
         need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
         need((1..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 1 to 360");

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 20] = [
+const COUNTERS: [(&str, &str, bool); 23] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -31,11 +31,14 @@ const COUNTERS: [(&str, &str, bool); 20] = [
     ("sendtrail_source_unreadable_total", "Messages, or parts of one, that could not be read.", true),
     ("sendtrail_source_failures_total", "Times that a Kafka source had to begin anew.", true),
     ("sendtrail_source_gaps_total", "Records of sources passed over because others before them were missing.", false),
+    ("sendtrail_stale_views_total", "Views made known by a server that no longer owned their partition.", false),
+    ("sendtrail_snapshot_bytes_total", "Bytes of snapshots written.", false),
+    ("sendtrail_snapshot_restores_total", "Partitions whose state was taken from a snapshot.", false),
     ("sendtrail_http_requests_total", "Requests answered, by route and status.", true),
 ];
 
 /// Gauges: name, unit, meaning.
-const GAUGES: [(&str, Unit, &str); 13] = [
+const GAUGES: [(&str, Unit, &str); 14] = [
     ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
     ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
     (
@@ -57,6 +60,11 @@ const GAUGES: [(&str, Unit, &str); 13] = [
     ),
     ("sendtrail_source_failing", Unit::Count, "1 while a Kafka source does not get on; /health says why."),
     (
+        "sendtrail_snapshot_timestamp_seconds",
+        Unit::Seconds,
+        "When the last snapshot of a partition was written, since 1970.",
+    ),
+    (
         "sendtrail_checkpoint_timestamp_seconds",
         Unit::Seconds,
         "When all of a partition's state was known to be durable, since 1970.",
@@ -64,9 +72,10 @@ const GAUGES: [(&str, Unit, &str); 13] = [
 ];
 
 /// Histograms, all in seconds.
-const HISTOGRAMS: [(&str, &str); 6] = [
+const HISTOGRAMS: [(&str, &str); 7] = [
     ("sendtrail_event_visible_seconds", "From an event's receipt until readers see it; the oldest of each batch."),
     ("sendtrail_checkpoint_seconds", "Making the state durable."),
+    ("sendtrail_snapshot_seconds", "Writing one snapshot of a partition."),
     ("sendtrail_archive_commit_seconds", "Writing and committing files, by table."),
     ("sendtrail_webhook_attempt_seconds", "One attempt at a webhook."),
     ("sendtrail_clickhouse_insert_seconds", "One insert into ClickHouse, by table."),

@@ -9,6 +9,7 @@ mod partition;
 mod projections;
 mod rebuild;
 mod sink;
+mod snapshots;
 mod store;
 mod views;
 
@@ -16,6 +17,7 @@ pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
 pub use projections::{LastAttempt, ProjectionReader, Projections, total};
 pub use rebuild::{Rebuilt, rebuild_projections};
 pub use sink::{Sink, SinkHandle, SinkOptions};
+pub use snapshots::Snapshots;
 pub use store::{Store, Writes};
 pub use views::Views;
 
@@ -55,6 +57,9 @@ pub enum Error {
     /// ClickHouse failed, or does not answer.
     #[error("ClickHouse: {0}")]
     ClickHouse(#[from] ::clickhouse::error::Error),
+    /// A snapshot is not what was written.
+    #[error("a snapshot: {0}")]
+    Snapshot(String),
     /// Events are missing that must be there.
     #[error("{0}")]
     Missing(String),

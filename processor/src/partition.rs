@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 use sendtrail_eventlog::{Announce, Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::exchange::{ProgressView, Seen};
@@ -35,8 +36,9 @@ use tokio_util::sync::CancellationToken;
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay, Progress};
 use crate::core::step::{LOGIC_VERSION, skip, step};
+use crate::snapshots::Taker;
 use crate::store::Writes;
-use crate::{Error, Store, Views};
+use crate::{Error, Snapshots, Store, Views};
 use completer::{Completer, Outputs, Work, note_durable};
 use prepare::{Prepared, newer_logic, prepare};
 use records::{append, numbered, scan};
@@ -70,6 +72,8 @@ pub struct Partition {
     pub settings: Settings,
     /// How often the state is made durable.
     pub checkpoint_every: Duration,
+    /// Where its state is kept for other servers, if anywhere.
+    pub snapshots: Option<Arc<Snapshots>>,
 }
 
 /// A question about an account, answered between batches.
@@ -141,9 +145,19 @@ impl Partition {
     }
 
     fn run(self, handle: &Handle, mut questions: mpsc::Receiver<Inquiry>, stop: &CancellationToken) {
+        let mut taker = None;
         loop {
-            match self.session(handle, &mut questions, stop) {
-                Ended::Stopped => return,
+            let ended = match self.ready(handle, &mut taker) {
+                Ok(()) => self.session(handle, &mut questions, stop, taker.as_ref()),
+                Err(error) => error.into(),
+            };
+            match ended {
+                Ended::Stopped => {
+                    if let Some(taker) = taker {
+                        taker.lock().finish();
+                    }
+                    return;
+                }
                 Ended::Again(why) => {
                     counter!("sendtrail_partition_restarts_total").increment(1);
                     tracing::error!(partition = self.number, %why, "going back to the checkpoint");
@@ -173,9 +187,26 @@ impl Partition {
         TopicPartition::new(Topic::Intake, self.number)
     }
 
+    /// Takes over the state that another server left, if it is far ahead of what is here.
+    fn ready(&self, handle: &Handle, taker: &mut Option<Arc<Mutex<Taker>>>) -> Result<(), Error> {
+        let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
+        let begin = async {
+            snapshots.restore(&self.store, self.number).await?;
+            Taker::begin(snapshots.clone(), self.store.clone(), self.number).await
+        };
+        *taker = Some(Arc::new(Mutex::new(handle.block_on(begin)?)));
+        Ok(())
+    }
+
     /// From the last checkpoint until something ends it.
-    fn session(&self, handle: &Handle, questions: &mut mpsc::Receiver<Inquiry>, stop: &CancellationToken) -> Ended {
-        let mut session = match Session::begin(self, handle) {
+    fn session(
+        &self,
+        handle: &Handle,
+        questions: &mut mpsc::Receiver<Inquiry>,
+        stop: &CancellationToken,
+        taker: Option<&Arc<Mutex<Taker>>>,
+    ) -> Ended {
+        let mut session = match Session::begin(self, handle, taker) {
             Ok(session) => session,
             Err(ended) => return ended,
         };
@@ -203,7 +234,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn begin(of: &'a Partition, handle: &'a Handle) -> Result<Self, Ended> {
+    fn begin(of: &'a Partition, handle: &'a Handle, taker: Option<&Arc<Mutex<Taker>>>) -> Result<Self, Ended> {
         let progress = of.store.progress(of.number)?.unwrap_or_default();
         let end = of.log.end(of.intake());
         let (next, ends) = (progress.next_offset, *end.borrow());
@@ -231,7 +262,7 @@ impl<'a> Session<'a> {
         of.tell(reached(&progress));
         // A partition to which nothing comes must not keep the log from being trimmed.
         of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);
-        let completer = Completer::start(of, handle);
+        let completer = Completer::start(of, handle, taker.cloned());
         let overlay = Overlay::new(of.number, progress);
         Ok(Self {
             of,

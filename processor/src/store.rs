@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot, UserValue};
 use prost::Message;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::Millis;
@@ -19,6 +19,9 @@ use crate::projections::ATTEMPTS;
 const ROWS: &str = "state.rows";
 /// Rows are looked up more often than written, mostly in vain: small tables in memory and filters on disk tell so soonest.
 const MEMTABLE: u64 = 16 << 20;
+
+/// Rows that are written or removed together where nobody waits for them.
+const TOGETHER: usize = 10_000;
 
 /// The LSM. Keys begin with the partition, two bytes.
 #[derive(Clone)]
@@ -54,6 +57,11 @@ impl Writes {
     /// The offset from which a restart steps again.
     pub fn next_offset(&self) -> u64 {
         self.progress.next_offset
+    }
+
+    /// The keys of its rows.
+    pub fn keys(&self) -> impl Iterator<Item = StoreKey> + '_ {
+        self.rows.iter().map(|(key, _)| *key)
     }
 
     /// How many rows.
@@ -102,9 +110,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when the row is not what it should be.
     pub fn progress(&self, partition: u32) -> Result<Option<Progress>, Error> {
-        let Some(value) = self.partitions.get(prefix(partition))? else { return Ok(None) };
-        let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("progress row: {cause}"));
-        Ok(Some(Progress::decode(&value[..]).map_err(malformed)?))
+        read_progress(self.partitions.get(prefix(partition))?)
     }
 
     /// An account, whole.
@@ -128,6 +134,71 @@ impl Store {
         Ok(value.map(|value| Row::decode(key.kind, &value)).transpose()?)
     }
 
+    /// Everything as it is now, whatever is written meanwhile.
+    pub fn view(&self) -> StoreView {
+        StoreView { snapshot: self.database.snapshot(), of: self.clone() }
+    }
+
+    /// Forgets a partition. Until its progress is set again it has no state, also after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn empty(&self, partition: u32) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.remove(&self.partitions, prefix(partition));
+        batch.commit()?;
+        for keyspace in [&self.accounts, &self.rows] {
+            loop {
+                let mut batch = self.database.batch();
+                for row in keyspace.prefix(prefix(partition)).take(TOGETHER) {
+                    batch.remove(keyspace, row.key()?);
+                }
+                if batch.is_empty() {
+                    break;
+                }
+                batch.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes rows of a partition that has no state yet.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn put(&self, partition: u32, rows: Vec<(StoreKey, Option<Vec<u8>>)>) -> Result<(), Error> {
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let mut batch = self.database.batch();
+            for (key, value) in rows.by_ref().take(TOGETHER) {
+                self.write(&mut batch, partition, key, value);
+            }
+            batch.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Gives a partition the state that its rows are, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn set_progress(&self, partition: u32, progress: &Progress) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.partitions, prefix(partition), progress.encode_to_vec());
+        Ok(batch.commit()?)
+    }
+
+    fn write(&self, batch: &mut OwnedWriteBatch, partition: u32, key: StoreKey, value: Option<Vec<u8>>) {
+        let (keyspace, key) = match key {
+            StoreKey::Account(key) => (&self.accounts, full_key(partition, &key)),
+            StoreKey::Row(key) => (&self.rows, full_key(partition, &key)),
+        };
+        match value {
+            Some(value) => batch.insert(keyspace, key, value),
+            None => batch.remove(keyspace, key),
+        }
+    }
+
     /// Writes a checkpoint, durable when this returns.
     ///
     /// # Errors
@@ -135,14 +206,7 @@ impl Store {
     pub fn commit(&self, partition: u32, writes: Writes) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         for (key, value) in writes.rows {
-            let (keyspace, key) = match key {
-                StoreKey::Account(key) => (&self.accounts, full_key(partition, &key)),
-                StoreKey::Row(key) => (&self.rows, full_key(partition, &key)),
-            };
-            match value {
-                Some(value) => batch.insert(keyspace, key, value),
-                None => batch.remove(keyspace, key),
-            }
+            self.write(&mut batch, partition, key, value);
         }
         batch.insert(&self.partitions, prefix(partition), writes.progress.encode_to_vec());
         batch.commit()?;
@@ -151,6 +215,56 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The store at one moment.
+pub struct StoreView {
+    snapshot: Snapshot,
+    of: Store,
+}
+
+impl StoreView {
+    /// Where a partition stood.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when the row is not what it should be.
+    pub fn progress(&self, partition: u32) -> Result<Option<Progress>, Error> {
+        read_progress(self.snapshot.get(&self.of.partitions, prefix(partition))?)
+    }
+
+    /// A row.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn value(&self, partition: u32, key: &StoreKey) -> Result<Option<UserValue>, Error> {
+        let (keyspace, key) = match key {
+            StoreKey::Account(key) => (&self.of.accounts, full_key(partition, key)),
+            StoreKey::Row(key) => (&self.of.rows, full_key(partition, key)),
+        };
+        Ok(self.snapshot.get(keyspace, key)?)
+    }
+
+    /// All rows of a partition.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn rows(&self, partition: u32) -> impl Iterator<Item = Result<(StoreKey, UserValue), Error>> + '_ {
+        let rows = |keyspace, of: fn([u8; 33]) -> StoreKey| {
+            let rows = self.snapshot.prefix(keyspace, prefix(partition));
+            rows.map(move |row| {
+                let (key, value) = row.into_inner()?;
+                let malformed = || sendtrail_schemas::Error::Malformed("a key of the state store".into());
+                let key = key.get(2..).and_then(|key| key.try_into().ok()).ok_or_else(malformed)?;
+                Ok((of(key), value))
+            })
+        };
+        rows(&self.of.accounts, StoreKey::Account).chain(rows(&self.of.rows, StoreKey::Row))
+    }
+}
+
+fn read_progress(value: Option<UserValue>) -> Result<Option<Progress>, Error> {
+    let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("progress row: {cause}"));
+    Ok(value.map(|value| Progress::decode(&value[..]).map_err(malformed)).transpose()?)
 }
 
 fn prefix(partition: u32) -> [u8; 2] {

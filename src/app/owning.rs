@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use sendtrail_eventlog::{EventLog, Pulse};
 use sendtrail_processor::core::step::LOGIC_VERSION;
-use sendtrail_processor::{Inquiries, Partition, PartitionHandle};
+use sendtrail_processor::{Inquiries, Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio_util::sync::CancellationToken;
@@ -30,9 +31,14 @@ impl Owning {
             let begin = move || Ok::<_, sendtrail_eventlog::Error>((exchange.had_owner()?, exchange.reign()?));
             is_first = !tokio::task::spawn_blocking(begin).await??.0;
         }
+        let folder = &config.state.snapshots;
+        let every = Duration::from_secs(config.state.snapshot_seconds);
+        let snapshots = (!folder.as_os_str().is_empty()).then(|| Snapshots::in_folder(folder, every));
+        let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
         let mut partitions = Vec::new();
         for (number, pulse) in (0..).zip(&shared.pulses) {
-            partitions.push(partition(config, shared, number, pulse.clone()).start(stop.clone())?);
+            let partition = partition(config, shared, number, pulse.clone(), snapshots.clone());
+            partitions.push(partition.start(stop.clone())?);
         }
         catch_up(&*shared.log, &shared.pulses).await;
         Ok(Self { partitions, is_first })
@@ -44,7 +50,13 @@ impl Owning {
     }
 }
 
-fn partition(config: &Config, shared: &Shared, number: u32, pulse: Arc<Pulse>) -> Partition {
+fn partition(
+    config: &Config,
+    shared: &Shared,
+    number: u32,
+    pulse: Arc<Pulse>,
+    snapshots: Option<Arc<Snapshots>>,
+) -> Partition {
     Partition {
         number,
         log: shared.log.clone(),
@@ -62,6 +74,7 @@ fn partition(config: &Config, shared: &Shared, number: u32, pulse: Arc<Pulse>) -
             system_sender: config.sending.system_sender.clone(),
         },
         checkpoint_every: config.checkpoint_every(),
+        snapshots,
     }
 }
 

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 
+use sendtrail_schemas::time::Millis;
+
 use super::support::*;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sendtrail");
@@ -21,6 +23,10 @@ impl Process {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
         command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        if let Ok(folder) = std::env::var("SENDTRAIL_TEST_LOGS") {
+            let name = format!("{}-{}", data.file_name().unwrap().display(), Millis::wall().0);
+            command.stderr(std::fs::File::create(std::path::Path::new(&folder).join(name)).unwrap());
+        }
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut process = Self { child, base: String::new(), greeting: Vec::new() };

@@ -296,3 +296,74 @@ async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
     let suppressed = Api::new(&servers[0].2.base, &key).rows(&format!("{PARTNER}/suppression"), "suppressions").await;
     assert_eq!(suppressed.unwrap().len(), all.bounces.len());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn another_processor_goes_on_from_a_snapshot_and_the_one_before_changes_nothing() {
+    let Some(mut fleet) = Fleet::new("zombie", &[("SENDTRAIL__STATE__SNAPSHOT_SECONDS", "1")]).await else { return };
+    let snapshots = fleet.data("snapshots").to_str().unwrap().to_owned();
+    fleet.settings.push(("SENDTRAIL__STATE__SNAPSHOTS".into(), snapshots));
+    let receiver = Receiver::start_ok().await;
+    let mut first = fleet.start("first", &["processor"]);
+    let front = fleet.start("front", &["ingest"]);
+    let _workers = fleet.start("workers", &["delivery", "dispatcher", "sinks"]);
+    let query = fleet.start("query", &["query"]);
+    let (key, id) = partner(&front, &receiver, 1_000_000_000).await;
+    let doors: Doors = Arc::new(Mutex::new([front.base.clone(), front.base.clone()]));
+    let before = drive(doors.clone(), key.clone(), 0, 10).await;
+    // A server tells what it has done, so that a test can wait for it.
+    let told = async |server: &Process, name: &str| {
+        let reply = Api::new(&server.base, "").call(Method::GET, "/metrics", &[], "").await.unwrap();
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let value = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.split(' ').next_back());
+        value.map(|value| value.parse::<f64>().unwrap()).sum::<f64>()
+    };
+    eventually("snapshots are written", async || told(&first, "sendtrail_snapshot_bytes_total").await > 0.0).await;
+    // Two more, so that they hold what was driven.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    first.signal("-STOP");
+
+    // It is gone for longer than its session, while events come, and another one takes over, with nothing of its own.
+    let during = tokio::spawn(drive(doors.clone(), key.clone(), 1, 10));
+    let mut second = tokio::task::block_in_place(|| fleet.start("second", &["processor"]));
+    assert!(told(&second, "sendtrail_snapshot_restores_total").await > 0.0, "it did not step everything again");
+    let during = during.await.unwrap();
+    let admin = Api::new(&front.base, ADMIN_KEY);
+    let spare = admin.post(&format!("{ADMIN}/accounts/{id}/keys"), &json!({})).await.unwrap();
+    let spare_key = spare["key"]["api_key"].as_str().unwrap().to_owned();
+    let revoke = format!("{ADMIN}/accounts/{id}/keys/{}", spare["key"]["key_id"].as_str().unwrap());
+    admin.call(Method::DELETE, &revoke, &[], "").await.unwrap().success().unwrap();
+
+    // The first one goes on where it stood, until it learns that it owns nothing.
+    first.signal("-CONT");
+    let after = drive(doors, key.clone(), 2, 10).await;
+    assert_eq!(tokio::task::block_in_place(|| first.wait()).code(), Some(1), "it ends by itself");
+    let all = [before, during, after];
+    let sum = |of: fn(&Acknowledged) -> usize| all.iter().map(of).sum::<usize>();
+    let (sends, bounces, mail) = (sum(|one| one.sends.len()), sum(|one| one.bounces.len()), sum(|one| one.mail.len()));
+    let api = Api::new(&query.base, &key);
+    eventually("everything is there, once", async || {
+        let totals = &api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"];
+        [&totals["sends"], &totals["permanent_bounces"], &totals["deliveries"]]
+            == [&json!(sends + mail), &json!(bounces), &json!(mail)]
+    })
+    .await;
+    let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+    assert_eq!((&reputation["sent"], &reputation["bounced"]), (&json!(sends + mail), &json!(bounces)));
+    let mut events = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    events.sort_by_key(|event| event["seq"].as_u64());
+    assert!(events.iter().enumerate().all(|(at, event)| event["seq"] == at), "numbers are dense");
+    assert_eq!(events.len(), sends + bounces + 2 * mail);
+    let late = fleet.start("late", &["ingest"]);
+    let status = async |key: &str| {
+        let path = format!("{PARTNER}/suppression");
+        Api::new(&late.base, key).call(Method::GET, &path, &[], "").await.unwrap().status.as_u16()
+    };
+    assert_eq!((status(&spare_key).await, status(&key).await), (401, 200), "what was revoked stays revoked");
+
+    // In order, it leaves everything to whoever comes next.
+    second.signal("-TERM");
+    assert!(tokio::task::block_in_place(|| second.wait()).success());
+    let third = fleet.start("third", &["processor"]);
+    assert!(told(&third, "sendtrail_snapshot_restores_total").await > 0.0);
+    assert_eq!(send(&Api::new(&front.base, &key), "success@inbox.example").await.0, 200);
+}

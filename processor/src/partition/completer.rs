@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::telling::Telling;
 use super::{Ended, Ordering, Partition};
 use crate::core::effects::SuppressionChange;
+use crate::snapshots::Taker;
 use crate::store::Writes;
 use crate::{Error, Store, Views};
 
@@ -66,6 +67,7 @@ struct Task {
     views: Views,
     replies: Arc<dyn Replies>,
     telling: Telling,
+    taker: Option<Arc<Mutex<Taker>>>,
     pulse: Arc<Pulse>,
     retention: Arc<Retention>,
     committed: Arc<AtomicBool>,
@@ -73,7 +75,7 @@ struct Task {
 }
 
 impl Completer {
-    pub fn start(of: &Partition, handle: &Handle) -> Self {
+    pub fn start(of: &Partition, handle: &Handle, taker: Option<Arc<Mutex<Taker>>>) -> Self {
         let (work, pieces) = mpsc::channel(IN_FLIGHT);
         let committed = Arc::new(AtomicBool::new(true));
         let failure = Arc::new(Mutex::new(None));
@@ -83,6 +85,7 @@ impl Completer {
             views: of.views.clone(),
             replies: of.replies.clone(),
             telling: Telling::new(of),
+            taker,
             pulse: of.pulse.clone(),
             retention: of.retention.clone(),
             committed: committed.clone(),
@@ -183,8 +186,10 @@ impl Task {
     fn checkpoint(&self, writes: Writes) -> JoinHandle<()> {
         let (store, retention, intake) = (self.store.clone(), self.retention.clone(), self.intake);
         let (committed, failure) = (self.committed.clone(), self.failure.clone());
+        let taker = self.taker.clone();
         tokio::task::spawn_blocking(move || {
             let (next_offset, rows) = (writes.next_offset(), writes.len());
+            let keys: Vec<_> = taker.iter().flat_map(|_| writes.keys()).collect();
             let begun = std::time::Instant::now();
             match store.commit(intake.partition, writes) {
                 Ok(()) => {
@@ -193,6 +198,9 @@ impl Task {
                     gauge!("sendtrail_checkpoint_timestamp_seconds", "partition" => intake.partition.to_string())
                         .set(at);
                     tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
+                    if let Some(taker) = taker {
+                        taker.lock().note(keys);
+                    }
                     retention.passed(Reader::Processor, intake, next_offset);
                     committed.store(true, Ordering::Release);
                 }

@@ -50,6 +50,7 @@ impl House {
             views: Views::open(&store, directory.clone()).unwrap(),
             replies: replies.clone(),
             announce: None,
+            snapshots: None,
             pulse: pulse.clone(),
             retention: Arc::new(Retention::new(log.clone())),
             clock: Clock::wall(),

@@ -1,0 +1,249 @@
+//! The state of partitions in an object store, so that another server may go on where one ended.
+//!
+//! ```text
+//! checkpoint ─► keys that changed ─► from time to time: their rows, one file ─► manifest: files before + this one
+//!                                    now and then: all rows, several files ───► manifest: these
+//! start ─► newest manifest that is whole ─► store, then the log from there
+//! ```
+//!
+//! A snapshot at an offset *is* the state at that offset, whoever wrote it, so that two writers cannot harm each other; only
+//! what is deleted needs care. One that is damaged is passed over for the one before.
+
+mod format;
+mod taker;
+
+use std::collections::HashSet;
+use std::path::Path as FsPath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use prost::Message;
+use sendtrail_schemas::time::{HOUR, Millis};
+
+use crate::archive::{DurableFileSystem, fresh_name};
+use crate::core::overlay::StoreKey;
+use crate::store::StoreView;
+use crate::{Error, Store, blocking};
+use format::{Manifest, RowFile, Writer};
+
+pub use taker::Taker;
+
+/// Bytes of rows in one file.
+const FILE_BYTES: usize = 64 << 20;
+/// Records that are sooner stepped than a snapshot is read.
+const NEAR: u64 = 100_000;
+/// Manifests that are kept.
+const KEPT: usize = 2;
+/// What nobody names is deleted when it is older, milliseconds: somebody may be about to name it.
+const UNNAMED: i64 = HOUR;
+
+/// See the module.
+pub struct Snapshots {
+    objects: Arc<dyn ObjectStore>,
+    /// How often one is taken of each partition.
+    pub every: Duration,
+}
+
+impl Snapshots {
+    /// In a folder, which may be a mounted one.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Archive`] when it cannot be made or read.
+    pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
+        let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
+        let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
+        Ok(Self { objects: Arc::new(DurableFileSystem::relative(&folder)?), every })
+    }
+
+    /// Brings the store to the newest state of a partition that is far ahead of it; whether there was one.
+    ///
+    /// # Errors
+    /// [`Error::Archive`], [`Error::Store`]. A damaged snapshot is no error: the one before is taken.
+    pub async fn restore(&self, store: &Store, partition: u32) -> Result<bool, Error> {
+        let known = store.progress(partition)?;
+        let far = known.map_or(0, |known| known.next_offset + NEAR);
+        for (offset, name) in self.manifests(&self.list(partition).await?) {
+            if offset <= far {
+                break;
+            }
+            match self.read(store, partition, &name).await {
+                Ok(manifest) => {
+                    let (whole, after) = manifest.rows();
+                    metrics::counter!("sendtrail_snapshot_restores_total").increment(1);
+                    tracing::info!(partition, offset, rows = whole + after, "the state was restored from a snapshot");
+                    return Ok(true);
+                }
+                Err(error @ Error::Store(_)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(partition, offset, %error, "a snapshot cannot be used; the one before is looked at");
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    async fn read(&self, store: &Store, partition: u32, name: &str) -> Result<Manifest, Error> {
+        let manifest = self.manifest(partition, name).await?;
+        // All of it is looked at before what is there is given up.
+        for file in &manifest.files {
+            format::check(file, &self.get(partition, &file.name).await?)?;
+        }
+        let (to, whole) = (store.clone(), manifest.clone());
+        blocking("empty a partition", move || to.empty(partition)).await?;
+        for file in &whole.files {
+            let (to, file) = (store.clone(), file.clone());
+            let bytes = self.get(partition, &file.name).await?;
+            blocking("restore a partition", move || {
+                format::check(&file, &bytes)?;
+                to.put(partition, format::rows(&file, &bytes)?)
+            })
+            .await?;
+        }
+        let to = store.clone();
+        blocking("restore a partition", move || to.set_progress(partition, &whole.progress)).await?;
+        Ok(manifest)
+    }
+
+    /// The newest manifest of an offset, if there is one that can be read.
+    async fn at(&self, partition: u32, wanted: u64) -> Result<Option<Manifest>, Error> {
+        let names = self.manifests(&self.list(partition).await?);
+        let Some((_, name)) = names.into_iter().find(|(offset, _)| *offset == wanted) else { return Ok(None) };
+        Ok(Some(self.manifest(partition, &name).await?))
+    }
+
+    async fn manifest(&self, partition: u32, name: &str) -> Result<Manifest, Error> {
+        Manifest::read(name, &self.get(partition, name).await?)
+    }
+
+    async fn get(&self, partition: u32, name: &str) -> Result<Vec<u8>, Error> {
+        Ok(self.objects.get(&path(partition, name)).await?.bytes().await?.to_vec())
+    }
+
+    async fn put(&self, partition: u32, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
+        self.objects.put(&path(partition, name), bytes.into()).await?;
+        Ok(())
+    }
+
+    async fn list(&self, partition: u32) -> Result<Vec<ObjectMeta>, Error> {
+        Ok(self.objects.list(Some(&folder(partition))).try_collect().await?)
+    }
+
+    /// Offsets and names of manifests, the newest first.
+    fn manifests(&self, listed: &[ObjectMeta]) -> Vec<(u64, String)> {
+        let names = listed.iter().filter_map(|meta| meta.location.filename());
+        let mut found: Vec<_> = names.filter_map(|name| Some((Manifest::offset(name)?, name.to_owned()))).collect();
+        found.sort_unstable_by(|one, other| other.cmp(one));
+        found
+    }
+
+    /// Writes a manifest of the files before and the rows of some keys, or of all rows there are.
+    async fn write(
+        &self,
+        view: StoreView,
+        partition: u32,
+        before: Option<(Manifest, Vec<StoreKey>)>,
+    ) -> Result<Manifest, Error> {
+        let progress = view.progress(partition)?.unwrap_or_default();
+        let prefix = format!("rows-{:020}-{}", progress.next_offset, fresh_name());
+        let (mut files, whole, keys) = match before {
+            Some((before, keys)) => (before.files, before.whole, Some(keys)),
+            None => (Vec::new(), 0, None),
+        };
+        let is_whole = keys.is_none();
+        // Files come as they are full, so that not all of a large state is in memory.
+        let (hand_over, mut written) = tokio::sync::mpsc::channel::<(Vec<u8>, RowFile)>(1);
+        let gather = blocking("gather a snapshot", move || {
+            let mut count = 0;
+            let mut file = Writer::new()?;
+            let mut add = |key: &_, value: Option<&[u8]>| {
+                file.push(key, value)?;
+                if file.raw_bytes() >= FILE_BYTES {
+                    let full = std::mem::replace(&mut file, Writer::new()?);
+                    count += 1;
+                    give(&hand_over, full, &prefix, count)?;
+                }
+                Ok::<_, Error>(())
+            };
+            match keys {
+                Some(mut keys) => {
+                    keys.sort_unstable();
+                    keys.dedup();
+                    for key in keys {
+                        add(&key, view.value(partition, &key)?.as_deref())?;
+                    }
+                }
+                None => {
+                    for row in view.rows(partition) {
+                        let (key, value) = row?;
+                        add(&key, Some(&value))?;
+                    }
+                }
+            }
+            if file.raw_bytes() > 0 { give(&hand_over, file, &prefix, count + 1) } else { Ok(()) }
+        });
+        let upload = async {
+            let mut uploaded = Vec::new();
+            while let Some((bytes, file)) = written.recv().await {
+                metrics::counter!("sendtrail_snapshot_bytes_total").increment(bytes.len() as u64);
+                self.put(partition, &file.name, bytes).await?;
+                uploaded.push(file);
+            }
+            // Whoever gathers learns by this that nobody takes more.
+            drop(written);
+            Ok::<_, Error>(uploaded)
+        };
+        let (gathered, uploaded) = futures::join!(gather, upload);
+        let uploaded = uploaded?;
+        gathered?;
+        files.extend(uploaded);
+        let whole = if is_whole { files.len() as u32 } else { whole };
+        let manifest = Manifest::new(progress, files, whole);
+        self.put(partition, &manifest.name(), manifest.encode_to_vec()).await?;
+        Ok(manifest)
+    }
+
+    /// Deletes what no kept manifest names.
+    async fn tidy(&self, partition: u32) -> Result<(), Error> {
+        let listed = self.list(partition).await?;
+        let manifests = self.manifests(&listed);
+        let mut named: HashSet<String> = HashSet::new();
+        for (_, name) in manifests.iter().take(KEPT) {
+            let manifest = self.manifest(partition, name).await?;
+            named.extend(manifest.files.into_iter().map(|file| file.name));
+            named.insert(name.clone());
+        }
+        let before = Millis::wall().0 - UNNAMED;
+        let old = |meta: &&ObjectMeta| meta.last_modified.timestamp_millis() < before;
+        for meta in listed.iter().filter(old) {
+            if meta.location.filename().is_some_and(|name| !named.contains(name)) {
+                self.objects.delete(&meta.location).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands a file over that is full.
+fn give(
+    to: &tokio::sync::mpsc::Sender<(Vec<u8>, RowFile)>,
+    file: Writer,
+    prefix: &str,
+    number: u32,
+) -> Result<(), Error> {
+    let file = file.finish(format!("{prefix}-{number:05}"))?;
+    to.blocking_send(file).map_err(|_| Error::Snapshot("a file could not be written".into()))
+}
+
+fn folder(partition: u32) -> Path {
+    Path::from(format!("partition-{partition:05}"))
+}
+
+fn path(partition: u32, name: &str) -> Path {
+    folder(partition).join(name)
+}
+
+#[cfg(test)]
+mod tests;

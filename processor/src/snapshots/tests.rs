@@ -1,0 +1,219 @@
+use std::collections::BTreeMap;
+
+use object_store::PutPayload;
+use proptest::prelude::*;
+use sendtrail_schemas::ids::AccountId;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::core::overlay::{Overlay, Progress};
+use crate::core::rows::{FactSeen, Row, RowKey, RowKind};
+use crate::store::Writes;
+
+const PARTITION: u32 = 1;
+
+/// A store with a taker of its own, as a processor has them.
+struct Server {
+    _folder: TempDir,
+    store: Store,
+    taker: Taker,
+}
+
+async fn server(snapshots: &Arc<Snapshots>) -> (Server, bool) {
+    let folder = TempDir::new().unwrap();
+    let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
+    let restored = snapshots.restore(&store, PARTITION).await.unwrap();
+    let taker = Taker::begin(snapshots.clone(), store.clone(), PARTITION).await.unwrap();
+    (Server { _folder: folder, store, taker }, restored)
+}
+
+fn key(n: u8) -> RowKey {
+    RowKey { account: AccountId(Uuid::from_u128(1)), kind: RowKind::Fact, hash: u128::from(n) }
+}
+
+/// Rows by their keys; none stands for one that is removed.
+type Changes = BTreeMap<u8, Option<i64>>;
+
+impl Server {
+    /// A checkpoint at an offset, as the completer makes it.
+    fn checkpoint(&mut self, offset: u64, changes: &Changes) {
+        let progress = Progress { next_offset: offset, last_t: offset as i64, ..Progress::default() };
+        let mut overlay = Overlay::new(PARTITION, progress);
+        for (n, at) in changes {
+            overlay.put_row(key(*n), at.map(|at| Row::Fact(FactSeen { at, horizon_hours: 72 })));
+        }
+        let writes = Writes::take(&mut overlay);
+        let keys: Vec<_> = writes.keys().collect();
+        self.store.commit(PARTITION, writes).unwrap();
+        tokio::task::block_in_place(|| self.taker.note(keys));
+    }
+
+    fn finish(&mut self) {
+        tokio::task::block_in_place(|| self.taker.finish());
+    }
+
+    fn rows(&self) -> BTreeMap<u8, i64> {
+        let at = |n: u8| match self.store.row(PARTITION, &key(n)).unwrap() {
+            Some(Row::Fact(seen)) => Some((n, seen.at)),
+            _ => None,
+        };
+        (0..=u8::MAX).filter_map(at).collect()
+    }
+
+    fn offset(&self) -> u64 {
+        self.store.progress(PARTITION).unwrap().map_or(0, |progress| progress.next_offset)
+    }
+}
+
+fn names(folder: &TempDir) -> Vec<String> {
+    let entries = std::fs::read_dir(folder.path().join(format!("partition-{PARTITION:05}"))).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn in_folder(every: Duration) -> (TempDir, Arc<Snapshots>) {
+    let folder = TempDir::new().unwrap();
+    let snapshots = Arc::new(Snapshots::in_folder(folder.path(), every).unwrap());
+    (folder, snapshots)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// A step of a history: a checkpoint, or another server that goes on.
+#[derive(Clone, Debug)]
+enum Step {
+    Checkpoint(Changes),
+    /// In order, or as by a crash.
+    Move {
+        in_order: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let changes = proptest::collection::btree_map(0..40u8, proptest::option::weighted(0.8, 1..1_000i64), 1..8);
+    let step = prop_oneof![
+        4 => changes.prop_map(Step::Checkpoint),
+        1 => any::<bool>().prop_map(|in_order| Step::Move { in_order }),
+    ];
+    proptest::collection::vec(step, 1..25)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whoever takes over has the state that some server had at the very offset that it begins at, and the last one
+    /// after a move in order.
+    #[test]
+    fn whoever_takes_over_has_what_was_at_its_offset(steps in steps()) {
+        runtime().block_on(async {
+            // At every checkpoint, if the one before is written.
+            let (_folder, snapshots) = in_folder(Duration::ZERO);
+            let mut server = server(&snapshots).await.0;
+            let mut history: BTreeMap<u64, BTreeMap<u8, i64>> = BTreeMap::from([(0, BTreeMap::new())]);
+            let mut offset = 0;
+            for step in steps {
+                match step {
+                    Step::Checkpoint(changes) => {
+                        // Far enough, so that a snapshot is taken rather than the log.
+                        offset += 2 * NEAR;
+                        let mut rows = server.rows();
+                        for (n, at) in &changes {
+                            match at {
+                                Some(at) => drop(rows.insert(*n, *at)),
+                                None => drop(rows.remove(n)),
+                            }
+                        }
+                        server.checkpoint(offset, &changes);
+                        prop_assert_eq!(server.rows(), rows.clone());
+                        history.insert(offset, rows);
+                    }
+                    Step::Move { in_order } => {
+                        if in_order {
+                            server.finish();
+                        }
+                        let before = server.offset();
+                        let (next, _) = super::tests::server(&snapshots).await;
+                        server = next;
+                        offset = server.offset();
+                        prop_assert!(offset <= before);
+                        prop_assert!(!in_order || offset == before);
+                        prop_assert_eq!(&server.rows(), &history[&offset]);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_what_changed_and_a_damaged_one_is_passed_over() {
+    let (folder, snapshots) = in_folder(Duration::from_secs(3_600));
+    let (mut first, restored) = server(&snapshots).await;
+    assert!(!restored);
+    let all: Changes = (0..100).map(|n| (n, Some(i64::from(n)))).collect();
+    first.checkpoint(NEAR + 1, &all);
+    first.finish();
+    first.checkpoint(2 * NEAR, &BTreeMap::from([(7, Some(1_000)), (8, None)]));
+    first.finish();
+    let listed = names(&folder);
+    assert_eq!(listed.len(), 4, "{listed:?}");
+    let newest = Manifest::read(&listed[1], &snapshots.get(PARTITION, &listed[1]).await.unwrap()).unwrap();
+    assert_eq!((newest.rows(), newest.whole), ((100, 2), 1), "the second is of two rows");
+
+    let (second, restored) = server(&snapshots).await;
+    assert!(restored);
+    assert_eq!((second.offset(), second.rows().len(), second.rows()[&7]), (2 * NEAR, 99, 1_000));
+
+    // Whoever is near goes on with what it has.
+    first.checkpoint(2 * NEAR + 5, &BTreeMap::from([(9, Some(5))]));
+    assert!(!snapshots.restore(&first.store, PARTITION).await.unwrap());
+    assert_eq!(first.offset(), 2 * NEAR + 5);
+
+    let damage = async |name: &str, to: &[u8]| {
+        let payload = PutPayload::from(to.to_vec());
+        snapshots.objects.put(&path(PARTITION, name), payload).await.unwrap();
+    };
+    damage(&listed[3], b"STROWS\0\x01 nonsense").await;
+    let (third, restored) = server(&snapshots).await;
+    assert!(restored, "the one before");
+    assert_eq!((third.offset(), third.rows().len(), third.rows()[&7]), (NEAR + 1, 100, 7));
+    damage(&listed[1], b"nonsense").await;
+    assert_eq!(server(&snapshots).await.0.offset(), NEAR + 1);
+    damage(&listed[0], b"").await;
+    let (fourth, restored) = server(&snapshots).await;
+    assert!(!restored);
+    assert_eq!((fourth.offset(), fourth.rows().len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_names_goes_when_it_is_old() {
+    let (folder, snapshots) = in_folder(Duration::ZERO);
+    let mut server = server(&snapshots).await.0;
+    for n in 1..=4 {
+        server.checkpoint(n * 2 * NEAR, &BTreeMap::from([(n as u8, Some(1))]));
+        server.finish();
+    }
+    assert_eq!(names(&folder).iter().filter(|name| name.starts_with("manifest")).count(), 4, "none is old");
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(7_200);
+    for name in names(&folder) {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join(format!("partition-{PARTITION:05}")).join(name))
+            .unwrap();
+        file.set_modified(long_ago).unwrap();
+    }
+    server.checkpoint(10 * NEAR, &BTreeMap::from([(9, Some(1))]));
+    server.finish();
+    let left = names(&folder);
+    assert_eq!(left.iter().filter(|name| name.starts_with("manifest")).count(), KEPT);
+    // All files are named still: each snapshot is of what changed.
+    assert_eq!(left.len(), KEPT + 5, "{left:?}");
+    let (next, restored) = super::tests::server(&snapshots).await;
+    assert!(restored);
+    assert_eq!(next.rows().len(), 5);
+}
