@@ -229,7 +229,7 @@ async fn drive(doors: Doors, key: String, stream: usize, batches: usize) -> Ackn
 async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
     const STREAMS: usize = 4;
     const BATCHES: usize = 100;
-    let Some(fleet) = Fleet::new("kills", &[]).await else { return };
+    let Some(fleet) = Fleet::new("fleet-kills", &[]).await else { return };
     let receiver = Receiver::start_ok().await;
     let mut servers: Vec<(&str, &[&str], Process)> = Vec::new();
     let all: [(&str, &[&str]); 6] = [
