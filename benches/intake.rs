@@ -45,12 +45,13 @@ impl Suppressions for Nothing {
     }
 }
 
+#[async_trait::async_trait]
 impl DeadLetters for Nothing {
-    fn list(&self, _: (u32, u64), _: usize) -> Result<Vec<DeadLetter>, Error> {
+    async fn list(&self, _: (u32, u64), _: usize) -> Result<Vec<DeadLetter>, Error> {
         Ok(Vec::new())
     }
 
-    fn get(&self, _: u32, _: u64) -> Result<Option<DeadLetter>, Error> {
+    async fn get(&self, _: u32, _: u64) -> Result<Option<DeadLetter>, Error> {
         Ok(None)
     }
 }

@@ -1,5 +1,6 @@
 //! Which log the server runs on.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use sendtrail_eventlog::kafka::{Exchange, KafkaLog, Options};
 use sendtrail_schemas::topic::Topic;
 
 use crate::config::{Backend, Config};
-use crate::roles::Role;
+use crate::roles::{Role, Roles};
 
 /// The log, of which the server is the only user in this data folder.
 #[derive(Clone)]
@@ -37,11 +38,11 @@ impl Backbone {
             }
             Backend::Kafka => {
                 let lock = lock(&config.data.dir)?;
-                let instance = Instance::of(&folder)?;
+                let mut instance = Instance::of(&folder)?;
                 let options = Options { instance: instance.name(), ..config.kafka_options() };
                 let opened = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await?;
                 let log = Arc::new(opened.context("open the log on Kafka")?);
-                if instance.is_new && !config.kafka.accept_new_folder && is_anothers(config, &log).await? {
+                if !config.kafka.accept_new_folder && is_anothers(config, &log, &instance) {
                     let data = config.data.dir.display();
                     anyhow::bail!(
                         "the topics hold another server's log, and {data} has nothing of it: its state, large messages \
@@ -49,7 +50,7 @@ impl Backbone {
                          and mail and webhooks go out again"
                     );
                 }
-                instance.keep()?;
+                instance.keep(&config.server.roles)?;
                 Ok(Self::Kafka(log, Arc::new(lock)))
             }
         }
@@ -89,23 +90,18 @@ impl Backbone {
 }
 
 /// Whether another server's folder has what this one would begin without.
-async fn is_anothers(config: &Config, log: &Arc<KafkaLog>) -> anyhow::Result<bool> {
+fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> bool {
     let roles = &config.server.roles;
+    if roles.is_all() {
+        return instance.is_new && Topic::ALL.iter().any(|topic| log.has(*topic));
+    }
+    let begins = |role: Role| roles.has(role) && !instance.has_done(role);
     // The state comes from a snapshot where there are any, else from the log. The archive tells by itself whether it lacks
     // what the log no longer has, and whoever only speaks with clients keeps nothing.
-    let is_owner = roles.has(Role::Processor) && config.state.snapshots.as_os_str().is_empty();
-    let decides = is_owner && (log.has(Topic::Events) || log.has(Topic::Mail));
-    let mails = roles.has(Role::Delivery) && log.has(Topic::Mail);
-    let posts = roles.has(Role::Dispatcher) && log.has(Topic::Events);
-    if decides || mails || posts {
-        return Ok(true);
-    }
-    let log = log.clone();
-    let had_owner = is_owner.then(|| tokio::task::spawn_blocking(move || log.exchange().had_owner()));
-    match had_owner {
-        Some(had_owner) => Ok(had_owner.await??),
-        None => Ok(false),
-    }
+    let decides = begins(Role::Processor)
+        && config.state.snapshots.as_os_str().is_empty()
+        && (log.has(Topic::Events) || log.has(Topic::Mail));
+    decides || begins(Role::Delivery) && log.has(Topic::Mail) || begins(Role::Dispatcher) && log.has(Topic::Events)
 }
 
 /// What tells the server of this folder, on this machine, from others. Of a copied folder on another machine it is not
@@ -114,17 +110,27 @@ struct Instance {
     path: PathBuf,
     id: String,
     is_new: bool,
+    /// What was done in this folder before, by the names of roles; none: everything.
+    done: Option<BTreeSet<String>>,
 }
 
 impl Instance {
     fn of(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("instance");
+        let failed = || format!("read {}", path.display());
         match std::fs::read_to_string(&path) {
-            Ok(known) => Ok(Self { path, id: known.trim().to_owned(), is_new: false }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self { path, id: format!("{:016x}", rand::rng().next_u64()), is_new: true })
+            Ok(known) => {
+                let mut lines = known.lines();
+                let id = lines.next().unwrap_or_default().trim().to_owned();
+                let done: BTreeSet<String> = lines.map(|line| line.trim().to_owned()).collect();
+                let done = (!done.is_empty()).then_some(done);
+                Ok(Self { path, id, is_new: false, done })
             }
-            Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let id = format!("{:016x}", rand::rng().next_u64());
+                Ok(Self { path, id, is_new: true, done: Some(BTreeSet::new()) })
+            }
+            Err(error) => Err(error).with_context(failed),
         }
     }
 
@@ -134,9 +140,19 @@ impl Instance {
         format!("{}-{host}", self.id)
     }
 
-    fn keep(&self) -> anyhow::Result<()> {
-        if self.is_new {
-            std::fs::write(&self.path, &self.id).with_context(|| format!("write {}", self.path.display()))?;
+    /// Whether a role was done in this folder.
+    fn has_done(&self, role: Role) -> bool {
+        self.done.as_ref().is_none_or(|done| done.contains(role.name()))
+    }
+
+    /// Keeps it, and that these are done from now on.
+    fn keep(&mut self, roles: &Roles) -> anyhow::Result<()> {
+        let Some(done) = &mut self.done else { return Ok(()) };
+        let before = done.len();
+        done.extend(Role::ALL.into_iter().filter(|role| roles.has(*role)).map(|role| role.name().to_owned()));
+        if self.is_new || done.len() > before {
+            let lines: Vec<&str> = std::iter::once(&*self.id).chain(done.iter().map(String::as_str)).collect();
+            std::fs::write(&self.path, lines.join("\n")).with_context(|| format!("write {}", self.path.display()))?;
         }
         Ok(())
     }

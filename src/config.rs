@@ -252,17 +252,16 @@ impl Config {
         }
         need(self.log.backend == Backend::Kafka, "server.roles: only with the log on Kafka can others do the rest");
         need(!self.secrets.key.is_empty(), "secrets.key: needed where roles are split, the same on every server");
-        let shares = |one: Role, other: Role| roles.has(one) != roles.has(other);
         let has_dir = |dir: &Path| !dir.as_os_str().is_empty();
         need(
-            has_dir(&self.blobs.dir) || !shares(Role::Ingest, Role::Delivery),
-            "blobs.dir: needed where ingest and delivery are apart, a folder that both see",
+            has_dir(&self.blobs.dir) || !(roles.has(Role::Ingest) || roles.has(Role::Delivery)),
+            "blobs.dir: needed where roles are split, a folder that every server with ingest or delivery sees",
         );
-        let asks = !roles.has(Role::Query) || roles.has(Role::Sinks);
+        let keeps_all = !self.clickhouse.url.is_empty() && self.clickhouse.retention_days == 0;
         need(
-            asks || has_dir(&self.archive.dir) || !self.clickhouse.url.is_empty(),
-            "clickhouse.url or archive.dir: one is needed where query and sinks are apart; the latter is a folder that \
-             both see",
+            !roles.has(Role::Query) || roles.has(Role::Sinks) || has_dir(&self.archive.dir) || keeps_all,
+            "archive.dir: needed where query and sinks are apart, a folder that both see, unless ClickHouse keeps \
+             everything (clickhouse.retention_days = 0)",
         );
     }
 

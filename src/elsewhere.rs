@@ -1,18 +1,18 @@
 //! What other servers do: how far they are, and how they are asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::counter;
-use sendtrail_eventlog::kafka::{Exchange, Heard, Voice};
-use sendtrail_eventlog::{Announce, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Waiting, read};
+use sendtrail_eventlog::kafka::{Exchange, Heard, Voice, Word};
+use sendtrail_eventlog::{Announce, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Waiting};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::{Inquiries, Inquiry, Views};
 use sendtrail_schemas::codec;
-use sendtrail_schemas::exchange::{Answer, ClickHouseView, Question, Reply, Seen};
+use sendtrail_schemas::exchange::{Answer, ClickHouseView, ProgressView, Question, Reply, Seen};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Decision, ReplyTo};
 use sendtrail_schemas::reputation::Reputation;
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often it is looked how long records have waited elsewhere.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Looks that are remembered while a partition is behind.
+const LOOKS: usize = 1_200;
 /// How often others are told how far ClickHouse is, at most, and at least.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 const REPEAT_EVERY: Duration = Duration::from_secs(2);
@@ -76,18 +78,14 @@ impl Elsewhere {
     fn take(&self, partition: u32, seen: Seen, views: &Views, clock: &Clock) {
         match seen {
             Seen::Progress(progress) => {
-                let Some((pulse, next)) =
-                    self.pulses.get(partition as usize).zip(self.next_events.get(partition as usize))
-                else {
-                    return;
-                };
-                match progress.halted {
-                    Some(why) => pulse.halt(why),
+                let Some(pulse) = self.pulses.get(partition as usize) else { return };
+                match &progress.halted {
+                    Some(why) => pulse.halt(why.clone()),
                     None => pulse.resume(),
                 }
                 clock.reached(Millis(progress.last_t));
+                self.note_events(partition, &progress);
                 // Whoever starts again begins with what it had; what was true stays true.
-                next.fetch_max(progress.next_event, Ordering::AcqRel);
                 let known = *pulse.applied().borrow();
                 pulse.set_applied(known.max(progress.applied));
             }
@@ -100,8 +98,20 @@ impl Elsewhere {
         }
     }
 
+    /// Notes how far the events of a partition are.
+    pub fn note_events(&self, partition: u32, progress: &ProgressView) {
+        if let Some(next) = self.next_events.get(partition as usize) {
+            next.fetch_max(progress.next_event, Ordering::AcqRel);
+        }
+    }
+
+    /// The number after the last event of a partition, as far as is known.
+    pub fn next_event(&self, partition: u32) -> u64 {
+        self.next_events.get(partition as usize).map_or(0, |next| next.load(Ordering::Acquire))
+    }
+
     /// Notes how far ClickHouse is.
-    fn note(&self, partition: u32, view: ClickHouseView) {
+    pub fn note(&self, partition: u32, view: ClickHouseView) {
         self.is_silent.store(false, Ordering::Release);
         self.clickhouse.send_modify(|known| known.extend([(partition, view)]));
     }
@@ -117,27 +127,29 @@ impl Elsewhere {
         clock: Clock,
     ) -> Result<(), sendtrail_eventlog::Error> {
         let elsewhere = self.clone();
-        exchange.follow_views(move |partition, voice, seen| match voice {
-            Voice::Owner => elsewhere.take(partition, seen, &views, &clock),
-            Voice::Former => counter!("sendtrail_stale_views_total").increment(1),
+        exchange.follow_views(move |partition, word| match word {
+            Word::Said(Voice::Owner, seen) => elsewhere.take(partition, seen, &views, &clock),
+            Word::Said(Voice::Former, _) => counter!("sendtrail_stale_views_total").increment(1),
+            Word::Reign { .. } => {}
         })
     }
 
-    /// Keeps an eye on how long records have waited to be applied elsewhere.
+    /// Keeps an eye on how long records have waited to be applied elsewhere, by when they were first seen here.
     pub async fn watch_lag(self: Arc<Self>, log: Arc<dyn EventLog>, stop: CancellationToken) {
-        let mut known = vec![(0, None); self.pulses.len()];
+        let mut looks: Vec<VecDeque<(u64, i64)>> = vec![VecDeque::new(); self.pulses.len()];
         while !stop.is_cancelled() {
-            for ((partition, pulse), known) in (0..).zip(&self.pulses).zip(&mut known) {
-                let of = TopicPartition::new(Topic::Intake, partition);
-                let (applied, end) = (*pulse.applied().borrow(), *log.end(of).borrow());
-                if applied >= end {
-                    *known = (applied, None);
-                } else if *known == (applied, None) || known.0 != applied {
-                    let found = read(&log, of, applied, 1).await;
-                    let since = found.ok().and_then(|batches| batches.first().map(|batch| batch.received_at));
-                    *known = (applied, since);
+            let now = Millis::wall().0;
+            for ((partition, pulse), looks) in (0..).zip(&self.pulses).zip(&mut looks) {
+                let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
+                let applied = *pulse.applied().borrow();
+                // Beyond a minute it does not matter how many it is.
+                if looks.back().is_none_or(|(seen, _)| *seen < end) && looks.len() < LOOKS {
+                    looks.push_back((end, now));
                 }
-                pulse.set_pending_since(known.1);
+                while looks.front().is_some_and(|(seen, _)| *seen <= applied) {
+                    looks.pop_front();
+                }
+                pulse.set_pending_since(looks.front().map(|(_, at)| *at));
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -145,39 +157,6 @@ impl Elsewhere {
             }
         }
     }
-}
-
-/// Makes views known that others said wrong, or cannot know yet. Blocks until all were looked at that there are.
-///
-/// # Errors
-/// When the brokers do not answer, or the views cannot be read.
-pub fn set_right(exchange: &Arc<Exchange>, views: Views, partitions: u32, is_first: bool) -> anyhow::Result<()> {
-    if is_first {
-        let mut on_their_way = Vec::new();
-        for view in views.all() {
-            let (account, seen) = view?;
-            on_their_way.push(exchange.announce(partition_of(account, partitions), seen));
-        }
-        for announced in on_their_way {
-            futures::executor::block_on(announced)?;
-        }
-    }
-    let correcting = exchange.clone();
-    exchange.follow_views(move |partition, voice, said| {
-        if voice == Voice::Owner {
-            return;
-        }
-        counter!("sendtrail_stale_views_total").increment(1);
-        match views.correct(&said) {
-            Ok(Some(right)) => {
-                tracing::warn!(partition, "a server that no longer owns the partition made something known");
-                drop(correcting.announce(partition, right));
-            }
-            Ok(None) => {}
-            Err(error) => tracing::error!(partition, %error, "a view could not be looked at"),
-        }
-    })?;
-    Ok(())
 }
 
 /// Who knows accounts' windows.
@@ -213,7 +192,10 @@ impl Owners {
             Self::Here(inquiries) => {
                 let asked = inquiries.get(partition as usize).ok_or_else(|| port("no such partition"))?;
                 let (answer, wait) = oneshot::channel();
-                asked.send(Inquiry { account, after, answer }).await.map_err(|_| port("the partition has ended"))?;
+                asked
+                    .send(Inquiry::Reputation { account, after, answer })
+                    .await
+                    .map_err(|_| port("the partition has ended"))?;
                 wait.await.map_err(|_| port("the partition has ended"))
             }
             Self::Elsewhere(questions) => {
@@ -277,7 +259,7 @@ impl Reception {
         let (Ok(account), Some(asked)) = (question.account(), self.inquiries.get(partition as usize)) else { return };
         let (answer, wait) = oneshot::channel();
         // Whoever asks when more is asked than can be answered asks in vain.
-        if asked.try_send(Inquiry { account, after: question.after, answer }).is_err() {
+        if asked.try_send(Inquiry::Reputation { account, after: question.after, answer }).is_err() {
             return;
         }
         let (exchange, to) = (self.exchange.clone(), question.reply_to);
@@ -302,7 +284,7 @@ impl sendtrail_query_api::Replica for DistantReplica {
     async fn is_ready(&self, account: AccountId) -> bool {
         let elsewhere = &self.elsewhere;
         let partition = partition_of(account, elsewhere.pulses.len() as u32);
-        let next = elsewhere.next_events.get(partition as usize).map_or(0, |next| next.load(Ordering::Acquire));
+        let next = elsewhere.next_event(partition);
         let mut known = elsewhere.clickhouse.subscribe();
         let of = |known: &BTreeMap<u32, ClickHouseView>| known.get(&partition).cloned();
         let has = |view: &ClickHouseView| view.whole_since.is_some() && view.next_event >= next;

@@ -23,4 +23,5 @@ pub mod roles;
 mod server;
 mod shutdown;
 mod sources;
+mod steward;
 pub mod telemetry;

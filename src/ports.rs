@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sendtrail_eventlog::{EventLog, Pulse, SETTLE};
+use sendtrail_eventlog::{EventLog, Pulse, SETTLE, read};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::{ProjectionReader, SinkHandle, Store, Views};
@@ -24,7 +24,7 @@ use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 
-use crate::elsewhere::Owners;
+use crate::elsewhere::{Elsewhere, Owners};
 
 /// Suppression lists, from the views.
 pub struct SuppressionLists(pub Views);
@@ -47,12 +47,13 @@ impl sendtrail_ingest::Suppressions for SuppressionLists {
 /// Dead letters, from the projections.
 pub struct DeadLetterBox(pub ProjectionReader);
 
+#[async_trait]
 impl sendtrail_ingest::DeadLetters for DeadLetterBox {
-    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
         self.0.dead_letters(from, limit).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
     }
 
-    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
+    async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
         self.0.dead_letter(partition, seq).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
     }
 }
@@ -119,12 +120,12 @@ const LETTERS_BYTES: usize = 1 << 20;
 
 impl LoggedDeadLetters {
     /// Some from a number on; none when there are no more.
-    fn read(&self, partition: u32, from: u64, bytes: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+    async fn read(&self, partition: u32, from: u64, bytes: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
         let of = TopicPartition::new(Topic::DeadLetter, partition);
-        let (batches, from) = match self.log.read(of, from, bytes) {
+        let (batches, from) = match read(&self.log, of, from, bytes).await {
             // What is older is gone.
             Err(sendtrail_eventlog::Error::Trimmed { first, .. }) if first > from => {
-                (self.log.read(of, first, bytes)?, first)
+                (read(&self.log, of, first, bytes).await?, first)
             }
             read => (read?, from),
         };
@@ -134,13 +135,14 @@ impl LoggedDeadLetters {
     }
 }
 
+#[async_trait]
 impl sendtrail_ingest::DeadLetters for LoggedDeadLetters {
-    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
         let mut found = Vec::new();
         for partition in from.0..self.partitions {
             let mut next = if partition == from.0 { from.1 } else { 0 };
             while found.len() < limit {
-                let letters = self.read(partition, next, LETTERS_BYTES)?;
+                let letters = self.read(partition, next, LETTERS_BYTES).await?;
                 let Some(last) = letters.last() else { break };
                 next = last.seq + 1;
                 found.extend(letters);
@@ -150,11 +152,11 @@ impl sendtrail_ingest::DeadLetters for LoggedDeadLetters {
         Ok(found)
     }
 
-    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
+    async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
         if partition >= self.partitions {
             return Ok(None);
         }
-        Ok(self.read(partition, seq, 1)?.into_iter().find(|letter| letter.seq == seq))
+        Ok(self.read(partition, seq, 1).await?.into_iter().find(|letter| letter.seq == seq))
     }
 }
 
@@ -166,6 +168,8 @@ pub struct OwnedAccounts {
     pub owners: Owners,
     /// How far the partitions are.
     pub pulses: Vec<Arc<Pulse>>,
+    /// What is known of partitions that others own.
+    pub elsewhere: Arc<Elsewhere>,
     /// What shows events to readers, if it is here.
     pub sink: Option<Arc<SinkHandle>>,
 }
@@ -181,7 +185,9 @@ impl OwnedAccounts {
             pulse.reached(intake).await;
         }
         if let Some(sink) = &self.sink {
-            sink.seen(partition, self.end(Topic::Events, partition)).await;
+            // What was applied elsewhere may be known sooner than it is read here.
+            let next = self.end(Topic::Events, partition).max(self.elsewhere.next_event(partition));
+            sink.seen(partition, next).await;
         }
     }
 }
@@ -291,7 +297,7 @@ impl sendtrail_query_api::Deliveries for DeliveryStates {
         &self,
         _: AccountId,
         wanted: &[DeliveryOf],
-    ) -> Result<HashMap<DeliveryOf, DeliveryState>, sendtrail_query_api::Error> {
+    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, sendtrail_query_api::Error> {
         let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
         let mut found = HashMap::new();
         for of in wanted {
@@ -304,7 +310,7 @@ impl sendtrail_query_api::Deliveries for DeliveryStates {
             });
             found.extend(state.map(|state| (*of, state)));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 }
 
@@ -317,7 +323,7 @@ impl sendtrail_query_api::Deliveries for NoDeliveries {
         &self,
         _: AccountId,
         _: &[DeliveryOf],
-    ) -> Result<HashMap<DeliveryOf, DeliveryState>, sendtrail_query_api::Error> {
-        Err(sendtrail_query_api::Error::Port("neither the sinks nor ClickHouse are here".into()))
+    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, sendtrail_query_api::Error> {
+        Ok(None)
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, Pulse, Replies};
 use sendtrail_schemas::account::Suppression;
@@ -71,18 +72,19 @@ pub struct SuppressionQuery {
 }
 
 /// Dead letters, as whoever keeps them shows them.
+#[async_trait]
 pub trait DeadLetters: Send + Sync + 'static {
     /// From a place on, in the order of partitions and numbers, at most `limit`.
     ///
     /// # Errors
     /// [`Error::Port`].
-    fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error>;
+    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error>;
 
     /// One of them.
     ///
     /// # Errors
     /// [`Error::Port`].
-    fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, Error>;
+    async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, Error>;
 }
 
 /// What the door goes by; see `config.default.toml`.

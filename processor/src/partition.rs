@@ -22,7 +22,7 @@ use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Announce, Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
-use sendtrail_schemas::exchange::{ProgressView, Seen};
+use sendtrail_schemas::exchange::{ProgressView, Seen, SuppressionView};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::record::{Body, Decision, Outcome, Record, Refusal, Settings, Skip};
@@ -35,7 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay, Progress};
+use crate::core::rows::{Row, RowKey};
 use crate::core::step::{LOGIC_VERSION, skip, step};
+use crate::said::ViewOf;
 use crate::snapshots::Taker;
 use crate::store::Writes;
 use crate::{Error, Snapshots, Store, Views};
@@ -76,14 +78,24 @@ pub struct Partition {
     pub snapshots: Option<Arc<Snapshots>>,
 }
 
-/// A question about an account, answered between batches.
-pub struct Inquiry {
-    /// Which.
-    pub account: AccountId,
-    /// Answered once everything before this offset is applied.
-    pub after: u64,
-    /// Where the answer goes.
-    pub answer: oneshot::Sender<Option<Reputation>>,
+/// What is asked of a partition, done between batches.
+pub enum Inquiry {
+    /// How an account stands.
+    Reputation {
+        /// Which.
+        account: AccountId,
+        /// Answered once everything before this offset is applied.
+        after: u64,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Option<Reputation>>,
+    },
+    /// That it makes known again what is true now.
+    Announce {
+        /// Of these.
+        views: Vec<ViewOf>,
+        /// Told when it is on its way.
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// Where questions go.
@@ -168,8 +180,10 @@ impl Partition {
                 }
                 Ended::Halted(why) => {
                     tracing::error!(partition = self.number, %why, "the partition is halted");
-                    let applied = *self.pulse.applied().borrow();
-                    self.tell(ProgressView { applied, halted: Some(why.clone()), ..ProgressView::default() });
+                    // What was true stays true.
+                    let kept = self.store.progress(self.number).ok().flatten().unwrap_or_default();
+                    let applied = kept.next_offset.max(*self.pulse.applied().borrow());
+                    self.tell(ProgressView { applied, halted: Some(why.clone()), ..reached(&kept) });
                     self.pulse.halt(why);
                     handle.block_on(stop.cancelled());
                     return;
@@ -191,7 +205,9 @@ impl Partition {
     fn ready(&self, handle: &Handle, taker: &mut Option<Arc<Mutex<Taker>>>) -> Result<(), Error> {
         let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
         let begin = async {
-            snapshots.restore(&self.store, self.number).await?;
+            if snapshots.restore(&self.store, self.number).await? {
+                self.views.rebuild(&self.store.view(), self.number)?;
+            }
             Taker::begin(snapshots.clone(), self.store.clone(), self.number).await
         };
         *taker = Some(Arc::new(Mutex::new(handle.block_on(begin)?)));
@@ -262,7 +278,7 @@ impl<'a> Session<'a> {
         of.tell(reached(&progress));
         // A partition to which nothing comes must not keep the log from being trimmed.
         of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);
-        let completer = Completer::start(of, handle, taker.cloned());
+        let completer = Completer::start(of, handle, taker.cloned(), reached(&progress));
         let overlay = Overlay::new(of.number, progress);
         Ok(Self {
             of,
@@ -285,7 +301,7 @@ impl<'a> Session<'a> {
         while let Ok(inquiry) = questions.try_recv() {
             self.waiting.push(inquiry);
         }
-        self.answer_questions();
+        self.answer_questions()?;
         let next = self.overlay.progress.next_offset;
         if *self.end.borrow_and_update() > next {
             return self.apply();
@@ -450,21 +466,57 @@ impl<'a> Session<'a> {
         self.completer.commit(writes)
     }
 
-    fn answer_questions(&mut self) {
+    fn answer_questions(&mut self) -> Result<(), Ended> {
         if self.waiting.is_empty() {
-            return;
+            return Ok(());
         }
         let applied = self.overlay.progress.next_offset;
         for inquiry in std::mem::take(&mut self.waiting) {
-            if inquiry.after > applied {
-                self.waiting.push(inquiry);
-                continue;
+            match inquiry {
+                Inquiry::Reputation { account, after, answer } if after > applied => {
+                    self.waiting.push(Inquiry::Reputation { account, after, answer });
+                }
+                Inquiry::Reputation { account, answer, .. } => {
+                    let loaded = self.load(&Keys { account: Some(account), ..Keys::default() });
+                    let found = loaded.ok().and_then(|()| self.overlay.account(account)).map(|a| a.reputation());
+                    // Whoever asked may have gone.
+                    let _ = answer.send(found);
+                }
+                Inquiry::Announce { views, done } => {
+                    self.announce(views)?;
+                    let _ = done.send(());
+                }
             }
-            let loaded = self.load(&Keys { account: Some(inquiry.account), ..Keys::default() });
-            let answer = loaded.ok().and_then(|()| self.overlay.account(inquiry.account)).map(|a| a.reputation());
-            // Whoever asked may have gone.
-            let _ = inquiry.answer.send(answer);
         }
+        Ok(())
+    }
+
+    /// Makes known what is true now. Nobody else does, so that the last word is the newest.
+    fn announce(&mut self, views: Vec<ViewOf>) -> Result<(), Ended> {
+        let Some(to) = self.of.announce.clone() else { return Ok(()) };
+        let mut announced = Vec::new();
+        for view in views {
+            let seen = match view {
+                ViewOf::Account(id) => {
+                    self.load(&Keys { account: Some(id), ..Keys::default() })?;
+                    self.overlay.account(id).map(|account| Seen::Account(Box::new((*account.config).clone())))
+                }
+                ViewOf::Suppression(account, email) => {
+                    let key = RowKey::suppressed(account, &email);
+                    self.load(&Keys { suppressed: vec![key], ..Keys::default() })?;
+                    let row = match self.overlay.row(&key) {
+                        Some(Row::Suppressed(row)) => Some((**row).clone()),
+                        _ => None,
+                    };
+                    let account_id = account.bytes().to_vec();
+                    Some(Seen::Suppression(SuppressionView { account_id, email, row }))
+                }
+            };
+            announced.extend(seen.map(|seen| to.announce(self.of.number, seen)));
+        }
+        let reached = reached(&self.overlay.progress);
+        let outputs = Outputs { announced, ..Outputs::nothing(reached) };
+        self.completer.give(Work::Outputs(outputs))
     }
 
     /// Makes a last checkpoint when all is well, and waits until nothing is on its way any more: the next session must

@@ -7,13 +7,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot, UserValue};
 use prost::Message;
+use sendtrail_schemas::exchange::Seen;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::Millis;
 
 use crate::Error;
 use crate::core::account::Account;
+use crate::core::effects::SuppressionChange;
 use crate::core::overlay::{Overlay, Progress, StoreKey};
-use crate::core::rows::{Row, RowKey, is_expired};
+use crate::core::rows::{Row, RowKey, RowKind, is_expired};
 use crate::projections::ATTEMPTS;
 
 const ROWS: &str = "state.rows";
@@ -118,11 +120,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
     pub fn account(&self, partition: u32, id: AccountId) -> Result<Option<Account>, Error> {
-        let mut start = prefix(partition).to_vec();
-        start.extend_from_slice(id.bytes());
-        let rows = self.accounts.prefix(start).map(|row| row.into_inner()).collect::<Result<Vec<_>, _>>()?;
-        let rows = rows.iter().filter_map(|(key, value)| Some((key.get(2..)?, &value[..])));
-        Ok(Account::restore(rows)?)
+        read_account(self.accounts.prefix([&prefix(partition)[..], id.bytes()].concat()))
     }
 
     /// A row.
@@ -244,6 +242,35 @@ impl StoreView {
         Ok(self.snapshot.get(keyspace, key)?)
     }
 
+    /// The accounts of a partition, then their suppressed addresses, as others see them. Looks at every row: they are not in
+    /// the order of accounts.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn seen(&self, partition: u32) -> impl Iterator<Item = Result<Seen, Error>> + '_ {
+        let mut next = Some(prefix(partition).to_vec());
+        let accounts = std::iter::from_fn(move || {
+            let first = self.snapshot.range(&self.of.accounts, next.take()?..).next()?;
+            let found = first.into_inner().map_err(Error::from).and_then(|(key, _)| {
+                if !key.starts_with(&prefix(partition)) {
+                    return Ok(None);
+                }
+                let id = AccountId::from_slice(key.get(2..18).unwrap_or_default())?;
+                // The first key after all of this account's.
+                next = Some([&prefix(partition)[..], id.bytes(), &[u8::MAX; 18]].concat());
+                let rows = self.snapshot.prefix(&self.of.accounts, [&prefix(partition)[..], id.bytes()].concat());
+                let account = read_account(rows)?;
+                Ok(account.map(|account| Seen::Account(Box::new((*account.config).clone()))))
+            });
+            found.transpose()
+        });
+        accounts.chain(self.rows(partition).filter_map(|row| match row {
+            Ok((StoreKey::Row(key), value)) => suppressed(&key, &value).transpose(),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        }))
+    }
+
     /// All rows of a partition.
     ///
     /// # Errors
@@ -260,6 +287,24 @@ impl StoreView {
         };
         rows(&self.of.accounts, StoreKey::Account).chain(rows(&self.of.rows, StoreKey::Row))
     }
+}
+
+/// A suppressed address as others see it, if this is the row of one.
+fn suppressed(key: &[u8; 33], value: &[u8]) -> Result<Option<Seen>, Error> {
+    let Some((account, _)) = RowKey::account_and_kind(key).filter(|(_, kind)| *kind == RowKind::Suppressed as u8)
+    else {
+        return Ok(None);
+    };
+    match (AccountId::from_slice(account)?, Row::decode(RowKind::Suppressed, value)?) {
+        (account, Row::Suppressed(row)) => Ok(Some(SuppressionChange::Put(*row).seen(account))),
+        _ => Ok(None),
+    }
+}
+
+fn read_account(rows: impl Iterator<Item = fjall::Guard>) -> Result<Option<Account>, Error> {
+    let rows = rows.map(|row| row.into_inner()).collect::<Result<Vec<_>, _>>()?;
+    let rows = rows.iter().filter_map(|(key, value)| Some((key.get(2..)?, &value[..])));
+    Ok(Account::restore(rows)?)
 }
 
 fn read_progress(value: Option<UserValue>) -> Result<Option<Progress>, Error> {

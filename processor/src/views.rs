@@ -12,12 +12,15 @@ use sendtrail_schemas::address;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::exchange::{Seen, SuppressionView};
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::topic::partition_of;
 
 use crate::core::effects::SuppressionChange;
+use crate::store::StoreView;
 use crate::{Error, Store};
 
-/// Where they are kept.
-const KEYSPACES: [&str; 2] = ["view.accounts", "view.suppressions"];
+/// Where they are kept: those of this server's own partitions, and what others made known.
+const OWN: [&str; 2] = ["view.accounts", "view.suppressions"];
+const OTHERS: [&str; 2] = ["others.accounts", "others.suppressions"];
 
 /// Account views and suppression lists.
 #[derive(Clone)]
@@ -33,8 +36,12 @@ impl Views {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a view is not what it should be.
     pub fn open(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
+        Self::open_in(OWN, store, directory)
+    }
+
+    fn open_in(names: [&str; 2], store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
         let keyspace = |name: &str| store.database().keyspace(name, KeyspaceCreateOptions::default);
-        let [accounts, suppressions] = KEYSPACES.map(keyspace);
+        let [accounts, suppressions] = names.map(keyspace);
         let views = Self { accounts: accounts?, suppressions: suppressions?, directory };
         for row in views.accounts.iter() {
             let (_, value) = row.into_inner()?;
@@ -44,15 +51,16 @@ impl Views {
         Ok(views)
     }
 
-    /// The same, of what other servers make known: nothing is kept from before.
+    /// The same for what other servers make known: nothing is there from before, and what this server's own partitions
+    /// made is left alone.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn empty(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
-        for name in KEYSPACES {
+    pub fn of_others(store: &Store, directory: Arc<Directory>) -> Result<Self, Error> {
+        for name in OTHERS {
             store.database().keyspace(name, KeyspaceCreateOptions::default)?.clear()?;
         }
-        Self::open(store, directory)
+        Self::open_in(OTHERS, store, directory)
     }
 
     /// Takes what the owner of a partition made known.
@@ -72,42 +80,42 @@ impl Views {
         Ok(())
     }
 
-    /// What is true, if that is other than what somebody said.
+    /// The accounts of a partition and their suppressed addresses.
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
-    pub fn correct(&self, said: &Seen) -> Result<Option<Seen>, Error> {
-        match said {
-            Seen::Account(said) => {
-                let known = self.directory.account(said.id()).filter(|known| known.version > said.version);
-                Ok(known.map(|known| Seen::Account(Box::new((*known).clone()))))
-            }
-            Seen::Suppression(said) => {
-                let account = AccountId::from_slice(&said.account_id)?;
-                let row = self.suppression(account, &said.email)?;
-                let is_other = row != said.row;
-                Ok(is_other.then(|| Seen::Suppression(SuppressionView { row, ..said.clone() })))
-            }
-            Seen::Reign(_) | Seen::Progress(_) | Seen::ClickHouse(_) => Ok(None),
-        }
+    pub fn of_partition(&self, partition: u32, partitions: u32) -> impl Iterator<Item = Result<Seen, Error>> + '_ {
+        let accounts = self.directory.list(None, usize::MAX).into_iter();
+        let accounts = accounts.filter(move |config| partition_of(config.id(), partitions) == partition);
+        accounts.flat_map(|config| {
+            let account = config.id();
+            let rows = self.suppressions.prefix(account.bytes()).map(move |row| {
+                let row = read_suppression(&row.value()?)?;
+                Ok(SuppressionChange::Put(row).seen(account))
+            });
+            std::iter::once(Ok(Seen::Account(Box::new((*config).clone())))).chain(rows)
+        })
     }
 
-    /// Everything, for those who know nothing yet.
+    /// Takes what the state of a partition says in place of what is here.
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
-    pub fn all(&self) -> impl Iterator<Item = Result<(AccountId, Seen), Error>> + '_ {
-        let accounts = self.directory.list(None, usize::MAX).into_iter();
-        let accounts = accounts.map(|config| Ok((config.id(), Seen::Account(Box::new((*config).clone())))));
-        let suppressions = self.suppressions.iter().map(|row| {
-            let (key, value) = row.into_inner()?;
-            let account = AccountId::from_slice(key.get(..16).unwrap_or_default())?;
-            let row = read_suppression(&value)?;
-            let view =
-                SuppressionView { account_id: account.bytes().to_vec(), email: row.email.clone(), row: Some(row) };
-            Ok((account, Seen::Suppression(view)))
-        });
-        accounts.chain(suppressions)
+    pub fn rebuild(&self, state: &StoreView, partition: u32) -> Result<(), Error> {
+        // Accounts come first.
+        for seen in state.seen(partition) {
+            match seen? {
+                Seen::Account(config) => {
+                    // What is no longer on its list is not in the state either.
+                    for row in self.suppressions.prefix(&config.account_id) {
+                        self.suppressions.remove(row.key()?)?;
+                    }
+                    self.publish(Arc::new(*config))?;
+                }
+                seen => self.take(seen)?,
+            }
+        }
+        Ok(())
     }
 
     /// The directory that these views feed.

@@ -126,7 +126,7 @@ pub struct DeliveryOf {
 /// Webhook deliveries.
 #[async_trait]
 pub trait Deliveries: Send + Sync + 'static {
-    /// How deliveries of an account's events stand; those that are not in it have seen no attempt.
+    /// How deliveries of an account's events stand; those that are not in it have seen no attempt. None: nobody here knows.
     ///
     /// # Errors
     /// [`Error::Port`], [`Error::ClickHouse`].
@@ -134,7 +134,7 @@ pub trait Deliveries: Send + Sync + 'static {
         &self,
         account: AccountId,
         wanted: &[DeliveryOf],
-    ) -> Result<HashMap<DeliveryOf, DeliveryState>, Error>;
+    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error>;
 }
 
 /// Where answers come from.

@@ -50,7 +50,11 @@ pub enum Seen {
 
 /// See [`Seen::Reign`].
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct Reign {}
+pub struct Reign {
+    /// Which process: random.
+    #[prost(fixed64, tag = "1")]
+    pub instance: u64,
+}
 
 /// An address of an account's suppression list.
 #[derive(Clone, PartialEq, Eq, prost::Message)]

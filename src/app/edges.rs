@@ -50,6 +50,7 @@ impl Edges {
             log: shared.log.clone(),
             owners,
             pulses: shared.pulses.clone(),
+            elsewhere: shared.elsewhere.clone(),
             sink: filing.sink.clone(),
         });
         let dead_letters: Arc<dyn DeadLetters> = match &filing.reader {

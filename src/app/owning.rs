@@ -19,17 +19,15 @@ use crate::config::Config;
 pub struct Owning {
     /// They run.
     pub partitions: Vec<PartitionHandle>,
-    /// Whether nobody ever made their views known before.
-    pub is_first: bool,
 }
 
 impl Owning {
     /// Starts all partitions; returns once everything in the log is applied.
     pub async fn start(config: &Config, shared: &Shared, stop: &CancellationToken) -> anyhow::Result<Self> {
-        let mut is_first = false;
-        if let Some(exchange) = shared.exchange.clone() {
-            let begin = move || Ok::<_, sendtrail_eventlog::Error>((exchange.had_owner()?, exchange.reign()?));
-            is_first = !tokio::task::spawn_blocking(begin).await??.0;
+        if let Some(exchange) = &shared.exchange {
+            for number in 0..config.log.partitions {
+                exchange.reign(number).await?;
+            }
         }
         let folder = &config.state.snapshots;
         let every = Duration::from_secs(config.state.snapshot_seconds);
@@ -41,7 +39,7 @@ impl Owning {
             partitions.push(partition.start(stop.clone())?);
         }
         catch_up(&*shared.log, &shared.pulses).await;
-        Ok(Self { partitions, is_first })
+        Ok(Self { partitions })
     }
 
     /// Where questions go, by partition.

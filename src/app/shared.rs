@@ -15,9 +15,10 @@ use tokio::runtime::Handle;
 use super::owning::Owning;
 use crate::backbone::Backbone;
 use crate::config::Config;
-use crate::elsewhere::{AllReplies, Elsewhere, Questions, Reception, set_right};
+use crate::elsewhere::{AllReplies, Elsewhere, Questions, Reception};
 use crate::keys::vault;
 use crate::roles::Role;
+use crate::steward::Steward;
 
 /// See the module.
 pub struct Shared {
@@ -46,7 +47,7 @@ impl Shared {
         let store = Store::open(&data.join("state"), count, config.state.cache_bytes).context("open the state")?;
         let directory = Arc::new(Directory::default());
         let is_owner = config.server.roles.has(Role::Processor);
-        let open = if is_owner { Views::open } else { Views::empty };
+        let open = if is_owner { Views::open } else { Views::of_others };
         let views = open(&store, directory.clone()).context("read the accounts")?;
         let clock = if config.log.simulated { simulated_clock(&store, count)? } else { Clock::wall() };
         let instance = rand::rng().next_u64();
@@ -92,14 +93,18 @@ impl Shared {
             handle: Handle::current(),
         };
         let (views, clock, elsewhere) = (self.views.clone(), self.clock.clone(), self.elsewhere.clone());
-        let (partitions, is_first) = (config.log.partitions, owning.is_first);
-        let is_owner = config.server.roles.has(Role::Processor);
+        let steward = config.server.roles.has(Role::Processor).then(|| Steward {
+            exchange: exchange.clone(),
+            views: self.views.clone(),
+            inquiries: owning.inquiries(),
+            elsewhere: self.elsewhere.clone(),
+            handle: Handle::current(),
+        });
         // Both wait for brokers.
         tokio::task::spawn_blocking(move || {
-            if is_owner {
-                set_right(&exchange, views, partitions, is_first)?;
-            } else {
-                elsewhere.follow(&exchange, views, clock)?;
+            match steward {
+                Some(steward) => steward.begin()?,
+                None => elsewhere.follow(&exchange, views, clock)?,
             }
             reception.open()?;
             anyhow::Ok(())

@@ -27,7 +27,7 @@ async fn start() -> Option<Server> {
 }
 
 /// What an independent consumer finds on a topic: partition, key, value.
-fn consume(address: &str, topic: &str, partitions: i32) -> Vec<(i32, Vec<u8>, Vec<u8>)> {
+pub fn consume(address: &str, topic: &str, partitions: i32) -> Vec<(i32, Vec<u8>, Vec<u8>)> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", address)
         .set("group.id", "an auditor")

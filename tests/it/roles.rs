@@ -7,12 +7,20 @@ use std::time::Duration;
 
 use http::Method;
 use parking_lot::Mutex;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sendtrail::client::Api;
 use sendtrail_processor::clickhouse::migrate;
+use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::codec;
+use sendtrail_schemas::exchange::{Seen, SuppressionView, View};
+use sendtrail_schemas::topic::partition_of;
 use tempfile::TempDir;
 
 use super::binary::{ADMIN_KEY, Process};
-use super::kafka::environment;
+use super::kafka::{consume, environment};
 use super::support::*;
 
 const SECRET: &str = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=";
@@ -245,15 +253,13 @@ async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
     }
     let doors: Doors = Arc::new(Mutex::new([servers[0].2.base.clone(), servers[1].2.base.clone()]));
     let (key, _) = partner(&servers[0].2, &receiver, 1_000_000_000).await;
-    let mut streams = tokio::task::JoinSet::new();
-    for stream in 0..STREAMS {
-        streams.spawn(drive(doors.clone(), key.clone(), stream, BATCHES));
-    }
+    let streams: Vec<_> =
+        (0..STREAMS).map(|stream| tokio::spawn(drive(doors.clone(), key.clone(), stream, BATCHES))).collect();
     let mut kills = 0;
     // Each once, the owner of everything twice.
     for at in [2, 0, 4, 3, 1, 5, 2] {
         tokio::time::sleep(Duration::from_millis(700)).await;
-        kills += usize::from(!streams.is_empty());
+        kills += usize::from(streams.iter().any(|stream| !stream.is_finished()));
         let (name, roles, process) = &mut servers[at];
         process.signal("-KILL");
         process.wait();
@@ -263,7 +269,8 @@ async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
         }
     }
     let mut all = Acknowledged::default();
-    for one in streams.join_all().await {
+    for one in streams {
+        let one = one.await.unwrap();
         all.sends.extend(one.sends);
         all.bounces.extend(one.bounces);
         all.mail.extend(one.mail);
@@ -366,4 +373,85 @@ async fn another_processor_goes_on_from_a_snapshot_and_the_one_before_changes_no
     let third = fleet.start("third", &["processor"]);
     assert!(told(&third, "sendtrail_snapshot_restores_total").await > 0.0);
     assert_eq!(send(&Api::new(&front.base, &key), "success@inbox.example").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_made_known_is_the_truth_whoever_said_otherwise() {
+    let Some(fleet) = Fleet::new("truth", &[]).await else { return };
+    let receiver = Receiver::start_ok().await;
+    let start = |name: &str, roles: &[&str]| tokio::task::block_in_place(|| fleet.start(name, roles));
+    let mut processor = start("owner", &["processor"]);
+    let front = start("front", &["ingest"]);
+    let (key, id) = partner(&front, &receiver, 1_000_000_000).await;
+    let api = Api::new(&front.base, &key);
+    let suppress = format!("{PARTNER}/suppression/No@Mail.example");
+    api.send(Method::PUT, &suppress, &json!({"reason": "MANUAL"})).await.unwrap();
+    let stop = |server: &mut Process| {
+        server.signal("-TERM");
+        assert!(tokio::task::block_in_place(|| server.wait()).success());
+    };
+    // What a front server can tell a client.
+    let knows = async |name: &str| {
+        let server = start(name, &["ingest"]);
+        let found = Api::new(&server.base, &key).rows(&format!("{PARTNER}/suppression"), "suppressions").await;
+        found.is_ok_and(|rows| rows.len() == 1 && rows[0]["email"] == "No@Mail.example")
+    };
+
+    // One who owned it before says something, late.
+    stop(&mut processor);
+    processor = start("owner", &["processor"]);
+    let setting = |name: &str| fleet.settings.iter().find(|(key, _)| key.ends_with(name)).unwrap().1.clone();
+    let (broker, namespace) = (setting("BOOTSTRAP_SERVERS"), setting("NAMESPACE"));
+    let topic = format!("{namespace}.views");
+    let account: sendtrail_schemas::ids::AccountId = id.parse().unwrap();
+    let partition = partition_of(account, 4);
+    let late = [
+        Seen::Account(Box::new(AccountConfig { account_id: account.bytes().to_vec(), ..AccountConfig::default() })),
+        Seen::Suppression(SuppressionView {
+            account_id: account.bytes().to_vec(),
+            email: "no@mail.example".into(),
+            row: None,
+        }),
+    ];
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", &broker).create().unwrap();
+    for seen in &late {
+        let view = View { version: codec::VERSION, reign: 0, seen: Some(seen.clone()) };
+        let (key, payload) = (seen.key(), codec::encode(&view));
+        producer.send(BaseRecord::to(&topic).partition(partition as i32).key(&key).payload(&payload[..])).unwrap();
+    }
+    producer.flush(Duration::from_secs(10)).unwrap();
+    let last = |key: &[u8]| {
+        let all = tokio::task::block_in_place(|| consume(&broker, &topic, 4));
+        let last = all.into_iter().filter(|(of, found, _)| *of == partition as i32 && found == key).next_back();
+        codec::decode::<View>(&last.unwrap().2).unwrap().seen.unwrap()
+    };
+    eventually("the owner says how it is", async || {
+        let account = matches!(last(&late[0].key()), Seen::Account(config) if !config.keys.is_empty());
+        account && matches!(last(&late[1].key()), Seen::Suppression(view) if view.row.is_some())
+    })
+    .await;
+    assert!(knows("second").await);
+
+    // Nothing was ever made known, as after an upgrade.
+    stop(&mut processor);
+    drop(front);
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &broker).create().unwrap();
+    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap();
+    eventually("the topic is gone", async || {
+        let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(10)).unwrap();
+        metadata.topics().iter().all(|found| found.name() != topic)
+    })
+    .await;
+    // Another role in its folder takes nothing from it.
+    let mut visitor = start("owner", &["ingest"]);
+    stop(&mut visitor);
+    let _processor = start("owner", &["processor"]);
+    eventually("everything is made known again", async || {
+        let said = tokio::task::block_in_place(|| consume(&broker, &topic, 4));
+        let has = |key: &[u8]| said.iter().any(|(_, found, _)| found == key);
+        has(&late[0].key()) && has(&late[1].key())
+    })
+    .await;
+    assert!(knows("third").await);
 }

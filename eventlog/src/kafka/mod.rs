@@ -38,7 +38,7 @@ use owner::Owner;
 use tail::Tail;
 use writer::Writer;
 
-pub use exchange::{Exchange, Heard, Voice};
+pub use exchange::{Exchange, Heard, Voice, Word};
 pub use owner::Part;
 pub use source::{SourceMessage, SourceOptions, SourceTopic};
 pub use topics::{Plan, Step};
@@ -169,6 +169,9 @@ impl KafkaLog {
         plan.check()?;
         let health = Arc::new(Health::default());
         // Before anything is looked at: an owner before may still have written.
+        if options.parts.len() > 1 {
+            owner::wait_until_free(&options, &health)?;
+        }
         let owners = options.parts.iter().map(|part| Owner::become_owner(*part, &options, &health));
         let owners = owners.collect::<Result<_, _>>()?;
         let ends = numbers::ends(&options, &health)?;

@@ -146,6 +146,9 @@ impl Owner {
         let (mut said, begun) = (Instant::now(), Instant::now());
         let mut last = None;
         while *told.borrow_and_update() == State::Waiting {
+            if let Some(why) = health.is_lost() {
+                return Err(Error::Failed(why));
+            }
             match poll(&consumer) {
                 Some(error) if is_final(&error) => {
                     return Err(Error::Settings(format!("Kafka does not let this server own the log: {error}")));
@@ -189,6 +192,33 @@ impl Owner {
             let _ = thread.join();
         }
     }
+}
+
+/// Waits until nobody else does, or is about to do, any of some parts. Whoever took one and then waited for another would keep
+/// the first from those who could do it. Blocks.
+///
+/// # Errors
+/// [`Error::Settings`] when librdkafka does not know a setting or its value.
+pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Error> {
+    let asking: BaseConsumer<Context> = connect::create(&connect::consumer(options), health)?;
+    let is_anothers = |part: &&Part| {
+        // A group that nobody joined yet may not be known.
+        let groups = asking.fetch_group_list(Some(&part.group(&options.namespace)), PATIENCE);
+        groups.is_ok_and(|found| {
+            let mut members = found.groups().iter().flat_map(|group| group.members());
+            members.any(|member| !member.id().starts_with(&options.instance))
+        })
+    };
+    let (mut said, begun) = (Instant::now(), Instant::now());
+    while let Some(part) = options.parts.iter().find(is_anothers) {
+        if said.elapsed() > PATIENCE {
+            said = Instant::now();
+            let seconds = begun.elapsed().as_secs();
+            tracing::warn!(seconds, part = part.name(), "another server does this; waiting to take over");
+        }
+        std::thread::sleep(PATIENCE / 20);
+    }
+    Ok(())
 }
 
 /// Signs of life are sent meanwhile. There is nothing to read.

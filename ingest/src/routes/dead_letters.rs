@@ -92,14 +92,14 @@ pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQ
             (partition.parse().map_err(|_| malformed())?, seq.parse().map_err(|_| malformed())?)
         }
     };
-    let found = ingest.parts().dead_letters.list(from, limit + 1)?;
+    let found = ingest.parts().dead_letters.list(from, limit + 1).await?;
     let next_cursor = found.get(limit).map(|letter| format!("{}-{}", letter.partition, letter.seq));
     let dead_letters = found.iter().take(limit).map(|letter| view(letter, false)).collect();
     Ok(ok(Letters { dead_letters, next_cursor }))
 }
 
-fn find(ingest: &Ingest, partition: u32, seq: u64) -> Result<DeadLetter, Problem> {
-    let found = ingest.parts().dead_letters.get(partition, seq)?;
+async fn find(ingest: &Ingest, partition: u32, seq: u64) -> Result<DeadLetter, Problem> {
+    let found = ingest.parts().dead_letters.get(partition, seq).await?;
     found.ok_or_else(|| Problem::new(Code::NotFound, "no such dead letter"))
 }
 
@@ -116,7 +116,7 @@ pub(super) async fn get(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,
 ) -> Result<Response, Problem> {
-    Ok(ok(One { dead_letter: view(&find(&ingest, partition, seq)?, true) }))
+    Ok(ok(One { dead_letter: view(&find(&ingest, partition, seq).await?, true) }))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -135,7 +135,7 @@ pub(super) async fn retry(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,
 ) -> Result<Response, Problem> {
-    let letter = find(&ingest, partition, seq)?;
+    let letter = find(&ingest, partition, seq).await?;
     let batches = match &letter.source {
         Some(source) => read_again(&ingest, &letter, source)?,
         None => BTreeMap::from([(partition, as_it_was(&letter.payload))]),

@@ -85,15 +85,18 @@ impl Follower {
         for &partition in looks.back().iter().flat_map(|(_, ends)| ends.keys()) {
             filed.insert(partition, table.mark(partition).await?);
         }
+        let filed = Arc::new(filed);
+        if table.version() != version {
+            let (root, version, files) = (table.root().to_owned(), table.version(), Arc::new(table.files()));
+            let filed = filed.clone();
+            self.cell.update(|_| ArchiveView { root, version, files, filed, tail: Vec::new() });
+        }
+        // Only now: a reader must not see older files with a newer time.
         while let Some((at, ends)) = looks.front()
             && ends.iter().all(|(partition, end)| filed.get(partition).is_some_and(|filed| filed >= end))
         {
             self.as_of.store(at.0, Ordering::Release);
             looks.pop_front();
-        }
-        if table.version() != version {
-            let (root, version, files) = (table.root().to_owned(), table.version(), Arc::new(table.files()));
-            self.cell.update(|_| ArchiveView { root, version, files, filed: Arc::new(filed), tail: Vec::new() });
         }
         Ok(())
     }

@@ -91,6 +91,11 @@ impl RowKey {
         bytes[32] = self.kind as u8;
         bytes
     }
+
+    /// The account and the kind in the key of a store.
+    pub fn account_and_kind(bytes: &[u8; 33]) -> Option<(&[u8], u8)> {
+        Some((bytes.get(16..32)?, bytes[32]))
+    }
 }
 
 /// A row.

@@ -155,7 +155,7 @@ struct Running {
     next_event: u64,
     next_attempt: u64,
     /// The directory knows what came before this offset of intake.
-    applied: u64,
+    applied: watch::Receiver<u64>,
     lanes: HashMap<DestinationId, Lane>,
     /// Lanes in which something may be started.
     ready: Vec<DestinationId>,
@@ -179,7 +179,7 @@ impl Running {
         let mut running = Self {
             next_event: marks.event,
             next_attempt: marks.attempt,
-            applied: 0,
+            applied: of.pulse.applied(),
             lanes: HashMap::new(),
             ready: Vec::new(),
             unbooked: BTreeMap::new(),
@@ -234,7 +234,7 @@ impl Running {
 
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
-            let folded = self.fold_events(stop).await?;
+            let folded = self.fold_events().await?;
             self.ripen()?;
             self.start_attempts()?;
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
@@ -258,6 +258,7 @@ impl Running {
         let first = tokio::select! {
             Some(outcome) = self.under_way.join_next() => Some(ended(outcome)?),
             _ = self.end.changed() => None,
+            _ = self.applied.changed() => None,
             () = tokio::time::sleep(Duration::from_millis(until_due as u64)) => None,
             () = stop.cancelled() => None,
         };
@@ -278,8 +279,9 @@ impl Running {
     }
 
     /// Reads on in the events; whether there was anything.
-    async fn fold_events(&mut self, stop: &CancellationToken) -> Result<bool, Error> {
+    async fn fold_events(&mut self) -> Result<bool, Error> {
         self.end.borrow_and_update();
+        self.applied.borrow_and_update();
         let of = self.of.of(Topic::Events);
         let from = self.next_event;
         let batches = read(&self.of.log, of, from, READ_BYTES).await?;
@@ -296,15 +298,9 @@ impl Running {
             }
             let event: Event = codec::decode(&record.value)?;
             // What was changed before it happened, its destinations among that, must be known; elsewhere it is told later.
-            if event.offset >= self.applied {
-                tokio::select! {
-                    () = self.of.pulse.reached(event.offset + 1) => {}
-                    () = stop.cancelled() => {
-                        self.next_event = event.seq;
-                        return Ok(false);
-                    }
-                }
-                self.applied = *self.of.pulse.applied().borrow();
+            if event.offset >= *self.applied.borrow() && self.of.pulse.halted().is_none() {
+                self.next_event = event.seq;
+                return Ok(false);
             }
             for destination in event.destinations() {
                 self.fold_delivery(&event, destination)?;

@@ -53,6 +53,13 @@ pub struct Outputs {
     pub reached: ProgressView,
 }
 
+impl Outputs {
+    /// Of no record: the partition is where it was.
+    pub fn nothing(reached: ProgressView) -> Self {
+        Self { appends: Vec::new(), announced: Vec::new(), suppressions: Vec::new(), decisions: Vec::new(), reached }
+    }
+}
+
 /// The task that completes pieces of work in order.
 pub struct Completer {
     work: mpsc::Sender<Work>,
@@ -75,7 +82,7 @@ struct Task {
 }
 
 impl Completer {
-    pub fn start(of: &Partition, handle: &Handle, taker: Option<Arc<Mutex<Taker>>>) -> Self {
+    pub fn start(of: &Partition, handle: &Handle, taker: Option<Arc<Mutex<Taker>>>, reached: ProgressView) -> Self {
         let (work, pieces) = mpsc::channel(IN_FLIGHT);
         let committed = Arc::new(AtomicBool::new(true));
         let failure = Arc::new(Mutex::new(None));
@@ -84,7 +91,7 @@ impl Completer {
             store: of.store.clone(),
             views: of.views.clone(),
             replies: of.replies.clone(),
-            telling: Telling::new(of),
+            telling: Telling::new(of, reached),
             taker,
             pulse: of.pulse.clone(),
             retention: of.retention.clone(),

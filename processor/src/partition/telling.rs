@@ -1,4 +1,5 @@
-//! Tells other servers how far a partition is: at once when somebody waits for it, else not too often.
+//! Tells other servers how far a partition is: at once when somebody waits for it, else not too often, and again and again,
+//! so that it does not matter when one word is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +12,21 @@ use super::Partition;
 
 /// How long others may believe that a partition is where it was.
 const EVERY: Duration = Duration::from_millis(50);
+/// How often the same is told again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Telling {
     partition: u32,
     to: Option<Arc<dyn Announce>>,
-    /// What was not told yet.
-    untold: Option<ProgressView>,
+    reached: ProgressView,
+    is_told: bool,
     told: Instant,
 }
 
 impl Telling {
-    pub fn new(of: &Partition) -> Self {
-        Self { partition: of.number, to: of.announce.clone(), untold: None, told: Instant::now() }
+    pub fn new(of: &Partition, reached: ProgressView) -> Self {
+        Self { partition: of.number, to: of.announce.clone(), reached, is_told: false, told: Instant::now() }
     }
 
     /// Notes how far the partition is.
@@ -31,26 +34,26 @@ impl Telling {
         if self.to.is_none() {
             return;
         }
-        self.untold = Some(reached);
+        (self.reached, self.is_told) = (reached, false);
         if at_once || self.told.elapsed() >= EVERY {
             self.tell();
         }
     }
 
-    /// Resolves when something should be told.
+    /// Resolves when it should be told.
     pub async fn is_due(&self) {
-        if self.untold.is_none() {
+        if self.to.is_none() {
             return std::future::pending().await;
         }
-        tokio::time::sleep_until(self.told + EVERY).await;
+        tokio::time::sleep_until(self.told + if self.is_told { AGAIN } else { EVERY }).await;
     }
 
-    /// Tells what was not told yet.
+    /// Tells it.
     pub fn tell(&mut self) {
-        if let Some((to, reached)) = self.to.as_ref().zip(self.untold.take()) {
-            self.told = Instant::now();
+        if let Some(to) = &self.to {
+            (self.told, self.is_told) = (Instant::now(), true);
             // The next one comes soon: nobody waits for this one.
-            drop(to.announce(self.partition, Seen::Progress(reached)));
+            drop(to.announce(self.partition, Seen::Progress(self.reached.clone())));
         }
     }
 }

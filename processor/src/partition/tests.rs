@@ -130,7 +130,7 @@ impl House {
     async fn sent(&self) -> u64 {
         let (answer, wait) = oneshot::channel();
         let after = *self.log.end(TopicPartition::new(Topic::Intake, 0)).borrow();
-        self.running.inquiries.send(Inquiry { account: ACCOUNT, after, answer }).await.ok().unwrap();
+        self.running.inquiries.send(Inquiry::Reputation { account: ACCOUNT, after, answer }).await.ok().unwrap();
         let reputation = wait.await.unwrap().unwrap();
         reputation.window.at(Millis::wall()).sent
     }

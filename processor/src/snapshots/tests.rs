@@ -199,7 +199,7 @@ async fn what_nobody_names_goes_when_it_is_old() {
         server.finish();
     }
     assert_eq!(names(&folder).iter().filter(|name| name.starts_with("manifest")).count(), 4, "none is old");
-    let long_ago = std::time::SystemTime::now() - Duration::from_secs(7_200);
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_millis((Millis::wall().0 - 2 * HOUR) as u64);
     for name in names(&folder) {
         let file = std::fs::File::options()
             .write(true)

@@ -36,7 +36,7 @@ impl Deliveries for ClickHouseAnalytics {
         &self,
         account: AccountId,
         wanted: &[DeliveryOf],
-    ) -> Result<HashMap<DeliveryOf, DeliveryState>, Error> {
+    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error> {
         let mut found = HashMap::new();
         let mut partitions: HashMap<u32, Vec<&DeliveryOf>> = HashMap::new();
         wanted.iter().for_each(|of| partitions.entry(of.partition).or_default().push(of));
@@ -58,7 +58,7 @@ impl Deliveries for ClickHouseAnalytics {
                 found.insert(*of, state);
             }
         }
-        Ok(found)
+        Ok(Some(found))
     }
 }
 

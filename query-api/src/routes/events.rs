@@ -109,8 +109,11 @@ async fn show_all(
     let known = if wanted.is_empty() {
         Some(HashMap::new())
     } else {
-        match query.bounded(parts.deliveries.states(account, &wanted)).await {
-            Ok(known) => Some(known),
+        // In the turn that the events had: they are not to be thrown away for it.
+        let timeout = parts.timeout;
+        let looked = tokio::time::timeout(timeout, parts.deliveries.states(account, &wanted)).await;
+        match looked.unwrap_or(Err(Error::Timeout(timeout))) {
+            Ok(known) => known,
             Err(error) if is_makeshift => {
                 tracing::warn!(%error, "events are shown without their deliveries");
                 None

@@ -1,6 +1,6 @@
 //! Listening: to views from the beginning, to questions and replies from now on.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -29,6 +29,32 @@ pub enum Voice {
     Former,
 }
 
+/// A word on a partition.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Word {
+    /// Somebody owns it from here on.
+    Reign {
+        /// Whether it is this process.
+        is_ours: bool,
+    },
+    /// Something was made known.
+    Said(Voice, Seen),
+}
+
+/// What a view at an offset is, where the one who reigned before it began at another.
+fn word(reign: &mut u64, offset: u64, claimed: u64, seen: Seen, instance: u64) -> Word {
+    match seen {
+        Seen::Reign(by) => {
+            *reign = offset;
+            Word::Reign { is_ours: by.instance == instance }
+        }
+        // How far ClickHouse is, is not the owner's to say.
+        Seen::ClickHouse(_) => Word::Said(Voice::Owner, seen),
+        _ if claimed < *reign => Word::Said(Voice::Former, seen),
+        _ => Word::Said(Voice::Owner, seen),
+    }
+}
+
 /// What was said to this server.
 #[derive(Debug)]
 pub enum Heard {
@@ -39,61 +65,72 @@ pub enum Heard {
 }
 
 impl Exchange {
-    /// Hands over every view there is, and then each as it comes, in the order of each partition. Returns once all are
-    /// handed over that there were; blocks until then.
+    /// Hands over every word there is on views, and then each as it comes, in the order of each partition. Returns once all
+    /// are handed over that there were; blocks until then.
     ///
     /// # Errors
     /// [`Error::Io`] when the brokers do not answer.
-    pub fn follow_views(&self, mut take: impl FnMut(u32, Voice, Seen) + Send + 'static) -> Result<(), Error> {
+    pub fn follow_views(&self, mut take: impl FnMut(u32, Word) + Send + 'static) -> Result<(), Error> {
         let name = self.options.views_topic();
         let consumer = self.consumer()?;
         let mut from = TopicPartitionList::new();
+        let mut left = HashMap::new();
         for partition in 0..self.options.partitions {
-            from.add_partition_offset(&name, partition as i32, Offset::Beginning).map_err(io("read views"))?;
+            let (low, high) = numbers::watermarks(&consumer, &name, partition)?;
+            from.add_partition_offset(&name, partition as i32, Offset::Offset(low)).map_err(io("read views"))?;
+            if high > low {
+                left.insert(partition as i32, high);
+            }
         }
         consumer.assign(&from).map_err(io("read views"))?;
         let (caught_up, wait) = mpsc::channel();
         let mut caught_up = Some(caught_up);
-        let (stop, health) = (self.stop.clone(), self.health.clone());
+        let (stop, health, instance) = (self.stop.clone(), self.health.clone(), self.instance);
         let mut reigns = vec![0; self.options.partitions as usize];
-        let mut ended = HashSet::new();
         self.thread("kafka-views", move || {
             while !stop.load(Ordering::Acquire) {
-                match consumer.poll(POLL) {
-                    Some(Ok(message)) => {
-                        health.well();
-                        let Some(view) = read::<View>(&message, &health) else { continue };
-                        let partition = message.partition() as u32;
-                        let Some((reign, seen)) = reigns.get_mut(partition as usize).zip(view.seen) else { continue };
-                        if matches!(seen, Seen::Reign(_)) {
-                            *reign = message.offset() as u64;
-                            continue;
-                        }
-                        // How far ClickHouse is, is not the owner's to say.
-                        let is_former = view.reign < *reign && !matches!(seen, Seen::ClickHouse(_));
-                        let voice = if is_former { Voice::Former } else { Voice::Owner };
-                        take(partition, voice, seen);
-                    }
+                if let Some(told) = caught_up.take_if(|_| left.is_empty()) {
+                    // Whoever waits, below, may have given up.
+                    let _ = told.send(());
+                }
+                let message = match consumer.poll(POLL) {
+                    Some(Ok(message)) => message,
+                    // Its last records may have been replaced by later ones.
                     Some(Err(KafkaError::PartitionEOF(partition))) => {
-                        ended.insert(partition);
-                        if let Some(told) = caught_up.take_if(|_| ended.len() == reigns.len()) {
-                            // Whoever waits, below, may have given up.
-                            let _ = told.send(());
-                        }
+                        left.remove(&partition);
+                        continue;
                     }
                     // The client goes on by itself.
-                    Some(Err(error)) => tracing::debug!(%error, "views"),
-                    None => {}
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "views");
+                        continue;
+                    }
+                    None => continue,
+                };
+                health.well();
+                let (partition, offset) = (message.partition(), message.offset());
+                if let Some(view) = read::<View>(&message, &health)
+                    && let Some((reign, seen)) = reigns.get_mut(partition as usize).zip(view.seen)
+                {
+                    take(partition as u32, word(reign, offset as u64, view.reign, seen, instance));
+                }
+                if left.get(&partition).is_some_and(|high| offset + 1 >= *high) {
+                    left.remove(&partition);
                 }
             }
         })?;
-        while wait.recv_timeout(PATIENCE).is_err() {
-            if let Some(why) = self.health.failure() {
-                return Err(Error::Io { what: "read views".into(), cause: why });
+        loop {
+            match wait.recv_timeout(PATIENCE) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(Error::Io { what: "read views".into(), cause: "the reader ended".into() });
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => match self.health.failure() {
+                    Some(cause) => return Err(Error::Io { what: "read views".into(), cause }),
+                    None => tracing::info!("reading what other servers made known"),
+                },
             }
-            tracing::info!("reading what other servers made known");
         }
-        Ok(())
     }
 
     /// Hands over what is said to this server from now on: questions to the owner if it is one, replies to an instance.

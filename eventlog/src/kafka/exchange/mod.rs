@@ -7,10 +7,11 @@
 //!
 //! Nothing here is in the sequence. A view may be written by an owner who does not know yet that he is none any more; it
 //! is told by its reign, which is the offset of a record that every owner begins with, and whoever owns the partition
-//! then says again what is true (see [`Exchange::follow_views`]).
+//! then says again what is true.
 
 mod following;
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -19,8 +20,7 @@ use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use sendtrail_schemas::codec::{self, Wire};
@@ -28,10 +28,10 @@ use sendtrail_schemas::exchange::{Question, Reign, Reply, Seen, View};
 use tokio::sync::oneshot;
 
 use super::connect::{self, Context, Health, io};
-use super::{Options, PATIENCE, numbers};
+use super::{Options, PATIENCE};
 use crate::{Announce, Error};
 
-pub use following::{Heard, Voice};
+pub use following::{Heard, Voice, Word};
 
 /// How long a view may take to be acknowledged before its writer learns that it was not.
 const VIEW_TIMEOUT: &str = "30000";
@@ -42,6 +42,8 @@ pub struct Exchange {
     health: Arc<Health>,
     producer: ThreadedProducer<Publishing>,
     reigns: Vec<AtomicU64>,
+    /// By which its own reigns are told from others'.
+    instance: u64,
     stop: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -54,6 +56,10 @@ impl ClientContext for Publishing {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            // Nothing more would be made known.
+            self.0.health.lost(&format!("views cannot be written any more: {reason}"));
+        }
         self.0.error(error, reason);
     }
 }
@@ -92,33 +98,19 @@ impl Exchange {
             .create_with_context(Publishing(Context { health: health.clone() }))
             .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
         let reigns = (0..options.partitions).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { options, health, producer, reigns, stop: Arc::default(), threads: Mutex::default() })
+        let instance = RandomState::new().hash_one(std::process::id());
+        Ok(Self { options, health, producer, reigns, instance, stop: Arc::default(), threads: Mutex::default() })
     }
 
-    /// Whether anybody ever owned a partition and said so. Blocks.
+    /// Begins to own a partition: its views are this process's from here on.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn had_owner(&self) -> Result<bool, Error> {
-        let consumer: BaseConsumer<Context> = connect::create(&connect::consumer(&self.options), &self.health)?;
-        let name = self.options.views_topic();
-        for partition in 0..self.options.partitions {
-            if numbers::watermarks(&consumer, &name, partition)?.1 > 0 {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Begins to own all partitions: views are this process's from here on. Blocks.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn reign(&self) -> Result<(), Error> {
-        let begun: Vec<_> = (0..self.options.partitions).map(|of| self.view(of, Seen::Reign(Reign {}))).collect();
-        for (reign, begun) in self.reigns.iter().zip(begun) {
-            let offset = futures::executor::block_on(begun?).map_err(|_| "the client ended".to_owned()).flatten();
-            let offset = offset.map_err(|cause| Error::Io { what: "tell who owns the log".into(), cause })?;
+    pub async fn reign(&self, partition: u32) -> Result<(), Error> {
+        let told = self.view(partition, Seen::Reign(Reign { instance: self.instance }))?;
+        let offset = told.await.map_err(|_| "the client ended".to_owned()).flatten();
+        let offset = offset.map_err(|cause| Error::Io { what: "tell who owns a partition".into(), cause })?;
+        if let Some(reign) = self.reigns.get(partition as usize) {
             reign.store(offset as u64, Ordering::Release);
         }
         Ok(())

@@ -7,7 +7,7 @@ use super::super::KafkaLog;
 use super::super::tests::{open, options, soon};
 use super::*;
 
-type Views = Arc<Mutex<Vec<(u32, Voice, Seen)>>>;
+type Views = Arc<Mutex<Vec<(u32, Word)>>>;
 
 fn account(version: u64) -> Seen {
     Seen::Account(Box::new(AccountConfig { account_id: vec![1; 16], version, ..AccountConfig::default() }))
@@ -16,8 +16,7 @@ fn account(version: u64) -> Seen {
 fn follow(exchange: &Exchange) -> Views {
     let views = Views::default();
     let into = views.clone();
-    tokio::task::block_in_place(|| exchange.follow_views(move |of, voice, what| into.lock().push((of, voice, what))))
-        .unwrap();
+    tokio::task::block_in_place(|| exchange.follow_views(move |of, word| into.lock().push((of, word)))).unwrap();
     views
 }
 
@@ -32,13 +31,12 @@ async fn whoever_comes_later_sees_the_last_word_and_knows_a_former_owners() {
     let options = options(address);
     let log = open(&options).unwrap();
     let owner = log.exchange();
-    assert!(!tokio::task::block_in_place(|| owner.had_owner()).unwrap());
-    tokio::task::block_in_place(|| owner.reign()).unwrap();
-    assert!(tokio::task::block_in_place(|| owner.had_owner()).unwrap());
+    owner.reign(0).await.unwrap();
     // Another one that had begun to own it, before the owner's last words.
     let zombie = bystander(&options);
     zombie.exchange().reigns[0].store(owner.reigns[0].load(Ordering::Acquire), Ordering::Release);
-    tokio::task::block_in_place(|| owner.reign()).unwrap();
+    owner.reign(0).await.unwrap();
+    owner.reign(1).await.unwrap();
     for version in 1..=3 {
         owner.announce(0, account(version)).await.unwrap();
     }
@@ -49,15 +47,21 @@ async fn whoever_comes_later_sees_the_last_word_and_knows_a_former_owners() {
     zombie.exchange().announce(1, clickhouse.clone()).await.unwrap();
     let late = bystander(&options);
     let views = follow(late.exchange());
-    let of = |partition| views.lock().iter().filter(|(of, ..)| *of == partition).cloned().collect::<Vec<_>>();
-    let said = |voice, version| (0, voice, account(version));
+    let of = |partition| {
+        let views = views.lock();
+        let of = views.iter().filter(|(of, word)| *of == partition && !matches!(word, Word::Reign { .. }));
+        of.map(|(_, word)| word.clone()).collect::<Vec<_>>()
+    };
+    let said = |voice, version| Word::Said(voice, account(version));
     let owners = |version| said(Voice::Owner, version);
     assert_eq!(of(0), [owners(1), owners(2), owners(3), said(Voice::Former, 2)]);
     assert_eq!(of(1).len(), 2);
-    assert_eq!(of(1)[1], (1, Voice::Owner, clickhouse));
+    assert_eq!(of(1)[1], Word::Said(Voice::Owner, clickhouse));
+    assert_eq!(views.lock().iter().filter(|(_, word)| *word == Word::Reign { is_ours: false }).count(), 3);
     owner.announce(0, account(4)).await.unwrap();
     soon(|| of(0).len() == 5).await;
     assert_eq!(of(0)[4], owners(4));
+    assert!(follow(owner).lock().iter().all(|(_, word)| *word != Word::Reign { is_ours: false }), "its own");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
