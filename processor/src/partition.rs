@@ -47,6 +47,8 @@ use records::{append, numbered, scan};
 
 /// Bytes of intake that are stepped together.
 const READ_BYTES: usize = 256 << 10;
+/// How long a snapshot may take to be read. Whoever has a state goes on without.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -159,7 +161,7 @@ impl Partition {
     fn run(self, handle: &Handle, mut questions: mpsc::Receiver<Inquiry>, stop: &CancellationToken) {
         let mut taker = None;
         loop {
-            let ended = match self.ready(handle, &mut taker) {
+            let ended = match self.ready(handle, &mut taker, stop) {
                 Ok(()) => self.session(handle, &mut questions, stop, taker.as_ref()),
                 Err(error) => error.into(),
             };
@@ -201,16 +203,45 @@ impl Partition {
         TopicPartition::new(Topic::Intake, self.number)
     }
 
-    /// Takes over the state that another server left, if it is far ahead of what is here.
-    fn ready(&self, handle: &Handle, taker: &mut Option<Arc<Mutex<Taker>>>) -> Result<(), Error> {
+    /// Takes over the state that another server left, if it is far ahead of what is here, or what is here is too old.
+    fn ready(
+        &self,
+        handle: &Handle,
+        taker: &mut Option<Arc<Mutex<Taker>>>,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
         let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
+        let known = self.store.progress(self.number)?.map(|progress| progress.next_offset);
+        let end = *self.log.end(self.intake()).borrow();
+        let is_old =
+            known.is_some_and(|known| matches!(self.log.read(self.intake(), known, 1), Err(LogError::Trimmed { .. })));
         let begin = async {
-            if snapshots.restore(&self.store, self.number).await? {
-                self.views.rebuild(&self.store.view(), self.number)?;
+            let restored = snapshots.restore(&self.store, &self.views, self.number, end, is_old);
+            match tokio::time::timeout(SNAPSHOT_PATIENCE, restored).await {
+                Ok(Ok(_)) => {}
+                // Others lack them, this one has a state of its own.
+                Ok(Err(error)) if self.store.progress(self.number)?.is_some() => {
+                    tracing::error!(partition = self.number, %error, "snapshots cannot be read");
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_) if self.store.progress(self.number)?.is_some() => {
+                    tracing::error!(partition = self.number, "snapshots are not read in time");
+                }
+                Err(_) => return Err(Error::Snapshot("the folder does not answer".into())),
             }
-            Taker::begin(snapshots.clone(), self.store.clone(), self.number).await
+            if self.store.progress(self.number)?.is_none() {
+                // What a restore left that did not end would be taken for what was seen.
+                self.store.empty(self.number)?;
+            }
+            Ok(Taker::begin(snapshots.clone(), self.store.clone(), self.number).await)
         };
-        *taker = Some(Arc::new(Mutex::new(handle.block_on(begin)?)));
+        let begun = handle.block_on(async {
+            tokio::select! {
+                begun = begin => begun,
+                () = stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
+            }
+        });
+        *taker = Some(Arc::new(Mutex::new(begun?)));
         Ok(())
     }
 
@@ -242,7 +273,10 @@ struct Session<'a> {
     /// Records that must not be applied, with the reason.
     skips: HashMap<u64, String>,
     end: watch::Receiver<u64>,
+    /// Where the log ended when this began.
+    began: u64,
     completer: Completer,
+    taker: Option<Arc<Mutex<Taker>>>,
     checkpointed: Instant,
     dirty: bool,
     waiting: Vec<Inquiry>,
@@ -286,7 +320,9 @@ impl<'a> Session<'a> {
             overlay,
             skips,
             end,
+            began: ends,
             completer,
+            taker: taker.cloned(),
             checkpointed: Instant::now(),
             dirty: false,
             waiting: Vec::new(),
@@ -309,6 +345,10 @@ impl<'a> Session<'a> {
         self.of.pulse.set_pending_since(None);
         if !self.dirty && self.completer.is_committed() {
             note_durable(self.of.number);
+            // The last of what came must get into a snapshot, too.
+            if let Some(taker) = &self.taker {
+                taker.lock().look();
+            }
         }
         if stop.is_cancelled() {
             return Err(Ended::Stopped);
@@ -482,6 +522,10 @@ impl<'a> Session<'a> {
                     // Whoever asked may have gone.
                     let _ = answer.send(found);
                 }
+                // Before, something newer may have been made known than is true here.
+                Inquiry::Announce { views, done } if applied < self.began => {
+                    self.waiting.push(Inquiry::Announce { views, done });
+                }
                 Inquiry::Announce { views, done } => {
                     self.announce(views)?;
                     let _ = done.send(());
@@ -494,18 +538,27 @@ impl<'a> Session<'a> {
     /// Makes known what is true now. Nobody else does, so that the last word is the newest.
     fn announce(&mut self, views: Vec<ViewOf>) -> Result<(), Ended> {
         let Some(to) = self.of.announce.clone() else { return Ok(()) };
+        let (store, partition) = (self.of.store.clone(), self.of.number);
         let mut announced = Vec::new();
+        // What is not in memory stays where it is: there may be many.
         for view in views {
             let seen = match view {
                 ViewOf::Account(id) => {
-                    self.load(&Keys { account: Some(id), ..Keys::default() })?;
-                    self.overlay.account(id).map(|account| Seen::Account(Box::new((*account.config).clone())))
+                    let held = self.overlay.account(id).map(|account| account.config.clone());
+                    let config = match held {
+                        Some(config) => Some(config),
+                        None => store.account(partition, id)?.map(|account| account.config),
+                    };
+                    config.map(|config| Seen::Account(Box::new((*config).clone())))
                 }
                 ViewOf::Suppression(account, email) => {
                     let key = RowKey::suppressed(account, &email);
-                    self.load(&Keys { suppressed: vec![key], ..Keys::default() })?;
-                    let row = match self.overlay.row(&key) {
-                        Some(Row::Suppressed(row)) => Some((**row).clone()),
+                    let row = match self.overlay.held_row(&key) {
+                        Some(held) => held.cloned(),
+                        None => store.row(partition, &key)?,
+                    };
+                    let row = match row {
+                        Some(Row::Suppressed(row)) => Some(*row),
                         _ => None,
                     };
                     let account_id = account.bytes().to_vec();

@@ -146,13 +146,11 @@ impl Store {
         batch.remove(&self.partitions, prefix(partition));
         batch.commit()?;
         for keyspace in [&self.accounts, &self.rows] {
-            loop {
+            let mut keys = keyspace.prefix(prefix(partition)).map(|row| row.key()).peekable();
+            while keys.peek().is_some() {
                 let mut batch = self.database.batch();
-                for row in keyspace.prefix(prefix(partition)).take(TOGETHER) {
-                    batch.remove(keyspace, row.key()?);
-                }
-                if batch.is_empty() {
-                    break;
+                for key in keys.by_ref().take(TOGETHER) {
+                    batch.remove(keyspace, key?);
                 }
                 batch.commit()?;
             }

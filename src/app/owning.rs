@@ -31,7 +31,9 @@ impl Owning {
         }
         let folder = &config.state.snapshots;
         let every = Duration::from_secs(config.state.snapshot_seconds);
-        let snapshots = (!folder.as_os_str().is_empty()).then(|| Snapshots::in_folder(folder, every));
+        // Of this log: others may use the same folder.
+        let folder = (!folder.as_os_str().is_empty()).then(|| folder.join(config.log_name()));
+        let snapshots = folder.map(|folder| Snapshots::in_folder(&folder, every));
         let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
         let mut partitions = Vec::new();
         for (number, pulse) in (0..).zip(&shared.pulses) {

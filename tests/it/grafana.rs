@@ -246,8 +246,11 @@ async fn every_expression_names_metrics_that_are_exposed() {
         return;
     }
     let Some(writer) = super::sources::Writer::new("metrics", 1).await else { return };
+    let snapshots = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(|config| {
         assert!(use_clickhouse(config));
+        config.state.snapshots = snapshots.path().to_owned();
+        config.state.snapshot_seconds = 1;
         writer.read(config, "account_header = \"account\"");
     })
     .await;

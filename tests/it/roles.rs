@@ -422,7 +422,7 @@ async fn what_is_made_known_is_the_truth_whoever_said_otherwise() {
     producer.flush(Duration::from_secs(10)).unwrap();
     let last = |key: &[u8]| {
         let all = tokio::task::block_in_place(|| consume(&broker, &topic, 4));
-        let last = all.into_iter().filter(|(of, found, _)| *of == partition as i32 && found == key).next_back();
+        let last = all.into_iter().rfind(|(of, found, _)| *of == partition as i32 && found == key);
         codec::decode::<View>(&last.unwrap().2).unwrap().seen.unwrap()
     };
     eventually("the owner says how it is", async || {

@@ -201,12 +201,14 @@ impl Owner {
 /// [`Error::Settings`] when librdkafka does not know a setting or its value.
 pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Error> {
     let asking: BaseConsumer<Context> = connect::create(&connect::consumer(options), health)?;
+    // As the broker names a member that named itself.
+    let own = format!("{}-", options.instance);
     let is_anothers = |part: &&Part| {
         // A group that nobody joined yet may not be known.
         let groups = asking.fetch_group_list(Some(&part.group(&options.namespace)), PATIENCE);
         groups.is_ok_and(|found| {
             let mut members = found.groups().iter().flat_map(|group| group.members());
-            members.any(|member| !member.id().starts_with(&options.instance))
+            members.any(|member| !member.id().starts_with(&own))
         })
     };
     let (mut said, begun) = (Instant::now(), Instant::now());

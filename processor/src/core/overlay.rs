@@ -137,6 +137,11 @@ impl Overlay {
         self.rows.slot(key)?.value.as_ref()
     }
 
+    /// A row, if it is here, also when it is known not to be.
+    pub fn held_row(&mut self, key: &RowKey) -> Option<Option<&Row>> {
+        Some(self.rows.slot(key)?.value.as_ref())
+    }
+
     /// Lets `edit` change a row, or make or remove it, and say whether it did.
     pub fn edit_row<R>(&mut self, key: &RowKey, edit: impl FnOnce(&mut Option<Row>) -> (bool, R)) -> R {
         self.rows.edit(key, edit)

@@ -206,7 +206,7 @@ impl Task {
                         .set(at);
                     tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
                     if let Some(taker) = taker {
-                        taker.lock().note(keys);
+                        taker.lock().note(keys, next_offset);
                     }
                     retention.passed(Reader::Processor, intake, next_offset);
                     committed.store(true, Ordering::Release);

@@ -26,15 +26,28 @@ use sendtrail_schemas::time::{HOUR, Millis};
 use crate::archive::{DurableFileSystem, fresh_name};
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
-use crate::{Error, Store, blocking};
+use crate::{Error, Store, Views, blocking};
 use format::{Manifest, RowFile, Writer};
 
 pub use taker::Taker;
 
-/// Bytes of rows in one file.
-const FILE_BYTES: usize = 64 << 20;
-/// Records that are sooner stepped than a snapshot is read.
-const NEAR: u64 = 100_000;
+/// What is much, and what is little.
+#[derive(Clone, Debug)]
+struct Limits {
+    /// Bytes of rows in one file.
+    file_bytes: usize,
+    /// Records that are sooner stepped than a snapshot is read.
+    near: u64,
+    /// Keys that are remembered; beyond, the next snapshot is of all rows.
+    remembered: usize,
+    /// How many rows more than the whole state had may come after it, and how many files there may be.
+    slack: u64,
+    files: usize,
+}
+
+const LIMITS: Limits =
+    Limits { file_bytes: 64 << 20, near: 100_000, remembered: 4_000_000, slack: 100_000, files: 300 };
+
 /// Manifests that are kept.
 const KEPT: usize = 2;
 /// What nobody names is deleted when it is older, milliseconds: somebody may be about to name it.
@@ -45,6 +58,7 @@ pub struct Snapshots {
     objects: Arc<dyn ObjectStore>,
     /// How often one is taken of each partition.
     pub every: Duration,
+    limits: Limits,
 }
 
 impl Snapshots {
@@ -55,37 +69,53 @@ impl Snapshots {
     pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
         let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
-        Ok(Self { objects: Arc::new(DurableFileSystem::relative(&folder)?), every })
+        Ok(Self { objects: Arc::new(DurableFileSystem::relative(&folder)?), every, limits: LIMITS })
     }
 
-    /// Brings the store to the newest state of a partition that is far ahead of it; whether there was one.
+    /// Brings the store, and the views, to the newest state of a partition that is far ahead of it, or at all ahead if what is
+    /// there is too old; never beyond where the log ends. Whether there was one.
     ///
     /// # Errors
-    /// [`Error::Archive`], [`Error::Store`]. A damaged snapshot is no error: the one before is taken.
-    pub async fn restore(&self, store: &Store, partition: u32) -> Result<bool, Error> {
-        let known = store.progress(partition)?;
-        let far = known.map_or(0, |known| known.next_offset + NEAR);
+    /// [`Error::Archive`], [`Error::Store`]: the store has what it had, or nothing. A damaged snapshot is no error: the one
+    /// before is taken.
+    pub async fn restore(
+        &self,
+        store: &Store,
+        views: &Views,
+        partition: u32,
+        end: u64,
+        is_old: bool,
+    ) -> Result<bool, Error> {
+        let near = if is_old { 0 } else { self.limits.near };
+        let far = store.progress(partition)?.map_or(0, |known| known.next_offset + near);
         for (offset, name) in self.manifests(&self.list(partition).await?) {
+            if offset > end {
+                tracing::error!(partition, offset, end, "a snapshot is of another log");
+                continue;
+            }
             if offset <= far {
                 break;
             }
-            match self.read(store, partition, &name).await {
+            match self.read(store, views, partition, &name).await {
                 Ok(manifest) => {
                     let (whole, after) = manifest.rows();
                     metrics::counter!("sendtrail_snapshot_restores_total").increment(1);
                     tracing::info!(partition, offset, rows = whole + after, "the state was restored from a snapshot");
                     return Ok(true);
                 }
-                Err(error @ Error::Store(_)) => return Err(error),
-                Err(error) => {
+                Err(error @ (Error::Snapshot(_) | Error::Archive(object_store::Error::NotFound { .. })))
+                    if store.progress(partition)?.is_some() || far == 0 =>
+                {
                     tracing::error!(partition, offset, %error, "a snapshot cannot be used; the one before is looked at");
                 }
+                // Tried again from the newest.
+                Err(error) => return Err(error),
             }
         }
         Ok(false)
     }
 
-    async fn read(&self, store: &Store, partition: u32, name: &str) -> Result<Manifest, Error> {
+    async fn read(&self, store: &Store, views: &Views, partition: u32, name: &str) -> Result<Manifest, Error> {
         let manifest = self.manifest(partition, name).await?;
         // All of it is looked at before what is there is given up.
         for file in &manifest.files {
@@ -102,8 +132,13 @@ impl Snapshots {
             })
             .await?;
         }
-        let to = store.clone();
-        blocking("restore a partition", move || to.set_progress(partition, &whole.progress)).await?;
+        let (to, views) = (store.clone(), views.clone());
+        blocking("restore a partition", move || {
+            // Last comes what makes it a state.
+            views.rebuild(&to.view(), partition)?;
+            to.set_progress(partition, &whole.progress)
+        })
+        .await?;
         Ok(manifest)
     }
 
@@ -153,6 +188,7 @@ impl Snapshots {
             None => (Vec::new(), 0, None),
         };
         let is_whole = keys.is_none();
+        let file_bytes = self.limits.file_bytes;
         // Files come as they are full, so that not all of a large state is in memory.
         let (hand_over, mut written) = tokio::sync::mpsc::channel::<(Vec<u8>, RowFile)>(1);
         let gather = blocking("gather a snapshot", move || {
@@ -160,7 +196,7 @@ impl Snapshots {
             let mut file = Writer::new()?;
             let mut add = |key: &_, value: Option<&[u8]>| {
                 file.push(key, value)?;
-                if file.raw_bytes() >= FILE_BYTES {
+                if file.raw_bytes() >= file_bytes {
                     let full = std::mem::replace(&mut file, Writer::new()?);
                     count += 1;
                     give(&hand_over, full, &prefix, count)?;
@@ -205,12 +241,14 @@ impl Snapshots {
         Ok(manifest)
     }
 
-    /// Deletes what no kept manifest names.
-    async fn tidy(&self, partition: u32) -> Result<(), Error> {
+    /// Deletes what neither the newest manifest nor the kept ones name.
+    async fn tidy(&self, partition: u32, newest: &Manifest) -> Result<(), Error> {
         let listed = self.list(partition).await?;
         let manifests = self.manifests(&listed);
-        let mut named: HashSet<String> = HashSet::new();
-        for (_, name) in manifests.iter().take(KEPT) {
+        // Of this log's: others in the folder may be further.
+        let offset = newest.progress.next_offset;
+        let mut named: HashSet<String> = newest.files.iter().map(|file| file.name.clone()).collect();
+        for (_, name) in manifests.iter().filter(|(of, _)| *of <= offset).take(KEPT) {
             let manifest = self.manifest(partition, name).await?;
             named.extend(manifest.files.into_iter().map(|file| file.name));
             named.insert(name.clone());

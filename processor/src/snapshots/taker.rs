@@ -1,6 +1,7 @@
 //! When a snapshot is taken, and of what.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::{gauge, histogram};
 use sendtrail_schemas::time::Millis;
@@ -14,10 +15,8 @@ use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
 use crate::{Error, Store};
 
-/// Keys that are remembered; beyond, the next snapshot is of all rows.
-const REMEMBERED: usize = 4_000_000;
-/// How many rows more than the whole state had may come after it.
-const SLACK: u64 = 100_000;
+/// How long the end of a server may wait for what is being written, and then for what is left.
+const LAST: Duration = Duration::from_secs(10);
 
 /// Takes the snapshots of one partition, for as long as this process owns it.
 pub struct Taker {
@@ -25,8 +24,10 @@ pub struct Taker {
     store: Store,
     partition: u32,
     handle: Handle,
-    /// Keys that changed since the last one.
-    changed: Vec<StoreKey>,
+    /// The offset that the store is at.
+    next: u64,
+    /// Keys that changed since the last one, or since the one that is being written; none: there were too many.
+    changed: Option<Vec<StoreKey>>,
     /// The last one; none: what changed since is not known.
     last: Option<Manifest>,
     taken: Instant,
@@ -38,11 +39,8 @@ type Written = Result<Manifest, (Error, Option<(Manifest, Vec<StoreKey>)>)>;
 
 impl Taker {
     /// Begins where the store is.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub async fn begin(snapshots: Arc<Snapshots>, store: Store, partition: u32) -> Result<Self, Error> {
-        let next = store.progress(partition)?.map_or(0, |progress| progress.next_offset);
+    pub async fn begin(snapshots: Arc<Snapshots>, store: Store, partition: u32) -> Self {
+        let next = store.progress(partition).ok().flatten().map_or(0, |progress| progress.next_offset);
         // What is at the same offset is the same.
         let last = match snapshots.at(partition, next).await {
             Ok(last) => last,
@@ -51,44 +49,45 @@ impl Taker {
                 None
             }
         };
-        let handle = Handle::current();
-        Ok(Self {
-            snapshots,
-            store,
-            partition,
-            handle,
-            changed: Vec::new(),
-            last,
-            taken: Instant::now(),
-            writing: None,
-        })
+        let (handle, taken) = (Handle::current(), Instant::now());
+        Self { snapshots, store, partition, handle, next, changed: Some(Vec::new()), last, taken, writing: None }
     }
 
-    /// Notes what a checkpoint changed, once the store has it, and takes a snapshot when it is time.
-    pub fn note(&mut self, keys: impl IntoIterator<Item = StoreKey>) {
-        if self.last.is_some() || self.writing.is_some() {
-            self.changed.extend(keys);
+    /// Notes what a checkpoint changed, up to an offset, once the store has it, and takes a snapshot when it is time.
+    pub fn note(&mut self, keys: impl IntoIterator<Item = StoreKey>, next: u64) {
+        self.next = next;
+        if let Some(changed) = self.changed.as_mut().filter(|_| self.last.is_some() || self.writing.is_some()) {
+            changed.extend(keys);
+            if changed.len() > self.snapshots.limits.remembered {
+                self.changed = None;
+            }
         }
+        self.look();
+    }
+
+    /// Takes a snapshot when it is time and there is something new.
+    pub fn look(&mut self) {
         if self.writing.as_ref().is_some_and(JoinHandle::is_finished) {
             self.collect();
         }
-        if self.changed.len() > REMEMBERED {
-            (self.changed, self.last) = (Vec::new(), None);
-        }
-        if self.writing.is_none() && self.taken.elapsed() >= self.snapshots.every {
+        if self.writing.is_none() && self.taken.elapsed() >= self.snapshots.every && self.is_behind() {
             self.take();
         }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.last.as_ref().is_none_or(|last| last.progress.next_offset < self.next)
     }
 
     /// Begins to write one of what the store has now.
     fn take(&mut self) {
         self.taken = Instant::now();
-        let before = self.last.clone().map(|last| (last, std::mem::take(&mut self.changed)));
-        let before = before.filter(|(last, keys)| {
+        let changed = self.changed.replace(Vec::new());
+        let limits = &self.snapshots.limits;
+        let before = self.last.clone().zip(changed).filter(|(last, keys)| {
             let (whole, after) = last.rows();
-            after + keys.len() as u64 <= whole + SLACK
+            after + keys.len() as u64 <= whole + limits.slack && last.files.len() < limits.files
         });
-        self.changed = Vec::new();
         let work = write(self.snapshots.clone(), self.store.view(), self.partition, before);
         self.writing = Some(self.handle.spawn(work));
     }
@@ -100,30 +99,48 @@ impl Taker {
             Ok(Ok(manifest)) => self.last = Some(manifest),
             Ok(Err((error, before))) => {
                 tracing::warn!(partition = self.partition, %error, "a snapshot could not be written; it is tried again");
-                let later = std::mem::take(&mut self.changed);
-                self.last = before.map(|(last, keys)| {
-                    self.changed = keys;
-                    last
-                });
-                if self.last.is_some() {
-                    self.changed.extend(later);
-                }
+                let (last, earlier) = before.unzip();
+                self.last = last;
+                // Those of the one that failed, and those since.
+                self.changed = earlier.zip(self.changed.take()).map(|(earlier, later)| [earlier, later].concat());
             }
             Err(error) => {
                 tracing::error!(partition = self.partition, %error, "a snapshot could not be written");
-                (self.changed, self.last) = (Vec::new(), None);
+                self.last = None;
             }
+        }
+        if self.changed.is_none() {
+            // Not everything that changed is known: the next one is of all rows.
+            self.last = None;
+        }
+        if self.last.is_none() {
+            self.changed = Some(Vec::new());
         }
     }
 
-    /// Writes what is left, so that whoever comes next begins here. Blocks.
+    /// Writes what is left, so that whoever comes next begins here; not for long. Blocks.
     pub fn finish(&mut self) {
-        self.collect();
-        let next = self.store.progress(self.partition).ok().flatten().map_or(0, |progress| progress.next_offset);
-        if self.last.as_ref().is_none_or(|last| last.progress.next_offset < next) {
+        if self.wait() && self.is_behind() {
             self.take();
-            self.collect();
+            self.wait();
         }
+    }
+
+    /// Waits for what is being written, but not for long; whether it ended.
+    fn wait(&mut self) -> bool {
+        let begun = Instant::now();
+        while self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+            if begun.elapsed() > LAST {
+                tracing::warn!(
+                    partition = self.partition,
+                    "a snapshot is not written in time; the next server begins earlier"
+                );
+                return false;
+            }
+            std::thread::sleep(LAST / 1_000);
+        }
+        self.collect();
+        true
     }
 }
 
@@ -145,7 +162,7 @@ async fn write(
                 files = manifest.files.len(),
                 "snapshot"
             );
-            if let Err(error) = snapshots.tidy(partition).await {
+            if let Err(error) = snapshots.tidy(partition, &manifest).await {
                 tracing::warn!(partition, %error, "old snapshots could not be deleted");
             }
             Ok(manifest)

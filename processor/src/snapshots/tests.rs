@@ -12,20 +12,24 @@ use crate::core::rows::{FactSeen, Row, RowKey, RowKind};
 use crate::store::Writes;
 
 const PARTITION: u32 = 1;
+/// Records that are sooner stepped.
+const NEAR: u64 = 100;
 
 /// A store with a taker of its own, as a processor has them.
 struct Server {
     _folder: TempDir,
     store: Store,
+    views: Views,
     taker: Taker,
 }
 
 async fn server(snapshots: &Arc<Snapshots>) -> (Server, bool) {
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
-    let restored = snapshots.restore(&store, PARTITION).await.unwrap();
-    let taker = Taker::begin(snapshots.clone(), store.clone(), PARTITION).await.unwrap();
-    (Server { _folder: folder, store, taker }, restored)
+    let views = Views::open(&store, Arc::default()).unwrap();
+    let restored = snapshots.restore(&store, &views, PARTITION, u64::MAX, false).await.unwrap();
+    let taker = Taker::begin(snapshots.clone(), store.clone(), PARTITION).await;
+    (Server { _folder: folder, store, views, taker }, restored)
 }
 
 fn key(n: u8) -> RowKey {
@@ -46,7 +50,7 @@ impl Server {
         let writes = Writes::take(&mut overlay);
         let keys: Vec<_> = writes.keys().collect();
         self.store.commit(PARTITION, writes).unwrap();
-        tokio::task::block_in_place(|| self.taker.note(keys));
+        tokio::task::block_in_place(|| self.taker.note(keys, offset));
     }
 
     fn finish(&mut self) {
@@ -74,9 +78,26 @@ fn names(folder: &TempDir) -> Vec<String> {
 }
 
 fn in_folder(every: Duration) -> (TempDir, Arc<Snapshots>) {
+    with_limits(every, Limits { near: NEAR, ..LIMITS })
+}
+
+fn with_limits(every: Duration, limits: Limits) -> (TempDir, Arc<Snapshots>) {
     let folder = TempDir::new().unwrap();
-    let snapshots = Arc::new(Snapshots::in_folder(folder.path(), every).unwrap());
-    (folder, snapshots)
+    let snapshots = Snapshots::in_folder(folder.path(), every).unwrap();
+    (folder, Arc::new(Snapshots { limits, ..snapshots }))
+}
+
+/// Nothing can be written, or everything again.
+fn set_away(folder: &TempDir, is_away: bool) {
+    let (place, aside) = (folder.path().join(format!("partition-{PARTITION:05}")), folder.path().join("aside"));
+    if is_away {
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::rename(&place, aside).unwrap();
+        std::fs::write(place, "").unwrap();
+    } else {
+        std::fs::remove_file(&place).unwrap();
+        std::fs::rename(aside, place).unwrap();
+    }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -87,6 +108,8 @@ fn runtime() -> tokio::runtime::Runtime {
 #[derive(Clone, Debug)]
 enum Step {
     Checkpoint(Changes),
+    /// Another in an outage, during which nothing can be written.
+    Outage(Changes),
     /// In order, or as by a crash.
     Move {
         in_order: bool,
@@ -96,10 +119,11 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let changes = proptest::collection::btree_map(0..40u8, proptest::option::weighted(0.8, 1..1_000i64), 1..8);
     let step = prop_oneof![
-        4 => changes.prop_map(Step::Checkpoint),
+        6 => changes.clone().prop_map(Step::Checkpoint),
+        1 => changes.prop_map(Step::Outage),
         1 => any::<bool>().prop_map(|in_order| Step::Move { in_order }),
     ];
-    proptest::collection::vec(step, 1..25)
+    proptest::collection::vec(step, 1..30)
 }
 
 proptest! {
@@ -110,14 +134,21 @@ proptest! {
     #[test]
     fn whoever_takes_over_has_what_was_at_its_offset(steps in steps()) {
         runtime().block_on(async {
-            // At every checkpoint, if the one before is written.
-            let (_folder, snapshots) = in_folder(Duration::ZERO);
+            // At every checkpoint, if the one before is written; small, so that all that is rare happens.
+            let limits = Limits { file_bytes: 200, near: NEAR, remembered: 12, slack: 6, files: 8 };
+            let (folder, snapshots) = with_limits(Duration::ZERO, limits);
             let mut server = server(&snapshots).await.0;
             let mut history: BTreeMap<u64, BTreeMap<u8, i64>> = BTreeMap::from([(0, BTreeMap::new())]);
             let mut offset = 0;
             for step in steps {
+                let is_away = matches!(step, Step::Outage(_));
                 match step {
-                    Step::Checkpoint(changes) => {
+                    Step::Checkpoint(changes) | Step::Outage(changes) => {
+                        if is_away {
+                            // What is on its way gets there.
+                            server.finish();
+                            set_away(&folder, true);
+                        }
                         // Far enough, so that a snapshot is taken rather than the log.
                         offset += 2 * NEAR;
                         let mut rows = server.rows();
@@ -130,6 +161,10 @@ proptest! {
                         server.checkpoint(offset, &changes);
                         prop_assert_eq!(server.rows(), rows.clone());
                         history.insert(offset, rows);
+                        if is_away {
+                            server.finish();
+                            set_away(&folder, false);
+                        }
                     }
                     Step::Move { in_order } => {
                         if in_order {
@@ -171,8 +206,24 @@ async fn a_snapshot_is_of_what_changed_and_a_damaged_one_is_passed_over() {
 
     // Whoever is near goes on with what it has.
     first.checkpoint(2 * NEAR + 5, &BTreeMap::from([(9, Some(5))]));
-    assert!(!snapshots.restore(&first.store, PARTITION).await.unwrap());
+    let restore =
+        async |end, is_old| snapshots.restore(&first.store, &first.views, PARTITION, end, is_old).await.unwrap();
+    assert!(!restore(u64::MAX, false).await);
     assert_eq!(first.offset(), 2 * NEAR + 5);
+
+    // One that is further than the log is another log's.
+    let (far, _) = server(&snapshots).await;
+    assert_eq!(far.offset(), 2 * NEAR);
+    let empty = TempDir::new().unwrap();
+    let store = Store::open(empty.path(), 2, 1 << 20).unwrap();
+    let views = Views::open(&store, Arc::default()).unwrap();
+    assert!(snapshots.restore(&store, &views, PARTITION, 2 * NEAR - 1, false).await.unwrap());
+    assert_eq!(store.progress(PARTITION).unwrap().unwrap().next_offset, NEAR + 1);
+    // What is near is taken none the less when the log does not reach back to what is here.
+    store.set_progress(PARTITION, &Progress { next_offset: 2 * NEAR - 5, ..Progress::default() }).unwrap();
+    assert!(!snapshots.restore(&store, &views, PARTITION, u64::MAX, false).await.unwrap());
+    assert!(snapshots.restore(&store, &views, PARTITION, u64::MAX, true).await.unwrap());
+    assert_eq!(store.progress(PARTITION).unwrap().unwrap().next_offset, 2 * NEAR);
 
     let damage = async |name: &str, to: &[u8]| {
         let payload = PutPayload::from(to.to_vec());
