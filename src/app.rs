@@ -101,7 +101,7 @@ impl App {
         }
         working::start(config, &shared, &mut tasks);
 
-        let edges = Edges::new(config, &shared, &owning, &filing, &mut tasks);
+        let edges = Edges::new(config, &shared, &owning, &filing, &mut tasks).await;
         let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();

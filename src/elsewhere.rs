@@ -1,4 +1,4 @@
-//! What other servers do: how far they are, and how they are asked.
+//! How far other servers are, as they make it known.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,19 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics::counter;
-use sendtrail_eventlog::kafka::{Exchange, Heard, Voice, Word};
-use sendtrail_eventlog::{Announce, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Waiting};
+use sendtrail_eventlog::kafka::{Exchange, Voice, Word};
+use sendtrail_eventlog::{Announce, Clock, EventLog, Pulse};
+use sendtrail_processor::Views;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{Inquiries, Inquiry, Views};
-use sendtrail_schemas::codec;
-use sendtrail_schemas::exchange::{Answer, ClickHouseView, ProgressView, Question, Reply, Seen};
+use sendtrail_schemas::exchange::{ClickHouseView, ProgressView, Seen};
 use sendtrail_schemas::ids::AccountId;
-use sendtrail_schemas::record::{Decision, ReplyTo};
-use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::time::{Day, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
-use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked how long records have waited elsewhere.
@@ -31,27 +27,6 @@ const TELL_EVERY: Duration = Duration::from_millis(50);
 const REPEAT_EVERY: Duration = Duration::from_secs(2);
 /// Rows behind that no reader waits for.
 const FAR: u64 = 500_000;
-
-/// Replies to whoever waits, here or elsewhere.
-pub struct AllReplies {
-    /// Those who wait here.
-    pub here: Arc<LocalReplies>,
-    /// The way to the others.
-    pub exchange: Arc<Exchange>,
-}
-
-impl Replies for AllReplies {
-    fn expect(&self) -> Waiting<Decision> {
-        self.here.expect()
-    }
-
-    fn tell(&self, to: ReplyTo, decision: Decision) {
-        if to.instance == self.here.instance() {
-            return self.here.tell(to, decision);
-        }
-        self.exchange.reply(&Reply { version: codec::VERSION, to, answer: Some(Answer::Decision(decision)) });
-    }
-}
 
 /// How far others are, as they made it known.
 pub struct Elsewhere {
@@ -156,118 +131,6 @@ impl Elsewhere {
                 () = stop.cancelled() => {}
             }
         }
-    }
-}
-
-/// Who knows accounts' windows.
-#[derive(Clone)]
-pub enum Owners {
-    /// The partitions of this process.
-    Here(Vec<Inquiries>),
-    /// Another server.
-    Elsewhere(Arc<Questions>),
-}
-
-/// Questions to another server.
-pub struct Questions {
-    /// The way there.
-    pub exchange: Arc<Exchange>,
-    /// Those who wait for an answer.
-    pub desk: Desk<Option<Reputation>>,
-}
-
-impl Owners {
-    /// An account's windows, once everything before an offset is applied.
-    ///
-    /// # Errors
-    /// When whoever is asked has ended.
-    pub async fn ask(
-        &self,
-        partition: u32,
-        account: AccountId,
-        after: u64,
-    ) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
-        let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
-        match self {
-            Self::Here(inquiries) => {
-                let asked = inquiries.get(partition as usize).ok_or_else(|| port("no such partition"))?;
-                let (answer, wait) = oneshot::channel();
-                asked
-                    .send(Inquiry::Reputation { account, after, answer })
-                    .await
-                    .map_err(|_| port("the partition has ended"))?;
-                wait.await.map_err(|_| port("the partition has ended"))
-            }
-            Self::Elsewhere(questions) => {
-                let mut waiting = questions.desk.expect();
-                let question = Question {
-                    version: codec::VERSION,
-                    reply_to: waiting.reply_to,
-                    account_id: account.bytes().to_vec(),
-                    after,
-                };
-                questions.exchange.ask(partition, &question);
-                waiting.answer().await.ok_or_else(|| port("the owner of the partition did not answer"))
-            }
-        }
-    }
-}
-
-/// Answers what is asked of the partitions of this process, and hands replies to those who wait.
-pub struct Reception {
-    /// The way back.
-    pub exchange: Arc<Exchange>,
-    /// Where to ask, by partition; empty when nothing is owned here.
-    pub inquiries: Vec<Inquiries>,
-    /// Those who wait for decisions.
-    pub replies: Arc<LocalReplies>,
-    /// Those who wait for windows.
-    pub questions: Option<Arc<Questions>>,
-    /// Where answers are waited for.
-    pub handle: Handle,
-}
-
-impl Reception {
-    /// Listens from now on. Blocks for a moment.
-    ///
-    /// # Errors
-    /// When the brokers do not answer.
-    pub fn open(self) -> Result<(), sendtrail_eventlog::Error> {
-        let (is_owner, instance) = (!self.inquiries.is_empty(), self.replies.instance());
-        let exchange = self.exchange.clone();
-        exchange.listen(is_owner, instance, move |heard| match heard {
-            Heard::Question(partition, question) => self.answer(partition, &question),
-            Heard::Reply(Reply { to, answer: Some(answer), .. }) => match answer {
-                Answer::Decision(decision) => self.replies.tell(to, decision),
-                Answer::Reputation(view) => match Reputation::try_from(*view) {
-                    Ok(reputation) => self.hand_over(to, Some(reputation)),
-                    Err(error) => tracing::warn!(%error, "a reply cannot be read"),
-                },
-                Answer::NoAccount(_) => self.hand_over(to, None),
-            },
-            Heard::Reply(_) => {}
-        })
-    }
-
-    fn hand_over(&self, to: ReplyTo, reputation: Option<Reputation>) {
-        if let Some(questions) = &self.questions {
-            questions.desk.tell(to, reputation);
-        }
-    }
-
-    fn answer(&self, partition: u32, question: &Question) {
-        let (Ok(account), Some(asked)) = (question.account(), self.inquiries.get(partition as usize)) else { return };
-        let (answer, wait) = oneshot::channel();
-        // Whoever asks when more is asked than can be answered asks in vain.
-        if asked.try_send(Inquiry::Reputation { account, after: question.after, answer }).is_err() {
-            return;
-        }
-        let (exchange, to) = (self.exchange.clone(), question.reply_to);
-        self.handle.spawn(async move {
-            let Ok(found) = wait.await else { return };
-            let answer = found.map_or(Answer::NoAccount(true), |found| Answer::Reputation(Box::new(found.into())));
-            exchange.reply(&Reply { version: codec::VERSION, to, answer: Some(answer) });
-        });
     }
 }
 

@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 mod ports;
 mod properties;
+mod reception;
 pub mod roles;
 mod server;
 mod shutdown;

@@ -24,7 +24,8 @@ use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 
-use crate::elsewhere::{Elsewhere, Owners};
+use crate::elsewhere::Elsewhere;
+use crate::reception::Owners;
 
 /// Suppression lists, from the views.
 pub struct SuppressionLists(pub Views);

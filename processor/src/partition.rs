@@ -8,7 +8,9 @@
 
 mod completer;
 mod prepare;
+mod questions;
 mod records;
+mod takeover;
 mod telling;
 
 use std::collections::HashMap;
@@ -22,33 +24,28 @@ use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Announce, Batch, Clock, Error as LogError, EventLog, Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::codec;
-use sendtrail_schemas::exchange::{ProgressView, Seen, SuppressionView};
-use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::exchange::{ProgressView, Seen};
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::record::{Body, Decision, Outcome, Record, Refusal, Settings, Skip};
-use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay, Progress};
-use crate::core::rows::{Row, RowKey};
 use crate::core::step::{LOGIC_VERSION, skip, step};
-use crate::said::ViewOf;
 use crate::snapshots::Taker;
 use crate::store::Writes;
 use crate::{Error, Snapshots, Store, Views};
 use completer::{Completer, Outputs, Work, note_durable};
 use prepare::{Prepared, newer_logic, prepare};
+pub use questions::{Inquiries, Inquiry};
 use records::{append, numbered, scan};
 
 /// Bytes of intake that are stepped together.
 const READ_BYTES: usize = 256 << 10;
-/// How long a snapshot may take to be read. Whoever has a state goes on without.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
@@ -79,29 +76,6 @@ pub struct Partition {
     /// Where its state is kept for other servers, if anywhere.
     pub snapshots: Option<Arc<Snapshots>>,
 }
-
-/// What is asked of a partition, done between batches.
-pub enum Inquiry {
-    /// How an account stands.
-    Reputation {
-        /// Which.
-        account: AccountId,
-        /// Answered once everything before this offset is applied.
-        after: u64,
-        /// Where the answer goes.
-        answer: oneshot::Sender<Option<Reputation>>,
-    },
-    /// That it makes known again what is true now.
-    Announce {
-        /// Of these.
-        views: Vec<ViewOf>,
-        /// Told when it is on its way.
-        done: oneshot::Sender<()>,
-    },
-}
-
-/// Where questions go.
-pub type Inquiries = mpsc::Sender<Inquiry>;
 
 /// A running partition.
 pub struct PartitionHandle {
@@ -201,48 +175,6 @@ impl Partition {
 
     fn intake(&self) -> TopicPartition {
         TopicPartition::new(Topic::Intake, self.number)
-    }
-
-    /// Takes over the state that another server left, if it is far ahead of what is here, or what is here is too old.
-    fn ready(
-        &self,
-        handle: &Handle,
-        taker: &mut Option<Arc<Mutex<Taker>>>,
-        stop: &CancellationToken,
-    ) -> Result<(), Error> {
-        let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
-        let known = self.store.progress(self.number)?.map(|progress| progress.next_offset);
-        let end = *self.log.end(self.intake()).borrow();
-        let is_old =
-            known.is_some_and(|known| matches!(self.log.read(self.intake(), known, 1), Err(LogError::Trimmed { .. })));
-        let begin = async {
-            let restored = snapshots.restore(&self.store, &self.views, self.number, end, is_old);
-            match tokio::time::timeout(SNAPSHOT_PATIENCE, restored).await {
-                Ok(Ok(_)) => {}
-                // Others lack them, this one has a state of its own.
-                Ok(Err(error)) if self.store.progress(self.number)?.is_some() => {
-                    tracing::error!(partition = self.number, %error, "snapshots cannot be read");
-                }
-                Ok(Err(error)) => return Err(error),
-                Err(_) if self.store.progress(self.number)?.is_some() => {
-                    tracing::error!(partition = self.number, "snapshots are not read in time");
-                }
-                Err(_) => return Err(Error::Snapshot("the folder does not answer".into())),
-            }
-            if self.store.progress(self.number)?.is_none() {
-                // What a restore left that did not end would be taken for what was seen.
-                self.store.empty(self.number)?;
-            }
-            Ok(Taker::begin(snapshots.clone(), self.store.clone(), self.number).await)
-        };
-        let begun = handle.block_on(async {
-            tokio::select! {
-                begun = begin => begun,
-                () = stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
-            }
-        });
-        *taker = Some(Arc::new(Mutex::new(begun?)));
-        Ok(())
     }
 
     /// From the last checkpoint until something ends it.
@@ -504,72 +436,6 @@ impl<'a> Session<'a> {
         self.checkpointed = Instant::now();
         self.dirty = false;
         self.completer.commit(writes)
-    }
-
-    fn answer_questions(&mut self) -> Result<(), Ended> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        let applied = self.overlay.progress.next_offset;
-        for inquiry in std::mem::take(&mut self.waiting) {
-            match inquiry {
-                Inquiry::Reputation { account, after, answer } if after > applied => {
-                    self.waiting.push(Inquiry::Reputation { account, after, answer });
-                }
-                Inquiry::Reputation { account, answer, .. } => {
-                    let loaded = self.load(&Keys { account: Some(account), ..Keys::default() });
-                    let found = loaded.ok().and_then(|()| self.overlay.account(account)).map(|a| a.reputation());
-                    // Whoever asked may have gone.
-                    let _ = answer.send(found);
-                }
-                // Before, something newer may have been made known than is true here.
-                Inquiry::Announce { views, done } if applied < self.began => {
-                    self.waiting.push(Inquiry::Announce { views, done });
-                }
-                Inquiry::Announce { views, done } => {
-                    self.announce(views)?;
-                    let _ = done.send(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes known what is true now. Nobody else does, so that the last word is the newest.
-    fn announce(&mut self, views: Vec<ViewOf>) -> Result<(), Ended> {
-        let Some(to) = self.of.announce.clone() else { return Ok(()) };
-        let (store, partition) = (self.of.store.clone(), self.of.number);
-        let mut announced = Vec::new();
-        // What is not in memory stays where it is: there may be many.
-        for view in views {
-            let seen = match view {
-                ViewOf::Account(id) => {
-                    let held = self.overlay.account(id).map(|account| account.config.clone());
-                    let config = match held {
-                        Some(config) => Some(config),
-                        None => store.account(partition, id)?.map(|account| account.config),
-                    };
-                    config.map(|config| Seen::Account(Box::new((*config).clone())))
-                }
-                ViewOf::Suppression(account, email) => {
-                    let key = RowKey::suppressed(account, &email);
-                    let row = match self.overlay.held_row(&key) {
-                        Some(held) => held.cloned(),
-                        None => store.row(partition, &key)?,
-                    };
-                    let row = match row {
-                        Some(Row::Suppressed(row)) => Some(*row),
-                        _ => None,
-                    };
-                    let account_id = account.bytes().to_vec();
-                    Some(Seen::Suppression(SuppressionView { account_id, email, row }))
-                }
-            };
-            announced.extend(seen.map(|seen| to.announce(self.of.number, seen)));
-        }
-        let reached = reached(&self.overlay.progress);
-        let outputs = Outputs { announced, ..Outputs::nothing(reached) };
-        self.completer.give(Work::Outputs(outputs))
     }
 
     /// Makes a last checkpoint when all is well, and waits until nothing is on its way any more: the next session must

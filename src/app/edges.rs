@@ -17,7 +17,7 @@ use super::owning::Owning;
 use super::shared::Shared;
 use crate::clickhouse;
 use crate::config::Config;
-use crate::elsewhere::{DistantReplica, Owners};
+use crate::elsewhere::DistantReplica;
 use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, AdminKey, admin_key};
 use crate::metrics;
@@ -25,6 +25,7 @@ use crate::ports::{
     ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, NoDeliveries, OwnedAccounts,
     Sums, SuppressionLists,
 };
+use crate::reception::Owners;
 use crate::roles::{Role, Roles};
 use crate::sources;
 
@@ -41,7 +42,7 @@ pub struct Edges {
 }
 
 impl Edges {
-    pub fn new(config: &Config, shared: &Shared, owning: &Owning, filing: &Filing, tasks: &mut Tasks) -> Self {
+    pub async fn new(config: &Config, shared: &Shared, owning: &Owning, filing: &Filing, tasks: &mut Tasks) -> Self {
         let owners = match &shared.questions {
             Some(questions) => Owners::Elsewhere(questions.clone()),
             None => Owners::Here(owning.inquiries()),
@@ -89,7 +90,8 @@ impl Edges {
                         as_of: as_of.clone(),
                         every: FOLLOW_EVERY,
                     };
-                    tasks.spawn(follower.run(tasks.stop.clone()));
+                    // Nobody asks before it was looked at.
+                    tasks.spawn(follower.begin().await.run(tasks.stop.clone()));
                 }
                 let analytics_here = Arc::new(FollowedArchive { archive: archive.clone(), as_of });
                 let deliveries: Arc<dyn Deliveries> = match analytics {

@@ -15,8 +15,9 @@ use tokio::runtime::Handle;
 use super::owning::Owning;
 use crate::backbone::Backbone;
 use crate::config::Config;
-use crate::elsewhere::{AllReplies, Elsewhere, Questions, Reception};
+use crate::elsewhere::Elsewhere;
 use crate::keys::vault;
+use crate::reception::{AllReplies, Questions, Reception};
 use crate::roles::Role;
 use crate::steward::Steward;
 

@@ -39,64 +39,75 @@ pub struct Follower {
     pub every: Duration,
 }
 
+/// A follower that has looked once.
+pub struct Following {
+    of: Follower,
+    table: Option<Table>,
+    /// When partitions were how far, until the files have caught up.
+    looks: VecDeque<(Millis, BTreeMap<u32, u64>)>,
+}
+
 impl Follower {
-    /// Runs until `stop` is cancelled. Until there is a table, readers see nothing.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut table = None;
-        let mut looks = VecDeque::new();
+    /// Looks for the first time. Until there is a table, readers see nothing.
+    pub async fn begin(self) -> Following {
+        let mut following = Following { of: self, table: None, looks: VecDeque::new() };
+        following.turn().await;
+        following
+    }
+}
+
+impl Following {
+    /// Runs until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
-            looks.push_back((self.clock.now(), (self.ends)()));
-            if looks.len() > REMEMBERED {
-                looks.pop_front();
-            }
-            match self.look(&mut table, &mut looks).await {
-                Ok(()) => {}
-                Err(error) => {
-                    tracing::warn!(%error, folder = %self.root.display(), "the archive cannot be read");
-                    table = None;
-                }
-            }
             tokio::select! {
-                () = tokio::time::sleep(self.every) => {}
+                () = tokio::time::sleep(self.of.every) => self.turn().await,
                 () = stop.cancelled() => {}
             }
         }
     }
 
-    async fn look(
-        &self,
-        table: &mut Option<Table>,
-        looks: &mut VecDeque<(Millis, BTreeMap<u32, u64>)>,
-    ) -> Result<(), Error> {
-        let version = match table {
+    async fn turn(&mut self) {
+        self.looks.push_back((self.of.clock.now(), (self.of.ends)()));
+        if self.looks.len() > REMEMBERED {
+            self.looks.pop_front();
+        }
+        if let Err(error) = self.look().await {
+            tracing::warn!(%error, folder = %self.of.root.display(), "the archive cannot be read");
+            self.table = None;
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Error> {
+        let version = match &mut self.table {
             Some(table) => {
                 let before = table.version();
                 table.refresh().await?;
                 before
             }
             None => {
-                *table = Table::find(self.layout, &self.root).await?;
+                self.table = Table::find(self.of.layout, &self.of.root).await?;
                 u64::MAX
             }
         };
-        let Some(table) = table else { return Ok(()) };
+        let Some(table) = &self.table else { return Ok(()) };
         let mut filed = BTreeMap::new();
         // Whoever is not in the list has no events.
-        for &partition in looks.back().iter().flat_map(|(_, ends)| ends.keys()) {
+        for &partition in self.looks.back().iter().flat_map(|(_, ends)| ends.keys()) {
             filed.insert(partition, table.mark(partition).await?);
         }
         let filed = Arc::new(filed);
         if table.version() != version {
             let (root, version, files) = (table.root().to_owned(), table.version(), Arc::new(table.files()));
             let filed = filed.clone();
-            self.cell.update(|_| ArchiveView { root, version, files, filed, tail: Vec::new() });
+            self.of.cell.update(|_| ArchiveView { root, version, files, filed, tail: Vec::new() });
         }
         // Only now: a reader must not see older files with a newer time.
-        while let Some((at, ends)) = looks.front()
+        while let Some((at, ends)) = self.looks.front()
             && ends.iter().all(|(partition, end)| filed.get(partition).is_some_and(|filed| filed >= end))
         {
-            self.as_of.store(at.0, Ordering::Release);
-            looks.pop_front();
+            self.of.as_of.store(at.0, Ordering::Release);
+            self.looks.pop_front();
         }
         Ok(())
     }

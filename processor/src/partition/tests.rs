@@ -7,10 +7,12 @@ use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
 use sendtrail_schemas::account::Mode;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::event::{Event, EventFact};
+use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::record::{AccountFields, Change, Command, SourcePosition, Unreadable};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::*;

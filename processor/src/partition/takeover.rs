@@ -1,0 +1,60 @@
+//! Before a partition begins: the state that another server left.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sendtrail_eventlog::Error as LogError;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::Partition;
+use crate::Error;
+use crate::snapshots::Taker;
+
+/// How long a snapshot may take to be read. Whoever has a state goes on without.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+impl Partition {
+    /// Takes over the state that another server left, if it is far ahead of what is here, or what is here is too old.
+    pub(super) fn ready(
+        &self,
+        handle: &Handle,
+        taker: &mut Option<Arc<Mutex<Taker>>>,
+        stop: &CancellationToken,
+    ) -> Result<(), Error> {
+        let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
+        let known = self.store.progress(self.number)?.map(|progress| progress.next_offset);
+        let end = *self.log.end(self.intake()).borrow();
+        let is_old =
+            known.is_some_and(|known| matches!(self.log.read(self.intake(), known, 1), Err(LogError::Trimmed { .. })));
+        let begin = async {
+            let restored = snapshots.restore(&self.store, &self.views, self.number, end, is_old);
+            match tokio::time::timeout(PATIENCE, restored).await {
+                Ok(Ok(_)) => {}
+                // Others lack them, this one has a state of its own.
+                Ok(Err(error)) if self.store.progress(self.number)?.is_some() => {
+                    tracing::error!(partition = self.number, %error, "snapshots cannot be read");
+                }
+                Ok(Err(error)) => return Err(error),
+                Err(_) if self.store.progress(self.number)?.is_some() => {
+                    tracing::error!(partition = self.number, "snapshots are not read in time");
+                }
+                Err(_) => return Err(Error::Snapshot("the folder does not answer".into())),
+            }
+            if self.store.progress(self.number)?.is_none() {
+                // What a restore left that did not end would be taken for what was seen.
+                self.store.empty(self.number)?;
+            }
+            Ok(Taker::begin(snapshots.clone(), self.store.clone(), self.number).await)
+        };
+        let begun = handle.block_on(async {
+            tokio::select! {
+                begun = begin => begun,
+                () = stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
+            }
+        });
+        *taker = Some(Arc::new(Mutex::new(begun?)));
+        Ok(())
+    }
+}
