@@ -270,12 +270,6 @@ impl Config {
         if named.as_os_str().is_empty() { self.data.dir.join(usual) } else { named.to_owned() }
     }
 
-    /// What tells this log from others.
-    pub fn log_name(&self) -> String {
-        let kind = if self.log.simulated { ".simulated" } else { "" };
-        format!("{}{kind}", self.kafka.namespace)
-    }
-
     /// Where the Parquet archive is.
     pub fn archive_folder(&self) -> PathBuf {
         self.folder(&self.archive.dir, "archive")

@@ -10,7 +10,7 @@ use metrics::counter;
 use sendtrail_eventlog::kafka::{Exchange, Voice, Word};
 use sendtrail_eventlog::{Announce, Clock, EventLog, Pulse};
 use sendtrail_processor::Views;
-use sendtrail_processor::clickhouse::ClickHouseHandle;
+use sendtrail_processor::clickhouse::{ClickHouseHandle, FAR};
 use sendtrail_schemas::exchange::{ClickHouseView, ProgressView, Seen};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::{Day, Millis};
@@ -25,8 +25,6 @@ const LOOKS: usize = 1_200;
 /// How often others are told how far ClickHouse is, at most, and at least.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 const REPEAT_EVERY: Duration = Duration::from_secs(2);
-/// Rows behind that no reader waits for.
-const FAR: u64 = 500_000;
 
 /// How far others are, as they made it known.
 pub struct Elsewhere {
@@ -47,7 +45,7 @@ impl Elsewhere {
 
     /// The number after the last event of each partition, as far as is known.
     pub fn ends(&self) -> BTreeMap<u32, u64> {
-        (0..).zip(&self.next_events).map(|(partition, next)| (partition, next.load(Ordering::Acquire))).collect()
+        (0..self.next_events.len() as u32).map(|partition| (partition, self.next_event(partition))).collect()
     }
 
     fn take(&self, partition: u32, seen: Seen, views: &Views, clock: &Clock) {

@@ -289,10 +289,10 @@ impl StoreView {
 
 /// A suppressed address as others see it, if this is the row of one.
 fn suppressed(key: &[u8; 33], value: &[u8]) -> Result<Option<Seen>, Error> {
-    let Some((account, _)) = RowKey::account_and_kind(key).filter(|(_, kind)| *kind == RowKind::Suppressed as u8)
-    else {
+    let (account, kind) = RowKey::account_and_kind(key);
+    if kind != RowKind::Suppressed as u8 {
         return Ok(None);
-    };
+    }
     match (AccountId::from_slice(account)?, Row::decode(RowKind::Suppressed, value)?) {
         (account, Row::Suppressed(row)) => Ok(Some(SuppressionChange::Put(*row).seen(account))),
         _ => Ok(None),

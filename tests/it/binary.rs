@@ -23,6 +23,7 @@ impl Process {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
         command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // What servers log, kept in a folder for whoever looks for a failure.
         if let Ok(folder) = std::env::var("SENDTRAIL_TEST_LOGS") {
             let name = format!("{}-{}", data.file_name().unwrap().display(), Millis::wall().0);
             command.stderr(std::fs::File::create(std::path::Path::new(&folder).join(name)).unwrap());

@@ -98,10 +98,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// What the names of this log's topics begin with: no other log's do.
+    pub fn log_name(&self) -> String {
+        format!("{}{}", self.namespace, if self.simulated { ".simulated" } else { "" })
+    }
+
     /// A topic's name on the broker.
     pub fn topic(&self, topic: Topic) -> String {
-        let kind = if self.simulated { ".simulated" } else { "" };
-        format!("{}{kind}{}", self.namespace, topic.name().trim_start_matches("sendtrail"))
+        format!("{}{}", self.log_name(), topic.name().trim_start_matches("sendtrail"))
     }
 
     /// Every topic's name on the broker.
@@ -110,7 +114,7 @@ impl Options {
     }
 
     fn beside(&self, name: &str) -> String {
-        format!("{}.{name}", self.topic(Topic::Intake).trim_end_matches(".intake"))
+        format!("{}.{name}", self.log_name())
     }
 
     /// The name of the topic whose owner owns the log.

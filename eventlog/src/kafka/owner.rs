@@ -143,7 +143,7 @@ impl Owner {
         let consumer: BaseConsumer<Joining> =
             config.create_with_context(context).map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
         consumer.subscribe(&[&options.owner_topic()]).map_err(io("ask Kafka for the log"))?;
-        let (mut said, begun) = (Instant::now(), Instant::now());
+        let mut saying = Saying::default();
         let mut last = None;
         while *told.borrow_and_update() == State::Waiting {
             if let Some(why) = health.is_lost() {
@@ -156,16 +156,7 @@ impl Owner {
                 Some(error) => last = Some(error.to_string()),
                 None => {}
             }
-            if said.elapsed() > PATIENCE {
-                said = Instant::now();
-                let (seconds, trouble) = (begun.elapsed().as_secs(), health.failure().or_else(|| last.take()));
-                match trouble {
-                    Some(trouble) => tracing::warn!(seconds, trouble, part = part.name(), "waiting for the log"),
-                    None => {
-                        tracing::warn!(seconds, part = part.name(), "another server does this; waiting to take over")
-                    }
-                }
-            }
+            saying.wait(part, || health.failure().or_else(|| last.take()));
         }
         let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
         let thread = std::thread::Builder::new()
@@ -194,6 +185,32 @@ impl Owner {
     }
 }
 
+/// Says now and then that a part is waited for.
+struct Saying {
+    begun: Instant,
+    said: Instant,
+}
+
+impl Default for Saying {
+    fn default() -> Self {
+        Self { begun: Instant::now(), said: Instant::now() }
+    }
+}
+
+impl Saying {
+    fn wait(&mut self, part: Part, trouble: impl FnOnce() -> Option<String>) {
+        if self.said.elapsed() <= PATIENCE {
+            return;
+        }
+        self.said = Instant::now();
+        let (seconds, part) = (self.begun.elapsed().as_secs(), part.name());
+        match trouble() {
+            Some(trouble) => tracing::warn!(seconds, trouble, part, "waiting for the log"),
+            None => tracing::warn!(seconds, part, "another server does this; waiting to take over"),
+        }
+    }
+}
+
 /// Waits until nobody else does, or is about to do, any of some parts. Whoever took one and then waited for another would keep
 /// the first from those who could do it. Blocks.
 ///
@@ -211,13 +228,9 @@ pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Er
             members.any(|member| !member.id().starts_with(&own))
         })
     };
-    let (mut said, begun) = (Instant::now(), Instant::now());
+    let mut saying = Saying::default();
     while let Some(part) = options.parts.iter().find(is_anothers) {
-        if said.elapsed() > PATIENCE {
-            said = Instant::now();
-            let seconds = begun.elapsed().as_secs();
-            tracing::warn!(seconds, part = part.name(), "another server does this; waiting to take over");
-        }
+        saying.wait(*part, || health.failure());
         std::thread::sleep(PATIENCE / 20);
     }
     Ok(())

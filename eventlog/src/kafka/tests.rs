@@ -78,6 +78,19 @@ pub async fn soon(holds: impl Fn() -> bool) {
     }
 }
 
+#[test]
+fn every_topic_has_a_name_of_its_own_whatever_the_namespace() {
+    for (namespace, simulated, begin) in
+        [("sendtrail", false, "sendtrail"), ("sendtrail", true, "sendtrail.simulated"), ("a.intake", false, "a.intake")]
+    {
+        let options = Options { namespace: namespace.into(), simulated, ..Options::default() };
+        assert_eq!(options.topic(Topic::Intake), format!("{begin}.intake"));
+        assert_eq!(options.topic(Topic::DeadLetter), format!("{begin}.dead-letter"));
+        assert_eq!(options.owner_topic(), format!("{begin}.owner"));
+        assert_eq!(options.views_topic(), format!("{begin}.views"));
+    }
+}
+
 /// What a process that was thought dead writes.
 fn zombie(options: &Options, numbers: impl Iterator<Item = u64>) {
     let producer: BaseProducer = connect::producer(options).create().unwrap();

@@ -37,7 +37,7 @@ use rows::Feed;
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// Rows behind that no reader waits for.
-const FAR: u64 = 500_000;
+pub const FAR: u64 = 500_000;
 
 /// How rows are inserted.
 #[derive(Clone, Debug)]

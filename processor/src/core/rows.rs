@@ -93,8 +93,8 @@ impl RowKey {
     }
 
     /// The account and the kind in the key of a store.
-    pub fn account_and_kind(bytes: &[u8; 33]) -> Option<(&[u8], u8)> {
-        Some((bytes.get(16..32)?, bytes[32]))
+    pub fn account_and_kind(bytes: &[u8; 33]) -> (&[u8], u8) {
+        (&bytes[16..32], bytes[32])
     }
 }
 

@@ -201,9 +201,7 @@ impl Task {
             match store.commit(intake.partition, writes) {
                 Ok(()) => {
                     histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
-                    let at = Millis::wall().0 as f64 / 1e3;
-                    gauge!("sendtrail_checkpoint_timestamp_seconds", "partition" => intake.partition.to_string())
-                        .set(at);
+                    note_durable(intake.partition);
                     tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
                     if let Some(taker) = taker {
                         taker.lock().note(keys, next_offset);

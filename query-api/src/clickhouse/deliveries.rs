@@ -12,6 +12,11 @@ use serde::Deserialize;
 use super::ClickHouseAnalytics;
 use crate::{Deliveries, DeliveryOf, DeliveryState, Error};
 
+/// Deliveries that are asked for at once.
+const TOGETHER: usize = 1_000;
+/// How far clocks may be apart, milliseconds.
+const CLOCKS: i64 = 60_000;
+
 #[derive(Row, Deserialize)]
 struct Last {
     event_seq: u64,
@@ -38,17 +43,17 @@ impl Deliveries for ClickHouseAnalytics {
         wanted: &[DeliveryOf],
     ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error> {
         let mut found = HashMap::new();
-        let mut partitions: HashMap<u32, Vec<&DeliveryOf>> = HashMap::new();
-        wanted.iter().for_each(|of| partitions.entry(of.partition).or_default().push(of));
-        for (partition, wanted) in partitions {
+        // All of an account's events are in one partition; a long list would not fit into an address.
+        for wanted in wanted.chunk_by(|one, other| one.partition == other.partition).flat_map(|of| of.chunks(TOGETHER))
+        {
+            let Some(partition) = wanted.first().map(|of| of.partition) else { continue };
             let numbers: Vec<u64> = wanted.iter().map(|of| of.seq).collect();
+            let by_key: HashMap<_, _> = wanted.iter().map(|of| ((of.seq, of.destination), *of)).collect();
             // Clocks of servers and brokers may differ somewhat.
             let since = wanted.iter().map(|of| of.received_at).min().map_or(0, |first| first.plus(-CLOCKS).0);
             let query = self.query(LAST, account).param("partition", partition).param("numbers", numbers);
             for row in query.param("since", since).fetch_all::<Last>().await? {
-                let destination = DestinationId(row.destination_id);
-                let of = |of: &&DeliveryOf| of.seq == row.event_seq && of.destination == destination;
-                let Some(of) = wanted.iter().copied().find(of) else { continue };
+                let Some(of) = by_key.get(&(row.event_seq, DestinationId(row.destination_id))) else { continue };
                 let state = DeliveryState {
                     status: DeliveryStatus::parse(&row.last_status).unwrap_or(DeliveryStatus::Pending),
                     attempts: row.attempts,
@@ -61,6 +66,3 @@ impl Deliveries for ClickHouseAnalytics {
         Ok(Some(found))
     }
 }
-
-/// How far clocks may be apart, milliseconds.
-const CLOCKS: i64 = 60_000;
