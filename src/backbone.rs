@@ -92,10 +92,11 @@ impl Backbone {
 /// Whether another server's folder has what this one would begin without.
 fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> bool {
     let roles = &config.server.roles;
-    if roles.is_all() {
-        return instance.is_new && Topic::ALL.iter().any(|topic| log.has(*topic));
-    }
     let begins = |role: Role| roles.has(role) && !instance.has_done(role);
+    if roles.is_all() {
+        let is_new = [Role::Processor, Role::Delivery, Role::Dispatcher].into_iter().any(begins);
+        return is_new && Topic::ALL.iter().any(|topic| log.has(*topic));
+    }
     // The state comes from a snapshot where there are any, else from the log. The archive tells by itself whether it lacks
     // what the log no longer has, and whoever only speaks with clients keeps nothing.
     let decides = begins(Role::Processor)

@@ -12,6 +12,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sendtrail::client::Api;
+use sendtrail::roles::Role;
 use sendtrail_processor::clickhouse::migrate;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::codec;
@@ -19,7 +20,7 @@ use sendtrail_schemas::exchange::{Seen, SuppressionView, View};
 use sendtrail_schemas::topic::partition_of;
 use tempfile::TempDir;
 
-use super::binary::{ADMIN_KEY, Process};
+use super::binary::{ADMIN_KEY, PROGRAM, Process};
 use super::kafka::{consume, environment};
 use super::support::*;
 
@@ -69,13 +70,23 @@ impl Fleet {
         self.folder.path().join(name)
     }
 
+    fn settings<'a>(&'a self, roles: &'a str) -> Vec<(&'a str, &'a str)> {
+        let shared = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        shared.chain([("SENDTRAIL__SERVER__ROLES", roles)]).collect()
+    }
+
     /// A server with some roles, on a folder of this name.
     fn start(&self, name: &str, roles: &[&str]) -> Process {
-        let roles = json!(roles).to_string();
-        let mut settings: Vec<(&str, &str)> =
-            self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-        settings.push(("SENDTRAIL__SERVER__ROLES", &roles));
-        Process::start(&self.data(name), &settings)
+        Process::start(&self.data(name), &self.settings(&json!(roles).to_string()))
+    }
+
+    /// What one says that must not start.
+    fn refused(&self, name: &str, roles: &[&str]) -> String {
+        let mut command = std::process::Command::new(PROGRAM);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data(name));
+        let output = command.envs(self.settings(&json!(roles).to_string())).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
     }
 }
 
@@ -121,9 +132,9 @@ async fn servers_that_each_do_a_part_are_one() {
     let Some(fleet) = Fleet::new("split", &[]).await else { return };
     let receiver = Receiver::start_ok().await;
     let front = fleet.start("front", &["ingest"]);
-    let _processor = fleet.start("processor", &["processor"]);
-    let _workers = fleet.start("workers", &["delivery", "dispatcher"]);
-    let _sinks = fleet.start("sinks", &["sinks"]);
+    let processor = fleet.start("processor", &["processor"]);
+    let workers = fleet.start("workers", &["delivery", "dispatcher"]);
+    let sinks = fleet.start("sinks", &["sinks"]);
     let query = fleet.start("query", &["query"]);
     let (key, id) = partner(&front, &receiver, 100).await;
     // One that starts later knows everything that was made known.
@@ -181,6 +192,14 @@ async fn servers_that_each_do_a_part_are_one() {
     eventually("the others learn of it", async || status(&front_api).await == 401).await;
     let late = fleet.start("late", &["ingest"]);
     assert_eq!(status(&Api::new(&late.base, &key)).await, 401);
+
+    // A folder that only spoke with clients must not mail everything again.
+    drop((front, processor, workers, sinks));
+    let all = Role::ALL.map(Role::name);
+    for roles in [&all[..], &["delivery"], &["dispatcher"]] {
+        let told = tokio::task::block_in_place(|| fleet.refused("front", roles));
+        assert!(told.contains("the topics hold another server's log"), "{roles:?}: {told}");
+    }
 }
 
 /// Where the two servers are that take requests: they move when they are started again.

@@ -109,7 +109,7 @@ async fn show_all(
     let known = if wanted.is_empty() {
         Some(HashMap::new())
     } else {
-        // In the turn that the events had: they are not to be thrown away for it.
+        // Without a turn of its own: the events had theirs, and are not to be thrown away for it.
         let timeout = parts.timeout;
         let looked = tokio::time::timeout(timeout, parts.deliveries.states(account, &wanted)).await;
         match looked.unwrap_or(Err(Error::Timeout(timeout))) {
