@@ -3,10 +3,12 @@
 //!
 //! Where one cannot be started the tests that need it are skipped, loudly; with `CI=true` that is a failure.
 
+use std::io::{Read as _, Seek as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -109,29 +111,50 @@ fn start(script: &str, needs: &[&str], further: &[&str]) -> Result<Server, Strin
         return Err(format!("there is no {missing}"));
     }
     let script = local().join(script);
-    let folder = TempDir::new().map_err(|cause| cause.to_string())?;
-    let port = free_pair()?;
-    let mut process = Command::new(&script)
+    // A port that was free may be taken before the server has it.
+    let mut why = String::new();
+    for _ in 0..3 {
+        match start_at(&script, free_pair()?, further) {
+            Ok(server) => return Ok(server),
+            Err(cause) => why = cause,
+        }
+    }
+    Err(why)
+}
+
+fn start_at(script: &Path, port: u16, further: &[&str]) -> Result<Server, String> {
+    let told = |cause: std::io::Error| format!("{}: {cause}", script.display());
+    let folder = TempDir::new().map_err(told)?;
+    let mut log = tempfile::tempfile().map_err(told)?;
+    let mut process = Command::new(script)
         .args(further)
         .args(["--port", &port.to_string(), "--while-stdin-is-open", "--data"])
         .arg(folder.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log.try_clone().map_err(told)?)
         .spawn()
-        .map_err(|cause| format!("{}: {cause}", script.display()))?;
+        .map_err(told)?;
     let address = format!("127.0.0.1:{port}");
     let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
+    let outcome = loop {
+        // Whether it ended is asked first: what answers may be somebody else, who has its port.
+        if let Ok(Some(status)) = process.try_wait() {
+            break format!("ended with {status}");
+        }
         if TcpStream::connect(&address).is_ok() {
             return Ok(Server { address, _process: process, folder });
         }
-        if let Ok(Some(status)) = process.try_wait() {
-            return Err(format!("{} ended with {status}", script.display()));
+        if begun.elapsed() > PATIENCE {
+            break format!("did not answer in {PATIENCE:?}");
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-    Err(format!("{} did not answer", script.display()))
+    };
+    let mut said = String::new();
+    log.rewind().and_then(|()| log.read_to_string(&mut said)).map_err(told)?;
+    let last = said.lines().count().saturating_sub(20);
+    let last: Vec<&str> = said.lines().skip(last).collect();
+    Err(format!("{} {outcome}: {}", script.display(), last.join("\n")))
 }
 
 fn local() -> PathBuf {
@@ -147,12 +170,17 @@ fn is_there(program: &str) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// A free port whose successor is free too.
+/// A free port whose successor is free too, below those that the system gives to outgoing connections: of those one
+/// may be taken at any moment.
 fn free_pair() -> Result<u16, String> {
-    for _ in 0..100 {
-        let first = TcpListener::bind("127.0.0.1:0").map_err(|cause| cause.to_string())?;
-        let port = first.local_addr().map_err(|cause| cause.to_string())?.port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 20_000;
+    const PAIRS: u16 = 6_000;
+    let begin = u16::try_from(std::process::id() % u32::from(PAIRS)).unwrap_or_default();
+    for _ in 0..PAIRS {
+        let pair = (begin + NEXT.fetch_add(1, Ordering::Relaxed) % PAIRS) % PAIRS;
+        let port = FIRST + 2 * pair;
+        if [port, port + 1].into_iter().all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return Ok(port);
         }
     }
@@ -161,7 +189,7 @@ fn free_pair() -> Result<u16, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
+    use std::io::Write;
 
     use super::*;
 
@@ -175,6 +203,17 @@ mod tests {
         stream.read_to_string(&mut reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         (head.to_owned(), body.to_owned())
+    }
+
+    #[test]
+    fn a_broker_that_cannot_have_its_ports_ends_and_says_why() {
+        if !is_there("java") || !is_there("mvn") {
+            return;
+        }
+        let port = free_pair().unwrap();
+        let _taken = TcpListener::bind(("127.0.0.1", port + 1)).unwrap();
+        let why = start_at(&local().join("kafka"), port, &[]).map(|server| server.address).unwrap_err();
+        assert!(why.contains("ended with") && why.contains("in use"), "{why}");
     }
 
     #[test]
