@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use sendtrail_ingest::Ingest;
-use sendtrail_processor::{PartitionHandle, SinkHandle};
+use sendtrail_processor::SinkHandle;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +42,7 @@ pub struct App {
     edges: CancellationToken,
     edge_tasks: JoinSet<()>,
     partitions: CancellationToken,
-    partition_handles: Vec<PartitionHandle>,
+    owning: Option<Owning>,
     sink_stop: CancellationToken,
     sink: Option<Arc<SinkHandle>>,
     backbone: Backbone,
@@ -82,31 +82,30 @@ impl App {
         std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
         let told = telemetry::metrics()?;
         let backbone = Backbone::open(config).await?;
-        let shared = Shared::open(config, &backbone)?;
+        let shared = Arc::new(Shared::open(config, &backbone)?);
         let admin = admin(config)?;
 
         let partitions = CancellationToken::new();
-        let owning = if roles.has(Role::Processor) {
-            Owning::start(config, &shared, &partitions).await?
-        } else {
-            Owning::default()
+        let owning = match roles.has(Role::Processor) {
+            true => Some(Owning::start(config, &shared, &backbone, &partitions).await?),
+            false => None,
         };
-        shared.meet_others(config, &owning).await?;
+        shared.meet_others().await?;
         let mut tasks = Tasks { stop: CancellationToken::new(), running: JoinSet::new() };
         let sink_stop = CancellationToken::new();
         let filing = Filing::start(config, &shared, &sink_stop, &mut tasks).await?;
         tasks.spawn(metrics::upkeep(told.clone(), tasks.stop.clone()));
-        if !roles.has(Role::Processor) {
+        if shared.exchange.is_some() {
             tasks.spawn(shared.elsewhere.clone().watch_lag(shared.log.clone(), tasks.stop.clone()));
         }
         working::start(config, &shared, &mut tasks);
 
-        let edges = Edges::new(config, &shared, &owning, &filing, &mut tasks).await;
+        let edges = Edges::new(config, &shared, &filing, &mut tasks).await;
         let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
         if roles.has(Role::Processor) {
-            start_sources(sources, &ingest, &shared, &mut tasks);
+            tasks.spawn(run_sources(sources, ingest.clone(), shared.clone(), tasks.stop.clone()));
         }
         let health = Health {
             log: shared.log.clone(),
@@ -125,7 +124,7 @@ impl App {
             edges: tasks.stop,
             edge_tasks: tasks.running,
             partitions,
-            partition_handles: owning.partitions,
+            owning,
             sink_stop,
             sink: filing.sink,
             backbone,
@@ -161,11 +160,12 @@ impl App {
         self.edges.cancel();
         while self.edge_tasks.join_next().await.is_some() {}
         self.partitions.cancel();
-        let (partitions, sink, sink_stop, backbone) =
-            (self.partition_handles, self.sink, self.sink_stop, self.backbone);
+        if let Some(owning) = self.owning {
+            owning.join().await;
+        }
+        let (sink, sink_stop, backbone) = (self.sink, self.sink_stop, self.backbone);
         // Threads are joined beside the runtime's workers, which they still need.
         let joined = tokio::task::spawn_blocking(move || {
-            partitions.into_iter().for_each(PartitionHandle::join);
             sink_stop.cancel();
             match sink.map(Arc::try_unwrap) {
                 Some(Ok(sink)) => sink.join(),
@@ -184,14 +184,31 @@ impl App {
     }
 }
 
-/// Reads the topics of others, each in a task of its own.
-fn start_sources(sources: Vec<sendtrail_ingest::sources::Source>, ingest: &Ingest, shared: &Shared, tasks: &mut Tasks) {
-    let applied = Arc::new(AppliedSources {
-        log: shared.log.clone(),
-        store: shared.store.clone(),
-        pulses: shared.pulses.clone(),
-    });
-    for source in sources {
-        tasks.spawn(source.run(ingest.clone(), applied.clone(), tasks.stop.clone()));
+/// Reads the topics of others, each in a task of its own, on whichever server owns the first partition. While that moves, two
+/// may read: what is told twice has the same number.
+async fn run_sources(
+    sources: Vec<sendtrail_ingest::sources::Source>,
+    ingest: Ingest,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+) {
+    let (log, owners, pulses) = (shared.log.clone(), shared.owners.clone(), shared.pulses.clone());
+    let applied = Arc::new(AppliedSources { log, owners, pulses });
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = shared.ownership.becomes(0, true) => {}
+            () = stop.cancelled() => return,
+        }
+        let reading = stop.child_token();
+        let mut running = JoinSet::new();
+        for source in sources.clone() {
+            running.spawn(source.run(ingest.clone(), applied.clone(), reading.clone()));
+        }
+        tokio::select! {
+            () = shared.ownership.becomes(0, false) => {}
+            () = stop.cancelled() => {}
+        }
+        reading.cancel();
+        while running.join_next().await.is_some() {}
     }
 }

@@ -72,6 +72,25 @@ impl Backbone {
         }
     }
 
+    /// Begins to work on a partition that this server was given.
+    ///
+    /// # Errors
+    /// When it was taken away meanwhile, or the brokers do not answer.
+    pub async fn acquire(&self, partition: u32) -> Result<(), sendtrail_eventlog::Error> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Kafka(log, _) => log.acquire(partition).await,
+        }
+    }
+
+    /// Nothing of a partition is on its way any more: another server may be given it.
+    pub fn release(&self, partition: u32) {
+        match self {
+            Self::Embedded(_) => {}
+            Self::Kafka(log, _) => log.release(partition),
+        }
+    }
+
     /// Resolves when the log belongs to another server.
     pub async fn lost(self) {
         match self {

@@ -9,6 +9,8 @@ use figment::value::{Dict, Value};
 use ipnet::IpNet;
 use sendtrail_eventlog::embedded::Options;
 use sendtrail_eventlog::kafka;
+use sendtrail_processor::core::step::LOGIC_VERSION;
+use sendtrail_schemas::topic::Topic;
 use serde::{Deserialize, Serialize};
 
 use crate::properties;
@@ -57,7 +59,7 @@ sections! {
         sasl_password: String, ssl_ca_location: String, properties: Vec<String>,
     }
     /// The state store.
-    State { cache_bytes: u64, checkpoint_ms: u64, snapshots: PathBuf, snapshot_seconds: u64 }
+    State { cache_bytes: u64, checkpoint_ms: u64, snapshots: PathBuf, snapshot_seconds: u64, logic_version: u32 }
     /// Event intake.
     Intake { max_events: usize, max_lag_ms: u64, inline_bytes: usize }
     /// Sends.
@@ -208,6 +210,10 @@ impl Config {
         need(properties::are_sound(&self.kafka.properties), "kafka.properties: each is name=value");
         need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
         need(self.state.snapshot_seconds > 0, "state.snapshot_seconds: at least 1");
+        need(
+            self.state.logic_version <= LOGIC_VERSION,
+            &format!("state.logic_version: this program knows 1 to {LOGIC_VERSION}"),
+        );
         need(self.intake.max_events > 0, "intake.max_events: at least 1");
         need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
         need((1..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 1 to 360");
@@ -338,11 +344,44 @@ impl Config {
             create_topics: kafka.create_topics,
             cache_bytes: self.log.cache_bytes,
             queue_bytes: self.log.queue_bytes,
-            parts: self.server.roles.parts(),
-            topics: self.server.roles.topics(),
+            parts: self.parts(),
+            topics: self.topics(),
+            shared: if self.shares_partitions() { Role::Processor.topics().into() } else { Vec::new() },
             properties: named.chain(properties::parse(&kafka.properties)).collect(),
             ..kafka::Options::default()
         }
+    }
+
+    /// Whether this server is a processor that owns what it is given while others own the rest: they find the state of what
+    /// comes to them in snapshots.
+    pub fn shares_partitions(&self) -> bool {
+        let has_snapshots = !self.state.snapshots.as_os_str().is_empty();
+        self.log.backend == Backend::Kafka && self.server.roles.has(Role::Processor) && has_snapshots
+    }
+
+    /// What this server does of which there is one at a time.
+    fn parts(&self) -> Vec<kafka::Part> {
+        let parts = self.server.roles.parts().into_iter();
+        parts.filter(|part| *part != kafka::Part::Processor || !self.shares_partitions()).collect()
+    }
+
+    /// The topics of which it reads every partition.
+    fn topics(&self) -> Vec<Topic> {
+        let roles = &self.server.roles;
+        if !self.shares_partitions() {
+            return roles.topics();
+        }
+        let mut topics = roles.without(Role::Processor).topics();
+        // A source may have events of any partition.
+        if !self.sources.kafka.is_empty() && !topics.contains(&Topic::Intake) {
+            topics.push(Topic::Intake);
+        }
+        topics
+    }
+
+    /// Logic to decide by.
+    pub fn logic_version(&self) -> u32 {
+        if self.state.logic_version == 0 { LOGIC_VERSION } else { self.state.logic_version }
     }
 
     /// How often the state is made durable.

@@ -18,6 +18,9 @@ use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::ownership::Ownership;
+use crate::steward::Steward;
+
 /// How often it is looked how long records have waited elsewhere.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Looks that are remembered while a partition is behind.
@@ -28,8 +31,9 @@ const REPEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// How far others are, as they made it known.
 pub struct Elsewhere {
-    /// How far partitions are; those of this process are not among them.
+    /// How far partitions are. Of those that are owned here they tell it themselves.
     pub pulses: Vec<Arc<Pulse>>,
+    ownership: Arc<Ownership>,
     next_events: Vec<AtomicU64>,
     clickhouse: watch::Sender<BTreeMap<u32, ClickHouseView>>,
     /// A query was not answered, and nothing was heard since.
@@ -38,9 +42,9 @@ pub struct Elsewhere {
 
 impl Elsewhere {
     /// Nothing is known yet.
-    pub fn new(pulses: Vec<Arc<Pulse>>) -> Self {
+    pub fn new(pulses: Vec<Arc<Pulse>>, ownership: Arc<Ownership>) -> Self {
         let next_events = pulses.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { pulses, next_events, clickhouse: watch::Sender::default(), is_silent: AtomicBool::new(false) }
+        Self { pulses, ownership, next_events, clickhouse: watch::Sender::default(), is_silent: AtomicBool::new(false) }
     }
 
     /// The number after the last event of each partition, as far as is known.
@@ -62,7 +66,6 @@ impl Elsewhere {
                 let known = *pulse.applied().borrow();
                 pulse.set_applied(known.max(progress.applied));
             }
-            Seen::ClickHouse(view) => self.note(partition, view),
             seen => {
                 if let Err(error) = views.take(seen) {
                     tracing::error!(partition, %error, "what another server made known could not be kept");
@@ -89,7 +92,8 @@ impl Elsewhere {
         self.clickhouse.send_modify(|known| known.extend([(partition, view)]));
     }
 
-    /// Follows what others make known. Blocks until everything is known that was made known before.
+    /// Follows what others make known; of partitions that are owned here, `steward` hears what is said. Blocks until everything
+    /// is known that was made known before.
     ///
     /// # Errors
     /// When the brokers do not answer.
@@ -98,12 +102,24 @@ impl Elsewhere {
         exchange: &Exchange,
         views: Views,
         clock: Clock,
+        steward: Option<Arc<Steward>>,
     ) -> Result<(), sendtrail_eventlog::Error> {
         let elsewhere = self.clone();
-        exchange.follow_views(move |partition, word| match word {
-            Word::Said(Voice::Owner, seen) => elsewhere.take(partition, seen, &views, &clock),
-            Word::Said(Voice::Former, _) => counter!("sendtrail_stale_views_total").increment(1),
-            Word::Reign { .. } => {}
+        exchange.follow_views(move |partition, word| {
+            if let Some(steward) = &steward {
+                steward.hear(partition, &word);
+            }
+            let is_owned = elsewhere.ownership.has(partition);
+            match word {
+                // Whoever fills ClickHouse owns no partition.
+                Word::Said(_, Seen::ClickHouse(view)) => elsewhere.note(partition, view),
+                Word::Said(Voice::Owner, Seen::Progress(progress)) if is_owned => {
+                    elsewhere.note_events(partition, &progress);
+                }
+                Word::Said(Voice::Owner, seen) if !is_owned => elsewhere.take(partition, seen, &views, &clock),
+                Word::Said(Voice::Former, _) if !is_owned => counter!("sendtrail_stale_views_total").increment(1),
+                Word::Reign { .. } | Word::Said(..) => {}
+            }
         })
     }
 
@@ -113,6 +129,9 @@ impl Elsewhere {
         while !stop.is_cancelled() {
             let now = Millis::wall().0;
             for ((partition, pulse), looks) in (0..).zip(&self.pulses).zip(&mut looks) {
+                if self.ownership.has(partition) {
+                    continue;
+                }
                 let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
                 let applied = *pulse.applied().borrow();
                 // Beyond a minute it does not matter how many it is.

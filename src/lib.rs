@@ -17,6 +17,7 @@ pub mod keys;
 mod loadgen;
 mod metrics;
 mod openapi;
+mod ownership;
 mod ports;
 mod properties;
 mod reception;

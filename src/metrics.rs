@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 23] = [
+const COUNTERS: [(&str, &str, bool); 24] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -31,6 +31,7 @@ const COUNTERS: [(&str, &str, bool); 23] = [
     ("sendtrail_source_unreadable_total", "Messages, or parts of one, that could not be read.", true),
     ("sendtrail_source_failures_total", "Times that a Kafka source had to begin anew.", true),
     ("sendtrail_source_gaps_total", "Records of sources passed over because others before them were missing.", false),
+    ("sendtrail_rebalances_total", "Partitions that came to this server (to = here) or left it (to = away).", true),
     ("sendtrail_stale_views_total", "Views made known by a server that no longer owned their partition.", false),
     ("sendtrail_snapshot_bytes_total", "Bytes of snapshots written.", false),
     ("sendtrail_snapshot_restores_total", "Partitions whose state was taken from a snapshot.", false),
@@ -38,7 +39,7 @@ const COUNTERS: [(&str, &str, bool); 23] = [
 ];
 
 /// Gauges: name, unit, meaning.
-const GAUGES: [(&str, Unit, &str); 14] = [
+const GAUGES: [(&str, Unit, &str); 15] = [
     ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
     ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
     (
@@ -46,6 +47,7 @@ const GAUGES: [(&str, Unit, &str); 14] = [
         Unit::Seconds,
         "How long the oldest record of a partition waits to be applied.",
     ),
+    ("sendtrail_partitions_owned", Unit::Count, "Partitions that this server decides for."),
     ("sendtrail_state_rows_in_memory", Unit::Count, "Rows of the state kept in memory, by partition."),
     ("sendtrail_accounts_in_memory", Unit::Count, "Accounts kept in memory, by partition."),
     ("sendtrail_tail_rows", Unit::Count, "Events that readers see and that are in no file yet."),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use sendtrail_eventlog::{EventLog, Pulse, SETTLE, read};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{ProjectionReader, SinkHandle, Store, Views};
+use sendtrail_processor::{ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::analytics::EventQuery;
 use sendtrail_query_api::{DataFusionAnalytics, DeliveryOf, DeliveryState};
 use sendtrail_schemas::account::Suppression;
@@ -25,10 +25,28 @@ use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 
 use crate::elsewhere::Elsewhere;
+use crate::ownership::Ownership;
 use crate::reception::Owners;
 
-/// Suppression lists, from the views.
-pub struct SuppressionLists(pub Views);
+/// Suppression lists, from the views: of accounts of this process's partitions its own, for they come first.
+pub struct SuppressionLists {
+    /// What partitions of this process made.
+    pub own: Option<Views>,
+    /// What others made known.
+    pub others: Option<Views>,
+    /// Which partitions are this process's.
+    pub ownership: Arc<Ownership>,
+    /// How many there are.
+    pub partitions: u32,
+}
+
+impl SuppressionLists {
+    fn of(&self, account: AccountId) -> Result<&Views, sendtrail_ingest::Error> {
+        let is_own = self.others.is_none() || self.ownership.has(partition_of(account, self.partitions));
+        let views = if is_own { &self.own } else { &self.others };
+        views.as_ref().ok_or_else(|| sendtrail_ingest::Error::Port("nothing is known of accounts".into()))
+    }
+}
 
 impl sendtrail_ingest::Suppressions for SuppressionLists {
     fn list(&self, account: AccountId, query: &SuppressionQuery) -> Result<Vec<Suppression>, sendtrail_ingest::Error> {
@@ -36,12 +54,12 @@ impl sendtrail_ingest::Suppressions for SuppressionLists {
             query.reason.as_ref().is_none_or(|reason| *reason == row.reason)
                 && query.search.as_ref().is_none_or(|search| row.email.to_lowercase().contains(search))
         };
-        let found = self.0.suppressions(account, query.after.as_deref(), query.limit, keep);
+        let found = self.of(account)?.suppressions(account, query.after.as_deref(), query.limit, keep);
         found.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
     }
 
     fn get(&self, account: AccountId, email: &str) -> Result<Option<Suppression>, sendtrail_ingest::Error> {
-        self.0.suppression(account, email).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+        self.of(account)?.suppression(account, email).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
     }
 }
 
@@ -59,18 +77,18 @@ impl sendtrail_ingest::DeadLetters for DeadLetterBox {
     }
 }
 
-/// How far sources have come, from the state.
+/// How far sources have come, from the partitions' owners.
 pub struct AppliedSources {
     /// The log.
     pub log: Arc<dyn EventLog>,
-    /// The state.
-    pub store: Store,
+    /// Who knows.
+    pub owners: Owners,
     /// How far the partitions are.
     pub pulses: Vec<Arc<Pulse>>,
 }
 
-/// How often it is looked whether the state has what the log has.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How soon an owner is asked again: it may be behind, or another one by then.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 impl AppliedSources {
     /// The marks of a source with everything that is in each partition when its turn comes.
@@ -78,21 +96,16 @@ impl AppliedSources {
         let mut found = Vec::new();
         for (partition, pulse) in (0..).zip(&self.pulses) {
             let end = *self.log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
-            let progress = loop {
-                let progress = self.store.progress(partition);
-                let progress = progress.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))?;
-                let progress = progress.unwrap_or_default();
-                if progress.next_offset >= end {
-                    break progress;
+            let marks = loop {
+                let asked = tokio::time::timeout(ASK_AGAIN, self.owners.source(partition, source, end)).await;
+                if let Ok(answer) = asked {
+                    break answer.map_err(sendtrail_ingest::Error::Port)?;
                 }
                 if let Some(why) = pulse.halted() {
                     return Err(sendtrail_ingest::Error::Port(format!("partition {partition} is halted: {why}")));
                 }
-                // A checkpoint comes soon.
-                tokio::time::sleep(LOOK_AGAIN).await;
             };
-            let marks = progress.sources.into_iter().filter(|mark| mark.source == source);
-            found.extend(marks.map(|mark| (partition, mark)));
+            found.extend(marks.into_iter().map(|mark| (partition, mark)));
         }
         Ok(found)
     }
@@ -204,7 +217,7 @@ impl sendtrail_query_api::Accounts for OwnedAccounts {
     async fn reputation(&self, account: AccountId) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
         let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
         let partition = partition_of(account, self.pulses.len() as u32);
-        let ask = async |after: u64| self.owners.ask(partition, account, after).await;
+        let ask = async |after: u64| self.owners.reputation(partition, account, after).await.map_err(|why| port(&why));
         let settled = tokio::time::timeout(SETTLE, ask(self.end(Topic::Intake, partition))).await;
         match settled {
             Ok(answer) => answer,

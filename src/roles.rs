@@ -55,7 +55,7 @@ impl Role {
     }
 
     /// The topics that it reads, and writes to.
-    fn topics(self) -> &'static [Topic] {
+    pub fn topics(self) -> &'static [Topic] {
         match self {
             Self::Ingest => &[Topic::Intake, Topic::DeadLetter],
             Self::Processor => &[Topic::Intake, Topic::Events, Topic::Mail, Topic::DeadLetter],
@@ -91,6 +91,11 @@ impl Roles {
     /// These.
     pub fn of(roles: impl IntoIterator<Item = Role>) -> Self {
         Self(roles.into_iter().collect())
+    }
+
+    /// All but one.
+    pub fn without(&self, role: Role) -> Self {
+        Self(self.0.iter().copied().filter(|other| *other != role).collect())
     }
 
     /// Whether it does something.

@@ -1,84 +1,91 @@
 //! Keeps what is made known of this process's partitions true: whatever others said before, or say although they own
 //! nothing any more, and whatever was never said.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::counter;
+use parking_lot::Mutex;
 use sendtrail_eventlog::kafka::{Exchange, Voice, Word};
-use sendtrail_processor::{Inquiries, Inquiry, Said, ViewOf, Views};
+use sendtrail_processor::{Inquiry, Said, ViewOf, Views};
 use sendtrail_schemas::exchange::Seen;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
-use crate::elsewhere::Elsewhere;
+use crate::ownership::Ownership;
 
 /// How long one who says that a partition is theirs may go on: whoever lost it learns that by then, and ends.
 const DISPUTED: Duration = Duration::from_secs(10);
 /// Views that a partition is asked to make known at once.
 const TOGETHER: usize = 1_000;
+/// Partitions whose views are compared at once.
+const AT_ONCE: usize = 4;
 
-/// See the module. Partitions must have applied what was in the log when they began to be owned here.
+/// See the module.
 pub struct Steward {
-    /// The way to other servers.
-    pub exchange: Arc<Exchange>,
+    exchange: Arc<Exchange>,
     /// What is true, or was a moment ago.
-    pub views: Views,
-    /// The partitions, which say it.
-    pub inquiries: Vec<Inquiries>,
-    /// What is known of others.
-    pub elsewhere: Arc<Elsewhere>,
+    views: Views,
+    partitions: u32,
+    ownership: Arc<Ownership>,
+    /// Partitions that are known by all to be owned here.
+    reigned: Mutex<BTreeSet<u32>>,
+    comparing: Semaphore,
     /// Where work is done that takes longer.
-    pub handle: Handle,
+    handle: Handle,
 }
 
 impl Steward {
-    /// Begins; blocks until everything was looked at that there is.
+    /// Of those partitions that are owned here.
+    pub fn new(exchange: Arc<Exchange>, views: Views, partitions: u32, ownership: Arc<Ownership>) -> Self {
+        let (reigned, comparing) = (Mutex::default(), Semaphore::new(AT_ONCE));
+        Self { exchange, views, partitions, ownership, reigned, comparing, handle: Handle::current() }
+    }
+
+    /// Begins to own a partition: what is said of it from the returned offset on is this process's.
     ///
     /// # Errors
     /// When the brokers do not answer.
-    pub fn begin(self) -> Result<(), sendtrail_eventlog::Error> {
-        let steward = Arc::new(self);
-        let exchange = steward.exchange.clone();
-        // What was said before we began to own a partition; nothing afterwards.
-        let mut said: Vec<Option<Said>> = steward.inquiries.iter().map(|_| Some(Said::default())).collect();
-        exchange.follow_views(move |partition, word| {
-            let Some(said) = said.get_mut(partition as usize) else { return };
-            match word {
-                Word::Reign { is_ours: true } => steward.clone().set_right(partition, said.take().unwrap_or_default()),
-                // One who was replaced before saying so: what comes after is believed to be theirs, until we say so again.
-                Word::Reign { is_ours: false } if said.is_none() => steward.clone().reign_again(partition),
-                Word::Reign { .. } => {}
-                Word::Said(voice, seen) => {
-                    match &seen {
-                        Seen::ClickHouse(view) => steward.elsewhere.note(partition, view.clone()),
-                        Seen::Progress(progress) if voice == Voice::Owner => {
-                            steward.elsewhere.note_events(partition, progress);
-                        }
-                        _ => {}
-                    }
-                    match said {
-                        Some(said) => said.note(&seen, voice == Voice::Owner),
-                        None if voice == Voice::Former => steward.clone().contradict(partition, &seen),
-                        None => {}
-                    }
-                }
-            }
-        })
+    pub async fn begin(&self, partition: u32) -> Result<u64, sendtrail_eventlog::Error> {
+        self.reigned.lock().remove(&partition);
+        self.exchange.reign(partition).await
     }
 
-    /// Says what is other than what was said, or all if nothing was.
-    fn set_right(self: Arc<Self>, partition: u32, said: Said) {
-        self.handle.clone().spawn(async move {
-            let (views, partitions) = (self.views.clone(), self.inquiries.len() as u32);
-            let looked = move || said.to_say(views.of_partition(partition, partitions));
-            let looked = tokio::task::spawn_blocking(looked).await;
-            match looked {
-                Ok(Ok(to_say)) => self.say(partition, to_say).await,
-                Ok(Err(error)) => tracing::error!(partition, %error, "views could not be compared"),
-                Err(error) => tracing::error!(partition, %error, "views could not be compared"),
-            }
+    /// Says what is other than what was said before this process's reign over a partition, or all if nothing was. What is in
+    /// the log must be applied.
+    pub async fn set_right(self: Arc<Self>, partition: u32, reign: u64) {
+        // Never closed.
+        let _turn = self.comparing.acquire().await;
+        let steward = self.clone();
+        let compared = tokio::task::spawn_blocking(move || {
+            let mut said = Said::default();
+            let note = |voice, seen: Seen| said.note(&seen, voice == Voice::Owner);
+            steward.exchange.look_back(partition, reign, note).map_err(sendtrail_processor::Error::from)?;
+            said.to_say(steward.views.of_partition(partition, steward.partitions))
         });
+        match compared.await {
+            Ok(Ok(to_say)) => self.say(partition, to_say).await,
+            Ok(Err(error)) => tracing::error!(partition, %error, "views could not be compared"),
+            Err(error) => tracing::error!(partition, %error, "views could not be compared"),
+        }
+    }
+
+    /// A partition is owned here no more.
+    pub fn end(&self, partition: u32) {
+        self.reigned.lock().remove(&partition);
+    }
+
+    /// Takes note of what was said of any partition.
+    pub fn hear(self: &Arc<Self>, partition: u32, word: &Word) {
+        let is_ours = self.reigned.lock().contains(&partition);
+        match word {
+            Word::Reign { is_ours: true } => drop(self.reigned.lock().insert(partition)),
+            // One who was replaced before saying so: what comes after is believed to be theirs, until we say so again.
+            Word::Reign { is_ours: false } if is_ours => self.clone().reign_again(partition),
+            Word::Said(Voice::Former, seen) if is_ours => self.clone().contradict(partition, seen),
+            Word::Reign { .. } | Word::Said(..) => {}
+        }
     }
 
     /// Says how it really is. Also when it is the same: whoever comes later does not believe who said it.
@@ -86,22 +93,31 @@ impl Steward {
         counter!("sendtrail_stale_views_total").increment(1);
         let Some(of) = ViewOf::of(seen) else { return };
         tracing::warn!(partition, "a server that no longer owns the partition made something known");
-        self.handle.clone().spawn(async move { self.say(partition, vec![of]).await });
+        self.handle.clone().spawn(async move {
+            // It may be about to begin.
+            let begun = self.ownership.becomes(partition, true);
+            if tokio::time::timeout(DISPUTED, begun).await.is_ok() {
+                self.say(partition, vec![of]).await;
+            }
+        });
     }
 
     fn reign_again(self: Arc<Self>, partition: u32) {
         tracing::warn!(partition, "another server says that it owns the partition");
         self.handle.clone().spawn(async move {
             tokio::time::sleep(DISPUTED).await;
-            // It is read again, and then everything is said.
-            if let Err(error) = self.exchange.reign(partition).await {
-                tracing::error!(partition, %error, "others may not believe who owns the partition");
+            if !self.ownership.has(partition) {
+                return;
+            }
+            match self.exchange.reign(partition).await {
+                Ok(reign) => self.set_right(partition, reign).await,
+                Err(error) => tracing::error!(partition, %error, "others may not believe who owns the partition"),
             }
         });
     }
 
     async fn say(&self, partition: u32, views: Vec<ViewOf>) {
-        let Some(asked) = self.inquiries.get(partition as usize) else { return };
+        let Some(asked) = self.ownership.of(partition) else { return };
         if !views.is_empty() {
             tracing::info!(partition, views = views.len(), "making known what others do not know");
         }

@@ -75,6 +75,8 @@ pub struct Partition {
     pub checkpoint_every: Duration,
     /// Where its state is kept for other servers, if anywhere.
     pub snapshots: Option<Arc<Snapshots>>,
+    /// Whether everything in intake is applied before it ends; else another server goes on.
+    pub drains: bool,
 }
 
 /// A running partition.
@@ -85,7 +87,7 @@ pub struct PartitionHandle {
 }
 
 impl PartitionHandle {
-    /// Waits until the partition has applied what is in the log, made its last checkpoint and ended.
+    /// Waits until the partition has made its last checkpoint and ended.
     pub fn join(self) {
         drop(self.inquiries);
         // A panic outside a step was logged by the panic hook.
@@ -117,7 +119,7 @@ impl From<Error> for Ended {
 }
 
 impl Partition {
-    /// Starts the partition on a thread of its own. It ends when `stop` is cancelled and intake is applied.
+    /// Starts the partition on a thread of its own. It ends when `stop` is cancelled.
     ///
     /// # Errors
     /// [`Error::Io`] when no thread can be started.
@@ -231,12 +233,11 @@ impl<'a> Session<'a> {
         if let Some(version) = known.as_ref().map(|known| known.logic_version).filter(|known| *known > LOGIC_VERSION) {
             return Err(Ended::Halted(newer_logic(version)));
         }
-        if known.as_ref() != Some(&of.settings) {
-            let record = Record {
-                version: codec::VERSION,
-                body: Some(Body::Settings(of.settings.clone())),
-                ..Record::default()
-            };
+        // What was once decided by newer logic is not decided by older logic again.
+        let logic_version = known.as_ref().map_or(0, |known| known.logic_version).max(of.settings.logic_version);
+        let wanted = Settings { logic_version, ..of.settings.clone() };
+        if known.as_ref() != Some(&wanted) {
+            let record = Record { version: codec::VERSION, body: Some(Body::Settings(wanted)), ..Record::default() };
             append(of, handle, &record)?;
         }
         note_durable(of.number);
@@ -271,7 +272,8 @@ impl<'a> Session<'a> {
         }
         self.answer_questions()?;
         let next = self.overlay.progress.next_offset;
-        if *self.end.borrow_and_update() > next {
+        let is_over = stop.is_cancelled() && !self.of.drains;
+        if *self.end.borrow_and_update() > next && !is_over {
             return self.apply();
         }
         self.of.pulse.set_pending_since(None);

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::account::{AccountConfig, IdentityType, Suppression};
 use crate::address;
 use crate::ids::{AccountId, ConfigSetId};
-use crate::record::{Decision, ReplyTo};
+use crate::record::{Decision, ReplyTo, SourcePosition};
 use crate::reputation::{Reputation, Scope, WindowView};
 use crate::time::Day;
 
@@ -111,7 +111,7 @@ impl Seen {
     }
 }
 
-/// A question about an account, put to the owner of its partition.
+/// A question about an account or a source, put to the owner of a partition.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Question {
     /// The format's version.
@@ -126,6 +126,9 @@ pub struct Question {
     /// Answered once everything before this offset of intake is applied.
     #[prost(uint64, tag = "4")]
     pub after: u64,
+    /// Or about which source.
+    #[prost(string, optional, tag = "5")]
+    pub source: Option<String>,
 }
 
 /// What somebody waits for.
@@ -138,7 +141,7 @@ pub struct Reply {
     #[prost(message, required, tag = "2")]
     pub to: ReplyTo,
     /// What.
-    #[prost(oneof = "Answer", tags = "10, 11, 12")]
+    #[prost(oneof = "Answer", tags = "10, 11, 12, 13")]
     pub answer: Option<Answer>,
 }
 
@@ -154,6 +157,17 @@ pub enum Answer {
     /// There is no such account.
     #[prost(bool, tag = "12")]
     NoAccount(bool),
+    /// How far a source has come.
+    #[prost(message, tag = "13")]
+    Source(SourceView),
+}
+
+/// How far a source has come in an intake partition.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SourceView {
+    /// The last number from each of its partitions.
+    #[prost(message, repeated, tag = "1")]
+    pub marks: Vec<SourcePosition>,
 }
 
 /// A [`Reputation`] on its way.

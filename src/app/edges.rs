@@ -13,7 +13,6 @@ use sendtrail_query_api::{DataFusionAnalytics, Deliveries, Preferred, Query, Rep
 
 use super::Tasks;
 use super::filing::Filing;
-use super::owning::Owning;
 use super::shared::Shared;
 use crate::clickhouse;
 use crate::config::Config;
@@ -23,9 +22,8 @@ use crate::keys::{ADMIN_KEY_VARIABLE, AdminKey, admin_key};
 use crate::metrics;
 use crate::ports::{
     ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, NoDeliveries, OwnedAccounts,
-    Sums, SuppressionLists,
+    Sums,
 };
-use crate::reception::Owners;
 use crate::roles::{Role, Roles};
 use crate::sources;
 
@@ -42,14 +40,10 @@ pub struct Edges {
 }
 
 impl Edges {
-    pub async fn new(config: &Config, shared: &Shared, owning: &Owning, filing: &Filing, tasks: &mut Tasks) -> Self {
-        let owners = match &shared.questions {
-            Some(questions) => Owners::Elsewhere(questions.clone()),
-            None => Owners::Here(owning.inquiries()),
-        };
+    pub async fn new(config: &Config, shared: &Shared, filing: &Filing, tasks: &mut Tasks) -> Self {
         let accounts = Arc::new(OwnedAccounts {
             log: shared.log.clone(),
-            owners,
+            owners: shared.owners.clone(),
             pulses: shared.pulses.clone(),
             elsewhere: shared.elsewhere.clone(),
             sink: filing.sink.clone(),
@@ -120,7 +114,7 @@ impl Edges {
             blobs: shared.blobs.clone(),
             vault: shared.vault.clone(),
             clock: shared.clock.clone(),
-            suppressions: Arc::new(SuppressionLists(shared.views.clone())),
+            suppressions: Arc::new(shared.suppressions()),
             dead_letters: self.dead_letters.clone(),
             sources: sources::rules(sources),
             admin_key_hash,

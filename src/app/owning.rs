@@ -1,92 +1,208 @@
-//! The owner of partitions.
+//! The owner of partitions: of all, or of those that it is given while others own the rest.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sendtrail_eventlog::{EventLog, Pulse};
-use sendtrail_processor::core::step::LOGIC_VERSION;
-use sendtrail_processor::{Inquiries, Partition, PartitionHandle, Snapshots};
+use sendtrail_processor::{Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::shared::Shared;
+use crate::backbone::Backbone;
 use crate::config::Config;
 
-/// The partitions of this process.
-#[derive(Default)]
+/// How long a server waits at its start for the partitions that it is given; there may be none for it.
+const GIVEN_WITHIN: Duration = Duration::from_secs(10);
+/// How long until it is tried again to begin a partition.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// The partitions of this process, as they come and go.
 pub struct Owning {
-    /// They run.
-    pub partitions: Vec<PartitionHandle>,
+    task: JoinHandle<()>,
 }
 
 impl Owning {
-    /// Starts all partitions; returns once everything in the log is applied.
-    pub async fn start(config: &Config, shared: &Shared, stop: &CancellationToken) -> anyhow::Result<Self> {
-        if let Some(exchange) = &shared.exchange {
-            for number in 0..config.log.partitions {
-                exchange.reign(number).await?;
-            }
-        }
+    /// Starts the partitions that this server owns; returns once everything in the log is applied that was in theirs. They end
+    /// when `stop` is cancelled.
+    pub async fn start(
+        config: &Config,
+        shared: &Arc<Shared>,
+        backbone: &Backbone,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
         let folder = &config.state.snapshots;
         let every = Duration::from_secs(config.state.snapshot_seconds);
         // Of this log: others may use the same folder.
         let folder = (!folder.as_os_str().is_empty()).then(|| folder.join(config.kafka_options().log_name()));
         let snapshots = folder.map(|folder| Snapshots::in_folder(&folder, every));
         let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
-        let mut partitions = Vec::new();
-        for (number, pulse) in (0..).zip(&shared.pulses) {
-            let partition = partition(config, shared, number, pulse.clone(), snapshots.clone());
-            partitions.push(partition.start(stop.clone())?);
+        let keeper = Keeper {
+            shared: shared.clone(),
+            backbone: backbone.clone(),
+            snapshots,
+            settings: Settings {
+                logic_version: config.logic_version(),
+                simulated: config.log.simulated,
+                repeatable_horizon_hours: config.dedup.repeatable_horizon_hours,
+                system_sender: config.sending.system_sender.clone(),
+            },
+            checkpoint_every: config.checkpoint_every(),
+            drains: !config.shares_partitions(),
+        };
+        let keeper = Arc::new(keeper);
+        let task = tokio::spawn(keeper.clone().run(stop.clone()));
+        keeper.settled().await;
+        Ok(Self { task })
+    }
+
+    /// Waits until the partitions ended, whose `stop` was cancelled.
+    pub async fn join(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the keeper of partitions went wrong");
         }
-        catch_up(&*shared.log, &shared.pulses).await;
-        Ok(Self { partitions })
-    }
-
-    /// Where questions go, by partition.
-    pub fn inquiries(&self) -> Vec<Inquiries> {
-        self.partitions.iter().map(|partition| partition.inquiries.clone()).collect()
     }
 }
 
-fn partition(
-    config: &Config,
-    shared: &Shared,
-    number: u32,
-    pulse: Arc<Pulse>,
+struct Keeper {
+    shared: Arc<Shared>,
+    backbone: Backbone,
     snapshots: Option<Arc<Snapshots>>,
-) -> Partition {
-    Partition {
-        number,
-        log: shared.log.clone(),
-        store: shared.store.clone(),
-        views: shared.views.clone(),
-        replies: shared.replies.clone(),
-        announce: shared.announce(),
-        pulse,
-        retention: shared.retention.clone(),
-        clock: shared.clock.clone(),
-        settings: Settings {
-            logic_version: LOGIC_VERSION,
-            simulated: config.log.simulated,
-            repeatable_horizon_hours: config.dedup.repeatable_horizon_hours,
-            system_sender: config.sending.system_sender.clone(),
-        },
-        checkpoint_every: config.checkpoint_every(),
-        snapshots,
-    }
+    settings: Settings,
+    checkpoint_every: Duration,
+    drains: bool,
 }
 
-/// Waits until everything in the log is applied, so that what is outside begins with what is inside.
-async fn catch_up(log: &dyn EventLog, pulses: &[Arc<Pulse>]) {
-    for (number, pulse) in pulses.iter().enumerate() {
-        let end = *log.end(TopicPartition::new(Topic::Intake, number as u32)).borrow();
+impl Keeper {
+    /// Owns what the log gives, until it is stopped.
+    async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut assigned = self.shared.log.assignments();
+        let mut running: BTreeMap<u32, (CancellationToken, JoinHandle<()>)> = BTreeMap::new();
         loop {
-            let wait = tokio::time::timeout(Duration::from_millis(200), pulse.reached(end)).await;
-            // A halted partition never catches up; the others serve, and health tells.
-            if wait.is_ok() || pulse.halted().is_some() {
-                break;
+            let wanted: BTreeSet<u32> = match stop.is_cancelled() {
+                true => BTreeSet::new(),
+                false => assigned.borrow_and_update().iter().copied().collect(),
+            };
+            let gone: Vec<_> = running.extract_if(.., |partition, _| !wanted.contains(partition)).collect();
+            // All at once, then each.
+            gone.iter().for_each(|(_, (stop, _))| stop.cancel());
+            for (partition, (_, task)) in gone {
+                if let Err(error) = task.await {
+                    tracing::error!(partition, %error, "a partition ended badly");
+                }
+            }
+            if stop.is_cancelled() {
+                return;
+            }
+            for partition in wanted {
+                running.entry(partition).or_insert_with(|| {
+                    let stop = CancellationToken::new();
+                    let held = self.clone().hold(partition, stop.clone());
+                    (stop, tokio::spawn(held))
+                });
+            }
+            tokio::select! {
+                // A log that is always its own never tells of others.
+                Ok(()) = assigned.changed() => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Owns a partition until it is stopped.
+    async fn hold(self: Arc<Self>, partition: u32, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            match self.begin(partition, &stop).await {
+                Ok(running) => {
+                    stop.cancelled().await;
+                    // The thread is joined beside the runtime's workers, which it still needs.
+                    let _ = tokio::task::spawn_blocking(move || running.join()).await;
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(partition, error = format!("{error:#}"), "a partition could not be begun");
+                    self.end(partition);
+                    let _ = timeout(BACKOFF, stop.cancelled()).await;
+                }
+            }
+        }
+        self.end(partition);
+    }
+
+    async fn begin(&self, partition: u32, stop: &CancellationToken) -> anyhow::Result<PartitionHandle> {
+        self.backbone.acquire(partition).await?;
+        let shared = &self.shared;
+        let reign = match &shared.steward {
+            Some(steward) => Some(steward.begin(partition).await?),
+            None => None,
+        };
+        let pulse = shared.pulses.get(partition as usize).context("no such partition")?.clone();
+        pulse.resume();
+        let running = Partition {
+            number: partition,
+            log: shared.log.clone(),
+            store: shared.store.clone(),
+            views: shared.own.clone().context("this server owns nothing")?,
+            replies: shared.replies.clone(),
+            announce: shared.announce(),
+            pulse: pulse.clone(),
+            retention: shared.retention.clone(),
+            clock: shared.clock.clone(),
+            settings: self.settings.clone(),
+            checkpoint_every: self.checkpoint_every,
+            snapshots: self.snapshots.clone(),
+            drains: self.drains,
+        };
+        let running = running.start(stop.clone())?;
+        shared.ownership.begin(partition, running.inquiries.clone());
+        if let Some((steward, reign)) = shared.steward.clone().zip(reign) {
+            let (end, stop) = (self.end_of(partition), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = pulse.reached(end) => steward.set_right(partition, reign).await,
+                    () = stop.cancelled() => {}
+                }
+            });
+        }
+        Ok(running)
+    }
+
+    /// Nothing of a partition is on its way any more.
+    fn end(&self, partition: u32) {
+        self.shared.ownership.end(partition);
+        if let Some(steward) = &self.shared.steward {
+            steward.end(partition);
+        }
+        self.backbone.release(partition);
+    }
+
+    fn end_of(&self, partition: u32) -> u64 {
+        *self.shared.log.end(TopicPartition::new(Topic::Intake, partition)).borrow()
+    }
+
+    /// Waits until everything in the log is applied that is in partitions of this server, so that what is outside begins with
+    /// what is inside.
+    async fn settled(&self) {
+        let mut assigned = self.shared.log.assignments();
+        let given = timeout(GIVEN_WITHIN, assigned.wait_for(|given| !given.is_empty())).await;
+        let Ok(Ok(given)) = given.map(|given| given.map(|given| given.clone())) else { return };
+        for partition in given {
+            let Some(pulse) = self.shared.pulses.get(partition as usize) else { continue };
+            loop {
+                if self.shared.ownership.has(partition)
+                    && timeout(BACKOFF, pulse.reached(self.end_of(partition))).await.is_ok()
+                {
+                    break;
+                }
+                // A halted partition never catches up; the others serve, and health tells. Nor does one that was taken away.
+                if pulse.halted().is_some() || !self.shared.log.assignments().borrow().contains(&partition) {
+                    break;
+                }
+                sleep(BACKOFF / 10).await;
             }
         }
     }

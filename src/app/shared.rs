@@ -12,12 +12,13 @@ use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Millis;
 use tokio::runtime::Handle;
 
-use super::owning::Owning;
 use crate::backbone::Backbone;
 use crate::config::Config;
 use crate::elsewhere::Elsewhere;
 use crate::keys::vault;
-use crate::reception::{AllReplies, Questions, Reception};
+use crate::ownership::Ownership;
+use crate::ports::SuppressionLists;
+use crate::reception::{AllReplies, Owners, Questions, Reception};
 use crate::roles::Role;
 use crate::steward::Steward;
 
@@ -28,11 +29,16 @@ pub struct Shared {
     pub exchange: Option<Arc<Exchange>>,
     pub store: Store,
     pub directory: Arc<Directory>,
-    pub views: Views,
+    /// What the partitions of this process made of accounts, if it may own any.
+    pub own: Option<Views>,
+    /// What others made known, if there may be any.
+    pub others: Option<Views>,
+    pub ownership: Arc<Ownership>,
     pub replies: Arc<dyn Replies>,
     local: Arc<LocalReplies>,
-    /// Where windows are asked for that another server keeps.
-    pub questions: Option<Arc<Questions>>,
+    /// Whoever knows windows, here or elsewhere.
+    pub owners: Owners,
+    pub steward: Option<Arc<Steward>>,
     pub pulses: Vec<Arc<Pulse>>,
     pub elsewhere: Arc<Elsewhere>,
     pub retention: Arc<Retention>,
@@ -47,9 +53,10 @@ impl Shared {
         let count = config.log.partitions;
         let store = Store::open(&data.join("state"), count, config.state.cache_bytes).context("open the state")?;
         let directory = Arc::new(Directory::default());
-        let is_owner = config.server.roles.has(Role::Processor);
-        let open = if is_owner { Views::open } else { Views::of_others };
-        let views = open(&store, directory.clone()).context("read the accounts")?;
+        let own = config.server.roles.has(Role::Processor).then(|| Views::open(&store, directory.clone()));
+        let own = own.transpose().context("read the accounts")?;
+        let others = exchange.as_ref().map(|_| Views::of_others(&store, directory.clone()));
+        let others = others.transpose().context("make room for the accounts")?;
         let clock = if config.log.simulated { simulated_clock(&store, count)? } else { Clock::wall() };
         let instance = rand::rng().next_u64();
         let local = Arc::new(LocalReplies::new(instance));
@@ -57,22 +64,29 @@ impl Shared {
             Some(exchange) => Arc::new(AllReplies { here: local.clone(), exchange: exchange.clone() }),
             None => local.clone(),
         };
-        let elsewhere = exchange.clone().filter(|_| !is_owner);
-        let questions = elsewhere.map(|exchange| Arc::new(Questions { exchange, desk: Desk::new(instance) }));
+        let ownership = Arc::<Ownership>::default();
+        let questions = exchange.clone().map(|exchange| Arc::new(Questions { exchange, desk: Desk::new(instance) }));
+        let steward = exchange
+            .clone()
+            .zip(own.clone())
+            .map(|(exchange, views)| Arc::new(Steward::new(exchange, views, count, ownership.clone())));
         let pulses: Vec<Arc<Pulse>> = (0..count).map(|_| Arc::default()).collect();
         Ok(Self {
-            elsewhere: Arc::new(Elsewhere::new(pulses.clone())),
+            elsewhere: Arc::new(Elsewhere::new(pulses.clone(), ownership.clone())),
             retention: Arc::new(Retention::new(log.clone())),
             blobs: Blobs::open(&config.blobs_folder())?,
             vault: vault(data, config)?,
+            owners: Owners { ownership: ownership.clone(), questions },
             log,
             exchange,
             store,
             directory,
-            views,
+            own,
+            others,
+            ownership,
             replies,
             local,
-            questions,
+            steward,
             pulses,
             clock,
         })
@@ -83,31 +97,29 @@ impl Shared {
         self.exchange.clone().map(|exchange| exchange as Arc<dyn Announce>)
     }
 
-    /// Learns what others made known, or sets it right; listens from then on.
-    pub async fn meet_others(&self, config: &Config, owning: &Owning) -> anyhow::Result<()> {
-        let Some(exchange) = self.exchange.clone() else { return Ok(()) };
+    /// Suppression lists of all accounts.
+    pub fn suppressions(&self) -> SuppressionLists {
+        let (own, others, ownership) = (self.own.clone(), self.others.clone(), self.ownership.clone());
+        SuppressionLists { own, others, ownership, partitions: self.pulses.len() as u32 }
+    }
+
+    /// Learns what others made known, and listens from then on.
+    pub async fn meet_others(&self) -> anyhow::Result<()> {
+        let (Some(exchange), Some(others)) = (self.exchange.clone(), self.others.clone()) else { return Ok(()) };
+        let Some(questions) = self.owners.questions.clone() else { return Ok(()) };
         let reception = Reception {
             exchange: exchange.clone(),
-            inquiries: owning.inquiries(),
+            ownership: self.ownership.clone(),
             replies: self.local.clone(),
-            questions: self.questions.clone(),
+            questions,
             handle: Handle::current(),
         };
-        let (views, clock, elsewhere) = (self.views.clone(), self.clock.clone(), self.elsewhere.clone());
-        let steward = config.server.roles.has(Role::Processor).then(|| Steward {
-            exchange: exchange.clone(),
-            views: self.views.clone(),
-            inquiries: owning.inquiries(),
-            elsewhere: self.elsewhere.clone(),
-            handle: Handle::current(),
-        });
+        let (clock, elsewhere, steward) = (self.clock.clone(), self.elsewhere.clone(), self.steward.clone());
         // Both wait for brokers.
         tokio::task::spawn_blocking(move || {
-            match steward {
-                Some(steward) => steward.begin()?,
-                None => elsewhere.follow(&exchange, views, clock)?,
-            }
-            reception.open()?;
+            let is_owner = steward.is_some();
+            elsewhere.follow(&exchange, others, clock, steward)?;
+            reception.open(is_owner)?;
             anyhow::Ok(())
         })
         .await?

@@ -38,7 +38,7 @@ impl ProducerContext for Acknowledged {
 /// What writes to a topic.
 pub struct Writer {
     address: String,
-    topic: String,
+    pub topic: String,
     producer: ThreadedProducer<Acknowledged>,
 }
 
@@ -112,7 +112,7 @@ impl Writer {
     }
 }
 
-async fn letters(api: &Api) -> Vec<Value> {
+pub async fn letters(api: &Api) -> Vec<Value> {
     api.rows(&format!("{ADMIN}/dead-letters"), "dead_letters").await.unwrap()
 }
 

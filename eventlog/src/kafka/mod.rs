@@ -17,6 +17,7 @@ mod connect;
 mod exchange;
 mod numbers;
 mod owner;
+mod share;
 mod source;
 mod tail;
 mod topics;
@@ -35,6 +36,7 @@ use crate::{Error, EventLog, Status};
 use backlog::Backlog;
 use connect::Health;
 use owner::Owner;
+use share::Share;
 use tail::Tail;
 use writer::Writer;
 
@@ -59,6 +61,8 @@ pub struct Options {
     pub parts: Vec<Part>,
     /// The topics that it reads, and writes to so that it sees what it wrote.
     pub topics: Vec<Topic>,
+    /// The same for those partitions that it is given, if it shares them with others: see [`KafkaLog::acquire`].
+    pub shared: Vec<Topic>,
     /// Whether records carry their own time: such a log has topics of its own.
     pub simulated: bool,
     /// Copies of every topic.
@@ -85,6 +89,7 @@ impl Default for Options {
             instance: "sendtrail".into(),
             parts: Part::ALL.into(),
             topics: Topic::ALL.into(),
+            shared: Vec::new(),
             simulated: false,
             replication: 3,
             allow_single_replica: false,
@@ -135,10 +140,16 @@ impl Options {
         self.beside("replies")
     }
 
-    /// Every partition of every topic that this process reads.
-    fn all(&self) -> impl Iterator<Item = TopicPartition> + '_ {
+    /// Every partition of some topics.
+    fn partitions_of<'a>(&self, topics: &'a [Topic]) -> impl Iterator<Item = TopicPartition> + use<'a> {
         let partitions = self.partitions;
-        self.topics.iter().flat_map(move |topic| (0..partitions).map(move |p| TopicPartition::new(*topic, p)))
+        topics.iter().flat_map(move |topic| (0..partitions).map(move |p| TopicPartition::new(*topic, p)))
+    }
+
+    /// Every partition of every topic that this process may read.
+    fn all(&self) -> impl Iterator<Item = TopicPartition> + '_ {
+        let shared = self.partitions_of(&self.shared).filter(|of| !self.topics.contains(&of.topic));
+        self.partitions_of(&self.topics).chain(shared)
     }
 }
 
@@ -151,7 +162,8 @@ pub struct KafkaLog {
     backlog: Backlog,
     exchange: Arc<Exchange>,
     owners: Vec<Owner>,
-    assignments: watch::Sender<Vec<u32>>,
+    share: Option<Share>,
+    assignments: watch::Receiver<Vec<u32>>,
 }
 
 impl KafkaLog {
@@ -178,13 +190,57 @@ impl KafkaLog {
         }
         let owners = options.parts.iter().map(|part| Owner::become_owner(*part, &options, &health));
         let owners = owners.collect::<Result<_, _>>()?;
-        let ends = numbers::ends(&options, &health)?;
-        let writer = Writer::new(options.clone(), health.clone(), &ends);
-        let tail = Tail::start(&options, health.clone(), &ends)?;
+        if options.parts.contains(&Part::Processor) {
+            share::wait_until_left(&options, &health)?;
+        }
+        let share = if options.shared.is_empty() { None } else { Some(Share::join(&options, &health)?) };
+        let ends = numbers::ends(&options, &health, options.partitions_of(&options.topics))?;
+        let writer = Writer::new(options.clone(), health.clone());
+        writer.begin(ends.iter());
+        let tail = Tail::start(&options, health.clone())?;
+        tail.follow(ends.iter())?;
         let backlog = Backlog::new(options.clone(), health.clone());
         let exchange = Arc::new(Exchange::new(options.clone(), health.clone())?);
-        let (assignments, _) = watch::channel((0..options.partitions).collect());
-        Ok(Self { options, health, writer, tail, backlog, exchange, owners, assignments })
+        let all = || watch::channel((0..options.partitions).collect()).1;
+        let assignments = share.as_ref().map_or_else(all, Share::given);
+        Ok(Self { options, health, writer, tail, backlog, exchange, owners, share, assignments })
+    }
+
+    /// Begins to work on a partition that this server was given: readers see all that is in it. Until it is released, nobody
+    /// else is given it, unless this server is thought dead.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when it was taken away meanwhile, [`Error::Io`] when the brokers do not answer; whatever it is, it is
+    /// to be released.
+    pub async fn acquire(self: &Arc<Self>, partition: u32) -> Result<(), Error> {
+        let Some(share) = &self.share else { return Ok(()) };
+        share.begin(partition)?;
+        let log = self.clone();
+        let found = tokio::task::spawn_blocking(move || {
+            let of = log.options.shared.iter().map(|topic| TopicPartition::new(*topic, partition));
+            let ends = numbers::ends(&log.options, &log.health, of)?;
+            log.tail.follow(ends.iter().filter(|(of, _)| !log.options.topics.contains(&of.topic)))?;
+            log.writer.begin(ends.iter());
+            Ok(ends)
+        });
+        let ends = found
+            .await
+            .unwrap_or_else(|cause| Err(Error::Io { what: "begin a partition".into(), cause: cause.to_string() }))?;
+        for (of, end) in ends {
+            // What is read here anyway may be behind.
+            let seen = self.tail.seen(of).await_next(end.next.unwrap_or(0));
+            let late = |_| Error::Io { what: format!("begin {of}"), cause: "it is not read in time".into() };
+            tokio::time::timeout(PATIENCE, seen).await.map_err(late)??;
+        }
+        Ok(())
+    }
+
+    /// Nothing of a partition is on its way any more: another server may be given it.
+    pub fn release(&self, partition: u32) {
+        let Some(share) = &self.share else { return };
+        let left = self.options.shared.iter().filter(|topic| !self.options.topics.contains(topic));
+        self.tail.leave(left.map(|topic| TopicPartition::new(*topic, partition)));
+        share.end(partition);
     }
 
     /// Resolves when another server owns the log: this one must end, and may be started again. What it does to the world
@@ -215,6 +271,7 @@ impl KafkaLog {
         self.tail.close();
         self.exchange.close();
         // Last: nobody else may write as long as this one does.
+        self.share.iter().for_each(Share::close);
         self.owners.iter().for_each(Owner::close);
     }
 }
@@ -260,7 +317,7 @@ impl EventLog for KafkaLog {
     }
 
     fn assignments(&self) -> watch::Receiver<Vec<u32>> {
-        self.assignments.subscribe()
+        self.assignments.clone()
     }
 }
 

@@ -59,15 +59,19 @@ pub fn received_at(message: &BorrowedMessage<'_>) -> i64 {
     message.timestamp().to_millis().unwrap_or_default()
 }
 
-/// Where every partition ends. Blocks.
+/// Where partitions end. Blocks.
 ///
 /// # Errors
 /// [`Error::Io`] when the brokers do not answer.
-pub fn ends(options: &Options, health: &Arc<Health>) -> Result<HashMap<TopicPartition, End>, Error> {
+pub fn ends(
+    options: &Options,
+    health: &Arc<Health>,
+    partitions: impl Iterator<Item = TopicPartition>,
+) -> Result<HashMap<TopicPartition, End>, Error> {
     let consumer: BaseConsumer<Context> = connect::create(&connect::consumer(options), health)?;
     let mut ends = HashMap::new();
     let mut look = TopicPartitionList::new();
-    for of in options.all() {
+    for of in partitions {
         let name = options.topic(of.topic);
         let (low, high) = watermarks(&consumer, &name, of.partition)?;
         let next = (!of.topic.is_numbered() || high == 0).then_some(high as u64);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::watch;
@@ -48,7 +48,7 @@ impl Part {
     }
 
     /// Its group.
-    fn group(self, namespace: &str) -> String {
+    pub(super) fn group(self, namespace: &str) -> String {
         match self {
             // That of whoever owned everything.
             Self::Processor => format!("{namespace}-owner"),
@@ -128,15 +128,7 @@ impl Owner {
     /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started. Brokers that are away
     /// are waited for.
     pub fn become_owner(part: Part, options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
-        let mut config = connect::consumer(options);
-        config
-            .set("group.id", part.group(&options.namespace))
-            .set("group.instance.id", &options.instance)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("auto.offset.reset", "latest");
-        if !options.properties.contains_key("session.timeout.ms") {
-            config.set("session.timeout.ms", SESSION_MILLIS);
-        }
+        let config = membership(options, &part.group(&options.namespace));
         let (state, mut told) = watch::channel(State::Waiting);
         let stop = Arc::<AtomicBool>::default();
         let context = Joining { usual: Context { health: health.clone() }, stop: stop.clone(), state };
@@ -149,28 +141,19 @@ impl Owner {
             if let Some(why) = health.is_lost() {
                 return Err(Error::Failed(why));
             }
-            match poll(&consumer) {
+            match poll(&consumer, |why| consumer.context().lost(why)) {
                 Some(error) if is_final(&error) => {
                     return Err(Error::Settings(format!("Kafka does not let this server own the log: {error}")));
                 }
                 Some(error) => last = Some(error.to_string()),
                 None => {}
             }
-            saying.wait(part, || health.failure().or_else(|| last.take()));
+            saying.wait(part.name(), || health.failure().or_else(|| last.take()));
         }
         let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
         let thread = std::thread::Builder::new()
             .name(format!("kafka-{}", part.name()))
-            .spawn(move || {
-                // Whoever lost the log must not be given it again: it would keep it from others.
-                while !stopped.load(Ordering::Acquire) && health.is_lost().is_none() {
-                    poll(&consumer);
-                    // An idle server would not notice that brokers are back.
-                    if health.failure().is_some() && consumer.fetch_metadata(Some(&topic), PATIENCE / 10).is_ok() {
-                        health.well();
-                    }
-                }
-            })
+            .spawn(move || stay(&consumer, &stopped, &health, &topic, |why| consumer.context().lost(why), || {}))
             .map_err(|cause| Error::Io { what: "start a thread".into(), cause: cause.to_string() })?;
         Ok(Self { stop, thread: Mutex::new(Some(thread)) })
     }
@@ -185,8 +168,42 @@ impl Owner {
     }
 }
 
+/// The settings of a member of a group.
+pub fn membership(options: &Options, group: &str) -> ClientConfig {
+    let mut config = connect::consumer(options);
+    config
+        .set("group.id", group)
+        .set("group.instance.id", &options.instance)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("auto.offset.reset", "latest");
+    if !options.properties.contains_key("session.timeout.ms") {
+        config.set("session.timeout.ms", SESSION_MILLIS);
+    }
+    config
+}
+
+/// Stays a member until it is stopped, or the log is lost.
+pub fn stay<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    stop: &AtomicBool,
+    health: &Health,
+    topic: &str,
+    lost: impl Fn(&str),
+    mut meanwhile: impl FnMut(),
+) {
+    // Whoever lost the log must not be given it again: it would keep it from others.
+    while !stop.load(Ordering::Acquire) && health.is_lost().is_none() {
+        poll(consumer, &lost);
+        // An idle server would not notice that brokers are back.
+        if health.failure().is_some() && consumer.fetch_metadata(Some(topic), PATIENCE / 10).is_ok() {
+            health.well();
+        }
+        meanwhile();
+    }
+}
+
 /// Says now and then that a part is waited for.
-struct Saying {
+pub struct Saying {
     begun: Instant,
     said: Instant,
 }
@@ -198,12 +215,12 @@ impl Default for Saying {
 }
 
 impl Saying {
-    fn wait(&mut self, part: Part, trouble: impl FnOnce() -> Option<String>) {
+    pub fn wait(&mut self, part: &str, trouble: impl FnOnce() -> Option<String>) {
         if self.said.elapsed() <= PATIENCE {
             return;
         }
         self.said = Instant::now();
-        let (seconds, part) = (self.begun.elapsed().as_secs(), part.name());
+        let seconds = self.begun.elapsed().as_secs();
         match trouble() {
             Some(trouble) => tracing::warn!(seconds, trouble, part, "waiting for the log"),
             None => tracing::warn!(seconds, part, "another server does this; waiting to take over"),
@@ -217,30 +234,48 @@ impl Saying {
 /// # Errors
 /// [`Error::Settings`] when librdkafka does not know a setting or its value.
 pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Error> {
-    let asking: BaseConsumer<Context> = connect::create(&connect::consumer(options), health)?;
-    // As the broker names a member that named itself.
-    let own = format!("{}-", options.instance);
-    let is_anothers = |part: &&Part| {
-        // A group that nobody joined yet may not be known.
-        let groups = asking.fetch_group_list(Some(&part.group(&options.namespace)), PATIENCE);
-        groups.is_ok_and(|found| {
-            let mut members = found.groups().iter().flat_map(|group| group.members());
-            members.any(|member| !member.id().starts_with(&own))
-        })
-    };
+    let groups = options.parts.iter().map(|part| (part.name(), part.group(&options.namespace)));
+    wait_until_left(options, health, &groups.collect::<Vec<_>>())
+}
+
+/// Waits until nobody else is a member of some groups, each with what to call it. Blocks.
+///
+/// # Errors
+/// [`Error::Settings`] when librdkafka does not know a setting or its value.
+pub fn wait_until_left(options: &Options, health: &Arc<Health>, groups: &[(&str, String)]) -> Result<(), Error> {
+    let asking = asking(options, health)?;
     let mut saying = Saying::default();
-    while let Some(part) = options.parts.iter().find(is_anothers) {
-        saying.wait(*part, || health.failure());
+    while let Some((what, _)) = groups.iter().find(|(_, group)| is_joined_by_others(&asking, options, group)) {
+        saying.wait(what, || health.failure());
         std::thread::sleep(PATIENCE / 20);
     }
     Ok(())
 }
 
+/// A client that asks about groups.
+///
+/// # Errors
+/// [`Error::Settings`] when librdkafka does not know a setting or its value.
+pub fn asking(options: &Options, health: &Arc<Health>) -> Result<BaseConsumer<Context>, Error> {
+    connect::create(&connect::consumer(options), health)
+}
+
+/// Whether another server is a member of a group.
+pub fn is_joined_by_others(asking: &BaseConsumer<Context>, options: &Options, group: &str) -> bool {
+    // As the broker names a member that named itself.
+    let own = format!("{}-", options.instance);
+    // A group that nobody joined yet may not be known.
+    asking.fetch_group_list(Some(group), PATIENCE).is_ok_and(|found| {
+        let mut members = found.groups().iter().flat_map(|group| group.members());
+        members.any(|member| !member.id().starts_with(&own))
+    })
+}
+
 /// Signs of life are sent meanwhile. There is nothing to read.
-fn poll(consumer: &BaseConsumer<Joining>) -> Option<KafkaError> {
+fn poll<C: ConsumerContext>(consumer: &BaseConsumer<C>, lost: impl Fn(&str)) -> Option<KafkaError> {
     let error = consumer.poll(Duration::from_millis(100))?.err()?;
     if is_final(&error) {
-        consumer.context().lost(&error.to_string());
+        lost(&error.to_string());
     }
     tracing::debug!(%error, "ownership of the log");
     Some(error)

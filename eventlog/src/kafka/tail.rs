@@ -25,17 +25,33 @@ const PIECE: usize = 256 << 10;
 
 /// See the module.
 pub struct Tail {
+    options: Arc<Options>,
+    consumer: Arc<BaseConsumer<Context>>,
     tracks: Arc<HashMap<TopicPartition, Track>>,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+#[derive(Default)]
 struct Track {
     end: watch::Sender<u64>,
     kept: Mutex<Kept>,
 }
 
 impl Track {
+    /// It is read from a number on.
+    fn begin(&self, next: Option<u64>) {
+        *self.kept.lock() = Kept { first: next.unwrap_or(0), next, ..Kept::default() };
+        self.end.send_replace(next.unwrap_or(0));
+    }
+
+    /// It is read no more, and takes no room.
+    fn leave(&self) {
+        self.stop(Error::Failed("the partition is another server's".into()));
+        let mut kept = self.kept.lock();
+        (kept.pieces, kept.bytes, kept.first) = (VecDeque::new(), 0, kept.next.unwrap_or(0));
+    }
+
     /// Nothing more can be read; readers are woken to learn of it. Whether it is news.
     fn stop(&self, error: Error) -> bool {
         let is_new = {
@@ -49,6 +65,7 @@ impl Track {
     }
 }
 
+#[derive(Default)]
 struct Kept {
     pieces: VecDeque<StoredBatch>,
     bytes: usize,
@@ -71,37 +88,58 @@ pub enum Found {
 }
 
 impl Tail {
-    /// Starts to read where the partitions end.
+    /// Starts to read, nothing yet.
     ///
     /// # Errors
     /// [`Error::Settings`], [`Error::Io`].
-    pub fn start(options: &Options, health: Arc<Health>, ends: &HashMap<TopicPartition, End>) -> Result<Self, Error> {
-        let consumer: BaseConsumer<Context> = connect::create(&connect::consumer(options), &health)?;
-        let mut list = TopicPartitionList::new();
-        let mut tracks = HashMap::new();
-        for (of, end) in ends {
-            let at = Offset::Offset(end.offset);
-            list.add_partition_offset(&options.topic(of.topic), of.partition as i32, at)
-                .map_err(io("read the tail"))?;
-            let next = end.next.unwrap_or(0);
-            let kept = Kept { pieces: VecDeque::new(), bytes: 0, first: next, next: end.next, broken: None };
-            tracks.insert(*of, Track { end: watch::Sender::new(next), kept: Mutex::new(kept) });
-        }
-        consumer.assign(&list).map_err(io("read the tail"))?;
+    pub fn start(options: &Arc<Options>, health: Arc<Health>) -> Result<Self, Error> {
+        let consumer: Arc<BaseConsumer<Context>> = Arc::new(connect::create(&connect::consumer(options), &health)?);
+        let tracks: HashMap<_, _> = options.all().map(|of| (of, Track::default())).collect();
         let (tracks, stop) = (Arc::new(tracks), Arc::<AtomicBool>::default());
         let reading = Reading {
             names: options.names(),
-            room: options.cache_bytes / options.partitions as usize / options.topics.len().max(1),
+            room: options.cache_bytes / tracks.len().max(1),
             tracks: tracks.clone(),
             gathered: None,
             health,
         };
-        let stopped = stop.clone();
+        let (stopped, polled) = (stop.clone(), consumer.clone());
         let thread = std::thread::Builder::new()
             .name("kafka-tail".into())
-            .spawn(move || reading.run(&consumer, &stopped))
+            .spawn(move || reading.run(&polled, &stopped))
             .map_err(|cause| Error::Io { what: "start kafka-tail".into(), cause: cause.to_string() })?;
-        Ok(Self { tracks, stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self { options: options.clone(), consumer, tracks, stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Reads partitions from where they end.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn follow<'a>(&self, ends: impl Iterator<Item = (&'a TopicPartition, &'a End)>) -> Result<(), Error> {
+        let mut list = TopicPartitionList::new();
+        for (of, end) in ends {
+            let Some(track) = self.tracks.get(of) else { continue };
+            let at = Offset::Offset(end.offset);
+            list.add_partition_offset(&self.options.topic(of.topic), of.partition as i32, at)
+                .map_err(io("read the tail"))?;
+            track.begin(end.next);
+        }
+        self.consumer.incremental_assign(&list).map_err(io("read the tail"))
+    }
+
+    /// Reads partitions no more.
+    pub fn leave(&self, partitions: impl Iterator<Item = TopicPartition>) {
+        let mut list = TopicPartitionList::new();
+        for of in partitions {
+            list.add_partition(&self.options.topic(of.topic), of.partition as i32);
+            if let Some(track) = self.tracks.get(&of) {
+                track.leave();
+            }
+        }
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
+            // It was not begun.
+            tracing::debug!(%error, "a partition of the log is not left");
+        }
     }
 
     /// Records from a number on.
@@ -272,6 +310,10 @@ impl Reading {
         let piece = piece.finish();
         let next = piece.next_offset();
         let mut kept = track.kept.lock();
+        if kept.broken.is_some() || kept.next.is_some_and(|next| next != piece.base_offset) {
+            // It was left meanwhile, and perhaps begun again.
+            return;
+        }
         if kept.pieces.is_empty() {
             kept.first = piece.base_offset;
         }

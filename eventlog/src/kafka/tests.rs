@@ -49,13 +49,13 @@ async fn seen(log: &KafkaLog, of: TopicPartition, next: u64) {
     assert!(reached.is_ok(), "{of} did not reach {next} but {}", *log.end(of).borrow());
 }
 
-fn numbered(first: u64, count: u64) -> Batch {
+pub fn numbered(first: u64, count: u64) -> Batch {
     let mut batch = Batch::numbered(first);
     (first..first + count).for_each(|n| batch.push_bytes(&n.to_le_bytes()));
     batch
 }
 
-fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8>)> {
+pub fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8>)> {
     let mut found: Vec<(u64, Vec<u8>)> = Vec::new();
     loop {
         let next = found.last().map_or(from, |(offset, _)| offset + 1);

@@ -144,20 +144,29 @@ impl ProducerContext for Acknowledging {
 }
 
 impl Writer {
-    pub fn new(options: Arc<Options>, health: Arc<Health>, ends: &HashMap<TopicPartition, End>) -> Self {
-        let lane = |(of, end): (&TopicPartition, &End)| {
-            let next = end.next.filter(|_| of.topic.is_numbered());
+    pub fn new(options: Arc<Options>, health: Arc<Health>) -> Self {
+        let lane = |of: TopicPartition| {
             let lane = Lane {
                 name: options.topic(of.topic),
                 partition: of.partition as i32,
-                order: Mutex::new(Order { next, generation: 0 }),
-                acknowledged: watch::Sender::new((next, 0)),
+                order: Mutex::new(Order { next: None, generation: 0 }),
+                acknowledged: watch::Sender::new((None, 0)),
             };
-            (*of, Arc::new(lane))
+            (of, Arc::new(lane))
         };
-        let lanes = ends.iter().map(lane).collect();
+        let lanes = options.all().map(lane).collect();
         let current = Mutex::new(Current { producer: None, made: 0, closed: false });
         Self { options, health, lanes, current, queued: Arc::default() }
+    }
+
+    /// Goes on where numbered partitions end, which others may have written meanwhile.
+    pub fn begin<'a>(&self, ends: impl Iterator<Item = (&'a TopicPartition, &'a End)>) {
+        for (of, end) in ends.filter(|(of, _)| of.topic.is_numbered()) {
+            let Some(lane) = self.lanes.get(of) else { continue };
+            let mut order = lane.order.lock();
+            order.next = order.next.max(end.next);
+            lane.acknowledged.send_modify(|(number, _)| *number = (*number).max(end.next));
+        }
     }
 
     /// Bytes that are not acknowledged yet.

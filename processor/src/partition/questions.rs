@@ -2,6 +2,7 @@
 
 use sendtrail_schemas::exchange::{Seen, SuppressionView};
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::record::SourcePosition;
 use sendtrail_schemas::reputation::Reputation;
 use tokio::sync::{mpsc, oneshot};
 
@@ -21,6 +22,15 @@ pub enum Inquiry {
         after: u64,
         /// Where the answer goes.
         answer: oneshot::Sender<Option<Reputation>>,
+    },
+    /// How far a source has come.
+    Source {
+        /// Which.
+        name: String,
+        /// Answered once everything before this offset is applied.
+        after: u64,
+        /// Where the answer goes: its last number from each of its partitions.
+        answer: oneshot::Sender<Vec<SourcePosition>>,
     },
     /// That it makes known again what is true now.
     Announce {
@@ -45,6 +55,13 @@ impl Session<'_> {
             match inquiry {
                 Inquiry::Reputation { account, after, answer } if after > applied => {
                     self.waiting.push(Inquiry::Reputation { account, after, answer });
+                }
+                Inquiry::Source { name, after, answer } if after > applied => {
+                    self.waiting.push(Inquiry::Source { name, after, answer });
+                }
+                Inquiry::Source { name, answer, .. } => {
+                    let marks = self.overlay.progress.sources.iter().filter(|mark| mark.source == name);
+                    let _ = answer.send(marks.cloned().collect());
                 }
                 Inquiry::Reputation { account, answer, .. } => {
                     let loaded = self.load(&Keys { account: Some(account), ..Keys::default() });

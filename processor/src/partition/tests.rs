@@ -58,6 +58,7 @@ impl House {
             clock: Clock::wall(),
             settings: usual_settings(),
             checkpoint_every: Duration::from_millis(20),
+            drains: true,
         }
         .start(stop.clone())
         .unwrap();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -131,6 +131,44 @@ impl Exchange {
                 },
             }
         }
+    }
+
+    /// Hands over every view of a partition before an offset. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the brokers do not answer.
+    pub fn look_back(&self, partition: u32, until: u64, mut take: impl FnMut(Voice, Seen)) -> Result<(), Error> {
+        let name = self.options.views_topic();
+        let consumer = self.consumer()?;
+        let (low, _) = numbers::watermarks(&consumer, &name, partition)?;
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(&name, partition as i32, Offset::Offset(low)).map_err(io("read views"))?;
+        consumer.assign(&from).map_err(io("read views"))?;
+        let (mut reign, mut heard) = (0, Instant::now());
+        while heard.elapsed() < PATIENCE && !self.stop.load(Ordering::Acquire) {
+            let message = match consumer.poll(POLL) {
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+                // The client goes on by itself.
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "views");
+                    continue;
+                }
+                None => continue,
+            };
+            heard = Instant::now();
+            let offset = message.offset() as u64;
+            if offset >= until {
+                return Ok(());
+            }
+            if let Some(view) = read::<View>(&message, &self.health)
+                && let Some(seen) = view.seen
+                && let Word::Said(voice, seen) = word(&mut reign, offset, view.reign, seen, self.instance)
+            {
+                take(voice, seen);
+            }
+        }
+        Err(Error::Io { what: "read views".into(), cause: "no answer".into() })
     }
 
     /// Hands over what is said to this server from now on: questions to the owner if it is one, replies to an instance.

@@ -102,18 +102,18 @@ impl Exchange {
         Ok(Self { options, health, producer, reigns, instance, stop: Arc::default(), threads: Mutex::default() })
     }
 
-    /// Begins to own a partition: its views are this process's from here on.
+    /// Begins to own a partition: its views are this process's from here on, which is the offset that is returned.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub async fn reign(&self, partition: u32) -> Result<(), Error> {
+    pub async fn reign(&self, partition: u32) -> Result<u64, Error> {
         let told = self.view(partition, Seen::Reign(Reign { instance: self.instance }))?;
         let offset = told.await.map_err(|_| "the client ended".to_owned()).flatten();
         let offset = offset.map_err(|cause| Error::Io { what: "tell who owns a partition".into(), cause })?;
         if let Some(reign) = self.reigns.get(partition as usize) {
             reign.store(offset as u64, Ordering::Release);
         }
-        Ok(())
+        Ok(offset as u64)
     }
 
     fn view(&self, partition: u32, seen: Seen) -> Result<oneshot::Receiver<Result<i64, String>>, Error> {

@@ -100,6 +100,7 @@ async fn a_question_reaches_the_owner_and_the_reply_whoever_asked() {
             reply_to: ReplyTo { instance: *instance, request: 10 + at },
             account_id: vec![1; 16],
             after: 100 + at,
+            source: None,
         };
         log.exchange().ask(1, &question);
     }
