@@ -192,17 +192,20 @@ impl Keeper {
         let Ok(Ok(given)) = given.map(|given| given.map(|given| given.clone())) else { return };
         for partition in given {
             let Some(pulse) = self.shared.pulses.get(partition as usize) else { continue };
-            loop {
-                if self.shared.ownership.has(partition)
-                    && timeout(BACKOFF, pulse.reached(self.end_of(partition))).await.is_ok()
-                {
-                    break;
-                }
+            let caught_up = async {
+                self.shared.ownership.becomes(partition, true).await;
+                // What comes meanwhile is not waited for.
+                pulse.reached(self.end_of(partition)).await;
+            };
+            let given_up = async {
                 // A halted partition never catches up; the others serve, and health tells. Nor does one that was taken away.
-                if pulse.halted().is_some() || !self.shared.log.assignments().borrow().contains(&partition) {
-                    break;
+                while pulse.halted().is_none() && self.shared.log.assignments().borrow().contains(&partition) {
+                    sleep(BACKOFF / 10).await;
                 }
-                sleep(BACKOFF / 10).await;
+            };
+            tokio::select! {
+                () = caught_up => {}
+                () = given_up => {}
             }
         }
     }
