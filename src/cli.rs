@@ -1,14 +1,19 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand};
+use sendtrail_processor::core::step::LOGIC_VERSION;
 
 use crate::roles::Role;
 
+/// The program's version, and the newest logic that it decides by: see `state.logic_version`.
+static VERSION: LazyLock<String> = LazyLock::new(|| format!("{} (logic {LOGIC_VERSION})", env!("CARGO_PKG_VERSION")));
+
 /// Sendtrail: send mail, stream delivery events, and know what happened to every message.
 #[derive(Parser, Debug)]
-#[command(version, about, max_term_width = 100)]
+#[command(version = VERSION.as_str(), about, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -486,6 +486,49 @@ async fn the_other_processor_goes_on_from_snapshots_and_the_one_before_changes_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_does_everything_shares_with_one_that_only_decides() {
+    let Some(fleet) = Fleet::new("mixed", &[]).await else { return };
+    let receiver = Receiver::start_ok().await;
+    let all = fleet.start("all", &Role::ALL.map(Role::name));
+    let partners = partners(&all, &receiver).await;
+    let mut helper = tokio::task::block_in_place(|| fleet.start("helper", &["processor"]));
+    for (round, owned) in [2.0, 4.0].into_iter().enumerate() {
+        eventually("it has its share", async || told(&all, "sendtrail_partitions_owned").await == owned).await;
+        for (key, _) in &partners {
+            let api = Api::new(&all.base, key);
+            let list = async || {
+                let rows = api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap();
+                rows.iter().map(|row| row["email"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+            };
+            let before = api.get(&format!("{PARTNER}/reputation")).await.unwrap()["sent"].as_u64().unwrap();
+            let path = format!("{PARTNER}/suppression/no@inbox.example");
+            // What was changed is seen at once, whoever decided it.
+            api.send(Method::PUT, &path, &json!({"reason": "MANUAL"})).await.unwrap();
+            assert_eq!(list().await, ["no@inbox.example"]);
+            let (status, refused) = send(&api, "no@inbox.example").await;
+            assert_eq!((status, &refused["results"][0]["reason"]), (200, &json!("suppressed")), "{refused}");
+            api.call(Method::DELETE, &path, &[], "").await.unwrap().success().unwrap();
+            assert_eq!(list().await, [""; 0]);
+            let (status, sent) = send(&api, "success@inbox.example").await;
+            assert_eq!(status, 200, "{sent}");
+            let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+            assert_eq!(reputation["sent"], before + 1);
+            let message = sent["results"][0]["message_id"].as_str().unwrap();
+            eventually("it is delivered", async || {
+                let email = api.get(&format!("{PARTNER}/emails/{message}")).await.unwrap();
+                email["email"]["events"].as_array().unwrap().len() == 2
+            })
+            .await;
+        }
+        // Then it owns everything again.
+        if round == 0 {
+            helper.signal("-KILL");
+            helper.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_source_goes_on_with_whichever_processor_is_left() {
     const MESSAGES: usize = 3_000;
     let Some(writer) = Writer::new("moving-source", 2).await else { return };
@@ -503,7 +546,7 @@ async fn a_source_goes_on_with_whichever_processor_is_left() {
         // Each third cannot be read: dead letters know no duplicates, so one that is read twice is there twice.
         let write = |n: usize| async move {
             let id = format!("{round}-{n}");
-            let text = if n % 3 == 0 { format!("not JSON {id}") } else { event("Send", &id).to_string() };
+            let text = if n.is_multiple_of(3) { format!("not JSON {id}") } else { event("Send", &id).to_string() };
             writer.write((n % 2) as i32, &text, Some(&partners[n % PARTITIONS].1)).await;
         };
         join_all((0..MESSAGES / 2).map(write)).await;
