@@ -1,4 +1,4 @@
-//! Measurements: `cargo bench -- core archive door intake kafka clickhouse query source`, or some of them. Figures are in
+//! Measurements: `cargo bench -- core archive door exact intake kafka clickhouse query source`, or some of them. Figures are in
 //! docs/PERFORMANCE.md. The log and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
@@ -7,6 +7,7 @@ mod bare;
 mod clickhouse;
 mod core;
 mod door;
+mod exact;
 mod intake;
 mod kafka;
 mod query;
@@ -20,10 +21,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 8] = [
+    let all: [(&str, fn()); 9] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
+        ("exact", exact::run),
         ("intake", intake::run),
         ("kafka", kafka::run),
         ("clickhouse", clickhouse::run),
