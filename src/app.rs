@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_ingest::Ingest;
 use sendtrail_processor::SinkHandle;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
@@ -76,12 +77,22 @@ impl App {
     /// Starts what the roles ask for: what is in the log is applied before the first request is taken.
     ///
     /// # Errors
-    /// When the folder cannot be opened, what is in it is corrupt, or the address is taken.
+    /// When the folder cannot be opened, what is in it is corrupt, the address is taken, or the log goes to another server.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
-        let (data, roles) = (&config.data.dir, &config.server.roles);
+        let data = &config.data.dir;
         std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
         let told = telemetry::metrics()?;
         let backbone = Backbone::open(config).await?;
+        let lost = backbone.clone().lost();
+        tokio::select! {
+            started = Self::start_on(backbone, config, told) => started,
+            // Nothing would ever be applied.
+            () = lost => anyhow::bail!("another server owns the log by now"),
+        }
+    }
+
+    async fn start_on(backbone: Backbone, config: &Config, told: PrometheusHandle) -> anyhow::Result<Self> {
+        let roles = &config.server.roles;
         let shared = Arc::new(Shared::open(config, &backbone)?);
         let admin = admin(config)?;
 
@@ -146,7 +157,7 @@ impl App {
     }
 
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.
-    /// Afterwards every acknowledged event is in the archive.
+    /// Afterwards every acknowledged event is in the archive, if nobody else is to see to that.
     pub async fn stop(mut self) {
         tracing::info!("stopping");
         // A log that does not answer must not keep it from stopping: whoever waits for it is told that it is closed.

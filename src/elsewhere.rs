@@ -66,11 +66,13 @@ impl Elsewhere {
                 let known = *pulse.applied().borrow();
                 pulse.set_applied(known.max(progress.applied));
             }
-            seen => {
-                if let Err(error) = views.take(seen) {
-                    tracing::error!(partition, %error, "what another server made known could not be kept");
-                }
-            }
+            seen => self.keep(partition, seen, views),
+        }
+    }
+
+    fn keep(&self, partition: u32, seen: Seen, views: &Views) {
+        if let Err(error) = views.take(seen) {
+            tracing::error!(partition, %error, "what another server made known could not be kept");
         }
     }
 
@@ -111,11 +113,12 @@ impl Elsewhere {
             }
             let is_owned = elsewhere.ownership.has(partition);
             match word {
-                // Whoever fills ClickHouse owns no partition.
                 Word::Said(_, Seen::ClickHouse(view)) => elsewhere.note(partition, view),
                 Word::Said(Voice::Owner, Seen::Progress(progress)) if is_owned => {
                     elsewhere.note_events(partition, &progress);
                 }
+                // Also what this process says: it is what is known when the partition has left.
+                Word::Said(Voice::Owner, seen @ Seen::Suppression(_)) => elsewhere.keep(partition, seen, &views),
                 Word::Said(Voice::Owner, seen) if !is_owned => elsewhere.take(partition, seen, &views, &clock),
                 Word::Said(Voice::Former, _) if !is_owned => counter!("sendtrail_stale_views_total").increment(1),
                 Word::Reign { .. } | Word::Said(..) => {}
@@ -129,7 +132,7 @@ impl Elsewhere {
         while !stop.is_cancelled() {
             let now = Millis::wall().0;
             for ((partition, pulse), looks) in (0..).zip(&self.pulses).zip(&mut looks) {
-                if self.ownership.has(partition) {
+                if self.ownership.knows(partition) {
                     continue;
                 }
                 let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();

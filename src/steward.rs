@@ -29,7 +29,7 @@ pub struct Steward {
     views: Views,
     partitions: u32,
     ownership: Arc<Ownership>,
-    /// Partitions that are known by all to be owned here.
+    /// Partitions of this process whose reign was heard.
     reigned: Mutex<BTreeSet<u32>>,
     comparing: Semaphore,
     /// Where work is done that takes longer.
@@ -80,7 +80,11 @@ impl Steward {
     pub fn hear(self: &Arc<Self>, partition: u32, word: &Word) {
         let is_ours = self.reigned.lock().contains(&partition);
         match word {
-            Word::Reign { is_ours: true } => drop(self.reigned.lock().insert(partition)),
+            Word::Reign { is_ours: true } if self.ownership.has(partition) => {
+                self.reigned.lock().insert(partition);
+            }
+            // It left before this was heard.
+            Word::Reign { is_ours: false } if is_ours && !self.ownership.has(partition) => self.end(partition),
             // One who was replaced before saying so: what comes after is believed to be theirs, until we say so again.
             Word::Reign { is_ours: false } if is_ours => self.clone().reign_again(partition),
             Word::Said(Voice::Former, seen) if is_ours => self.clone().contradict(partition, seen),

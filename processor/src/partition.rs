@@ -49,6 +49,14 @@ const READ_BYTES: usize = 256 << 10;
 /// How long to wait before going back to the checkpoint after a failure.
 const BACKOFF: Duration = Duration::from_millis(500);
 
+/// What is told of a partition that is here.
+const GAUGES: [&str; 4] = [
+    "sendtrail_checkpoint_timestamp_seconds",
+    "sendtrail_snapshot_timestamp_seconds",
+    "sendtrail_state_rows_in_memory",
+    "sendtrail_accounts_in_memory",
+];
+
 /// What the owner of a partition works with.
 pub struct Partition {
     /// Which.
@@ -146,13 +154,14 @@ impl Partition {
                     if let Some(taker) = taker {
                         taker.lock().finish();
                     }
+                    self.tell_gone();
                     return;
                 }
                 Ended::Again(why) => {
                     counter!("sendtrail_partition_restarts_total").increment(1);
                     tracing::error!(partition = self.number, %why, "going back to the checkpoint");
                     if stop.is_cancelled() {
-                        return;
+                        return self.tell_gone();
                     }
                     std::thread::sleep(BACKOFF);
                 }
@@ -164,9 +173,17 @@ impl Partition {
                     self.tell(ProgressView { applied, halted: Some(why.clone()), ..reached(&kept) });
                     self.pulse.halt(why);
                     handle.block_on(stop.cancelled());
-                    return;
+                    return self.tell_gone();
                 }
             }
+        }
+    }
+
+    /// Whoever looks at this process's figures must not take it for one that stands still.
+    fn tell_gone(&self) {
+        let partition = self.number.to_string();
+        for name in GAUGES {
+            gauge!(name, "partition" => partition.clone()).set(0.0);
         }
     }
 

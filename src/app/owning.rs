@@ -8,6 +8,7 @@ use anyhow::Context;
 use sendtrail_processor::{Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ use crate::config::Config;
 const GIVEN_WITHIN: Duration = Duration::from_secs(10);
 /// How long until it is tried again to begin a partition.
 const BACKOFF: Duration = Duration::from_millis(500);
+/// Partitions that are begun at once.
+const AT_ONCE: usize = 4;
 
 /// The partitions of this process, as they come and go.
 pub struct Owning {
@@ -53,6 +56,7 @@ impl Owning {
             },
             checkpoint_every: config.checkpoint_every(),
             drains: !config.shares_partitions(),
+            beginning: Semaphore::new(AT_ONCE),
         };
         let keeper = Arc::new(keeper);
         let task = tokio::spawn(keeper.clone().run(stop.clone()));
@@ -75,6 +79,7 @@ struct Keeper {
     settings: Settings,
     checkpoint_every: Duration,
     drains: bool,
+    beginning: Semaphore,
 }
 
 impl Keeper {
@@ -121,7 +126,7 @@ impl Keeper {
                     stop.cancelled().await;
                     // The thread is joined beside the runtime's workers, which it still needs.
                     let _ = tokio::task::spawn_blocking(move || running.join()).await;
-                    break;
+                    self.end(partition);
                 }
                 Err(error) => {
                     tracing::warn!(partition, error = format!("{error:#}"), "a partition could not be begun");
@@ -130,18 +135,24 @@ impl Keeper {
                 }
             }
         }
-        self.end(partition);
     }
 
     async fn begin(&self, partition: u32, stop: &CancellationToken) -> anyhow::Result<PartitionHandle> {
-        self.backbone.acquire(partition).await?;
         let shared = &self.shared;
+        let pulse = shared.pulses.get(partition as usize).context("no such partition")?.clone();
+        {
+            // Each looks at the broker with clients of its own.
+            let _turn = self.beginning.acquire().await?;
+            self.backbone.acquire(partition).await?;
+        }
+        // From here on nobody else tells how far it is; that was not reached here yet.
+        shared.ownership.begin(partition);
+        pulse.set_applied(0);
+        pulse.resume();
         let reign = match &shared.steward {
             Some(steward) => Some(steward.begin(partition).await?),
             None => None,
         };
-        let pulse = shared.pulses.get(partition as usize).context("no such partition")?.clone();
-        pulse.resume();
         let running = Partition {
             number: partition,
             log: shared.log.clone(),
@@ -158,16 +169,19 @@ impl Keeper {
             drains: self.drains,
         };
         let running = running.start(stop.clone())?;
-        shared.ownership.begin(partition, running.inquiries.clone());
-        if let Some((steward, reign)) = shared.steward.clone().zip(reign) {
-            let (end, stop) = (self.end_of(partition), stop.clone());
-            tokio::spawn(async move {
-                tokio::select! {
-                    () = pulse.reached(end) => steward.set_right(partition, reign).await,
-                    () = stop.cancelled() => {}
-                }
-            });
-        }
+        shared.ownership.runs(partition, running.inquiries.clone());
+        let (end, stop, shared) = (self.end_of(partition), stop.clone(), shared.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = pulse.reached(end) => {}
+                () = stop.cancelled() => return,
+            }
+            shared.ownership.is_ready(partition);
+            if let Some((steward, reign)) = shared.steward.clone().zip(reign) {
+                drop(shared);
+                steward.set_right(partition, reign).await;
+            }
+        });
         Ok(running)
     }
 

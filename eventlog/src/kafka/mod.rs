@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! owner: one server at a time for each part, by membership of a group
+//! share: the partitions of this one, where several share them
 //! append ─► writer (idempotent producer, one acknowledgement counter a batch) ─► broker
 //! broker ─► tail (one consumer of the newest records) ─► memory ─► readers close behind
 //!      └──► backlog (a consumer of its own) ─────────────────────► readers further behind
@@ -185,15 +186,7 @@ impl KafkaLog {
         plan.check()?;
         let health = Arc::new(Health::default());
         // Before anything is looked at: an owner before may still have written.
-        if options.parts.len() > 1 {
-            owner::wait_until_free(&options, &health)?;
-        }
-        let owners = options.parts.iter().map(|part| Owner::become_owner(*part, &options, &health));
-        let owners = owners.collect::<Result<_, _>>()?;
-        if options.parts.contains(&Part::Processor) {
-            share::wait_until_left(&options, &health)?;
-        }
-        let share = if options.shared.is_empty() { None } else { Some(Share::join(&options, &health)?) };
+        let (owners, share) = join(&options, &health)?;
         let ends = numbers::ends(&options, &health, options.partitions_of(&options.topics))?;
         let writer = Writer::new(options.clone(), health.clone());
         writer.begin(ends.iter());
@@ -273,6 +266,27 @@ impl KafkaLog {
         // Last: nobody else may write as long as this one does.
         self.share.iter().for_each(Share::close);
         self.owners.iter().for_each(Owner::close);
+    }
+}
+
+/// Takes what there is one of at a time, and a share of the partitions. Blocks as long as others have it.
+fn join(options: &Options, health: &Arc<Health>) -> Result<(Vec<Owner>, Option<Share>), Error> {
+    loop {
+        if options.parts.len() > 1 || !options.shared.is_empty() {
+            owner::wait_until_free(options, health)?;
+        }
+        let owners = options.parts.iter().map(|part| Owner::become_owner(*part, options, health));
+        let owners: Vec<Owner> = owners.collect::<Result<_, _>>()?;
+        if options.parts.contains(&Part::Processor) {
+            share::wait_until_left(options, health)?;
+        }
+        if options.shared.is_empty() {
+            return Ok((owners, None));
+        }
+        if let Some(share) = Share::join(options, health)? {
+            return Ok((owners, Some(share)));
+        }
+        // One owns everything: what was taken here is given back, for it may wait for that.
     }
 }
 

@@ -148,7 +148,8 @@ impl Owner {
                 Some(error) => last = Some(error.to_string()),
                 None => {}
             }
-            saying.wait(part.name(), || health.failure().or_else(|| last.take()));
+            let what = "another server does this; waiting to take over";
+            saying.wait(part.name(), what, || health.failure().or_else(|| last.take()));
         }
         let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
         let thread = std::thread::Builder::new()
@@ -202,6 +203,19 @@ pub fn stay<C: ConsumerContext>(
     }
 }
 
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// After how long without a sign of life a member of a group is replaced.
+pub fn session(options: &Options) -> Duration {
+    let given = options.properties.get("session.timeout.ms").map_or(SESSION_MILLIS, String::as_str);
+    // What cannot be read librdkafka has refused.
+    Duration::from_millis(given.parse().unwrap_or(u64::MAX))
+}
+
 /// Says now and then that a part is waited for.
 pub struct Saying {
     begun: Instant,
@@ -215,7 +229,7 @@ impl Default for Saying {
 }
 
 impl Saying {
-    pub fn wait(&mut self, part: &str, trouble: impl FnOnce() -> Option<String>) {
+    pub fn wait(&mut self, part: &str, what: &str, trouble: impl FnOnce() -> Option<String>) {
         if self.said.elapsed() <= PATIENCE {
             return;
         }
@@ -223,18 +237,19 @@ impl Saying {
         let seconds = self.begun.elapsed().as_secs();
         match trouble() {
             Some(trouble) => tracing::warn!(seconds, trouble, part, "waiting for the log"),
-            None => tracing::warn!(seconds, part, "another server does this; waiting to take over"),
+            None => tracing::warn!(seconds, part, "{what}"),
         }
     }
 }
 
-/// Waits until nobody else does, or is about to do, any of some parts. Whoever took one and then waited for another would keep
-/// the first from those who could do it. Blocks.
+/// Waits until nobody else does, or is about to do, any of some parts; whoever shares partitions also waits for one who owns all.
+/// Whoever took one and then waited for another would keep the first from those who could do it. Blocks.
 ///
 /// # Errors
 /// [`Error::Settings`] when librdkafka does not know a setting or its value.
 pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Error> {
-    let groups = options.parts.iter().map(|part| (part.name(), part.group(&options.namespace)));
+    let shared = (!options.shared.is_empty()).then_some(&Part::Processor);
+    let groups = options.parts.iter().chain(shared).map(|part| (part.name(), part.group(&options.namespace)));
     wait_until_left(options, health, &groups.collect::<Vec<_>>())
 }
 
@@ -243,32 +258,48 @@ pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Er
 /// # Errors
 /// [`Error::Settings`] when librdkafka does not know a setting or its value.
 pub fn wait_until_left(options: &Options, health: &Arc<Health>, groups: &[(&str, String)]) -> Result<(), Error> {
-    let asking = asking(options, health)?;
+    let asking = Asking::new(options, health)?;
     let mut saying = Saying::default();
-    while let Some((what, _)) = groups.iter().find(|(_, group)| is_joined_by_others(&asking, options, group)) {
-        saying.wait(what, || health.failure());
+    // While nobody can tell, somebody may be.
+    while let Some((what, _)) = groups.iter().find(|(_, group)| asking.has_others(group) != Some(false)) {
+        saying.wait(what, "another server does this; waiting until it ends", || health.failure());
         std::thread::sleep(PATIENCE / 20);
     }
     Ok(())
 }
 
 /// A client that asks about groups.
-///
-/// # Errors
-/// [`Error::Settings`] when librdkafka does not know a setting or its value.
-pub fn asking(options: &Options, health: &Arc<Health>) -> Result<BaseConsumer<Context>, Error> {
-    connect::create(&connect::consumer(options), health)
+pub struct Asking {
+    client: BaseConsumer<Context>,
+    /// What this server's own members begin with, as the broker names one that named itself.
+    own: String,
 }
 
-/// Whether another server is a member of a group.
-pub fn is_joined_by_others(asking: &BaseConsumer<Context>, options: &Options, group: &str) -> bool {
-    // As the broker names a member that named itself.
-    let own = format!("{}-", options.instance);
-    // A group that nobody joined yet may not be known.
-    asking.fetch_group_list(Some(group), PATIENCE).is_ok_and(|found| {
+impl Asking {
+    /// Prepares to connect.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when librdkafka does not know a setting or its value.
+    pub fn new(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
+        let client = connect::create(&connect::consumer(options), health)?;
+        Ok(Self { client, own: format!("{}-", options.instance) })
+    }
+
+    fn is_there(&self, group: &str, which: impl Fn(bool) -> bool) -> Option<bool> {
+        let found = self.client.fetch_group_list(Some(group), PATIENCE).ok()?;
         let mut members = found.groups().iter().flat_map(|group| group.members());
-        members.any(|member| !member.id().starts_with(&own))
-    })
+        Some(members.any(|member| which(member.id().starts_with(&self.own))))
+    }
+
+    /// Whether another server is a member of a group; none: nobody can tell.
+    pub fn has_others(&self, group: &str) -> Option<bool> {
+        self.is_there(group, |is_own| !is_own)
+    }
+
+    /// Whether this one is.
+    pub fn has_own(&self, group: &str) -> Option<bool> {
+        self.is_there(group, |is_own| is_own)
+    }
 }
 
 /// Signs of life are sent meanwhile. There is nothing to read.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rdkafka::client::ClientContext;
@@ -16,13 +16,15 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use sendtrail_schemas::topic::Topic;
 use tokio::sync::watch;
 
-use super::Options;
 use super::connect::{Context, Health, io};
-use super::owner::{self, Part, Saying};
+use super::owner::{self, Asking, Part, Saying};
+use super::{Options, PATIENCE};
 use crate::Error;
 
 /// How long a partition may take to be finished that goes to another server; librdkafka allows five minutes.
 const FINISH_WITHIN: Duration = Duration::from_secs(120);
+/// How often it is looked whether this server was frozen meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Membership, as long as it lives.
 pub struct Share {
@@ -57,13 +59,21 @@ impl Hands {
         self.tell(&held);
     }
 
-    /// Takes partitions away, and waits until nobody works on them; whether that came to pass.
-    fn take(&self, partitions: &[u32]) -> bool {
+    /// Takes partitions away, and waits until nobody works on them; whether that came to pass while the session lasted.
+    fn take(&self, partitions: &[u32], session: Duration) -> bool {
         let mut held = self.state.lock();
         held.given.retain(|partition| !partitions.contains(partition));
         self.tell(&held);
-        let is_worked = |held: &mut Held| partitions.iter().any(|partition| held.worked.contains(partition));
-        !self.freed.wait_while_for(&mut held, is_worked, FINISH_WITHIN).timed_out()
+        let begun = Instant::now();
+        while partitions.iter().any(|partition| held.worked.contains(partition)) {
+            let before = Instant::now();
+            self.freed.wait_for(&mut held, LOOK_EVERY);
+            // One that was frozen is thought dead, and librdkafka does not tell in the middle of a move.
+            if before.elapsed() > session || begun.elapsed() > FINISH_WITHIN {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -72,6 +82,7 @@ struct Member {
     /// It is given up: nothing that happens then is a loss.
     stop: Arc<AtomicBool>,
     hands: Arc<Hands>,
+    session: Duration,
 }
 
 impl Member {
@@ -103,7 +114,7 @@ impl ConsumerContext for Member {
         }
         if consumer.assignment_lost() {
             self.lost("the group went on without this server");
-        } else if !self.hands.take(&numbers(taken)) {
+        } else if !self.hands.take(&numbers(taken), self.session) {
             self.lost("a partition that goes to another server was not finished in time");
         }
     }
@@ -125,28 +136,40 @@ fn numbers(list: &TopicPartitionList) -> Vec<u32> {
 }
 
 impl Share {
-    /// Joins those who share. What this server is given it learns by and by. Blocks as long as one owns everything.
+    /// Joins those who share; none when one owns everything by then. What this server is given it learns by and by. Blocks until
+    /// it is a member.
     ///
     /// # Errors
-    /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started.
-    pub fn join(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
-        let alone = Part::Processor.group(&options.namespace);
-        loop {
-            owner::wait_until_left(options, health, &[(Part::Processor.name(), alone.clone())])?;
-            let share = Self::enter(options, health)?;
-            // One who wants everything looks here once it has joined its own group.
-            if owner::is_joined_by_others(&owner::asking(options, health)?, options, &alone) {
-                share.close();
-                continue;
+    /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started; [`Error::Failed`].
+    pub fn join(options: &Options, health: &Arc<Health>) -> Result<Option<Self>, Error> {
+        let asking = Asking::new(options, health)?;
+        let share = Self::enter(options, health)?;
+        let mut saying = Saying::default();
+        // One who wants everything looks here once it is a member of its own group: one of the two sees the other.
+        for (group, wanted) in [(group(options), true), (Part::Processor.group(&options.namespace), false)] {
+            let is_own = |group: &str| if wanted { asking.has_own(group) } else { asking.has_others(group) };
+            loop {
+                if let Some(why) = health.is_lost() {
+                    return Err(Error::Failed(why));
+                }
+                match is_own(&group) {
+                    Some(is) if is == wanted => break,
+                    Some(true) => return Ok(None),
+                    Some(false) | None => {
+                        saying.wait(Part::Processor.name(), "joining the processors", || health.failure())
+                    }
+                }
+                std::thread::sleep(PATIENCE / 100);
             }
-            return Ok(share);
         }
+        Ok(Some(share))
     }
 
     fn enter(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
         let (stop, given) = (Arc::<AtomicBool>::default(), watch::Sender::default());
         let hands = Arc::new(Hands { state: Mutex::default(), freed: Condvar::new(), given });
-        let member = Member { usual: Context { health: health.clone() }, stop: stop.clone(), hands: hands.clone() };
+        let usual = Context { health: health.clone() };
+        let member = Member { usual, stop: stop.clone(), hands: hands.clone(), session: owner::session(options) };
         let consumer: BaseConsumer<Member> = owner::membership(options, &group(options))
             .create_with_context(member)
             .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
@@ -159,7 +182,7 @@ impl Share {
             let mut is_given = consumer.context().hands.given.subscribe();
             owner::stay(&consumer, &stopped, &health, &topic, lost, || {
                 if is_given.borrow_and_update().is_empty() {
-                    saying.wait(Part::Processor.name(), || health.failure());
+                    saying.wait(Part::Processor.name(), "the others have every partition", || health.failure());
                 }
             });
         });
@@ -198,6 +221,12 @@ impl Share {
             // A panic in it was logged by the panic hook.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

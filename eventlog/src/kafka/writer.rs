@@ -164,8 +164,10 @@ impl Writer {
         for (of, end) in ends.filter(|(of, _)| of.topic.is_numbered()) {
             let Some(lane) = self.lanes.get(of) else { continue };
             let mut order = lane.order.lock();
-            order.next = order.next.max(end.next);
-            lane.acknowledged.send_modify(|(number, _)| *number = (*number).max(end.next));
+            // Where nothing is left on the broker, nobody knows which number comes next but the state.
+            let later = |known: Option<u64>| end.next.map(|next| known.map_or(next, |known| known.max(next)));
+            order.next = later(order.next);
+            lane.acknowledged.send_modify(|(number, _)| *number = later(*number));
         }
     }
 
@@ -288,5 +290,32 @@ impl Lane {
             Ok(if reached { Ok(first) } else { Err(Error::InDoubt("the producer failed".into())) })
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_comes_back_empty_goes_on_with_whatever_number_comes() {
+        let options = Options {
+            properties: [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())].into(),
+            ..Options::default()
+        };
+        let writer = Writer::new(Arc::new(options), Arc::default());
+        let of = TopicPartition::new(Topic::DeadLetter, 0);
+        let begin = |next| writer.begin([(&of, &End { offset: 9, next })].into_iter());
+        let append = |first| {
+            let mut batch = Batch::numbered(first);
+            batch.push_bytes(b"x");
+            writer.append(of, &batch).map(|_| ())
+        };
+        begin(Some(1));
+        assert!(matches!(append(5), Err(Error::Gap { next: 1, .. })));
+        // Others wrote up to here, and all of it is gone.
+        begin(None);
+        assert!(append(5).is_ok());
+        assert!(matches!(append(7), Err(Error::Gap { next: 6, .. })));
     }
 }

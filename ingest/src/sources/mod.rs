@@ -13,7 +13,7 @@ mod numbering;
 mod reading;
 mod rule;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt, try_join_all};
 use futures::stream::FuturesOrdered;
-use metrics::{counter, gauge};
+use metrics::{Gauge, counter, gauge};
 use parking_lot::Mutex;
 use sendtrail_eventlog::Batch;
 use sendtrail_eventlog::kafka::SourceOptions;
@@ -94,6 +94,8 @@ pub struct Status(Arc<Mutex<Troubles>>);
 struct Troubles {
     topic: Option<String>,
     log: Option<String>,
+    /// Partitions of which it is told how far there is to go.
+    lags: BTreeSet<u32>,
 }
 
 /// What a source's getting on depends on.
@@ -123,6 +125,20 @@ impl Status {
         troubles.topic.as_ref().or(troubles.log.as_ref()).cloned()
     }
 
+    /// It is not read here any more, perhaps elsewhere.
+    fn end(&self, source: &str) {
+        let told = std::mem::take(&mut *self.0.lock());
+        for partition in told.lags {
+            lag(source, partition).set(0.0);
+        }
+        gauge!("sendtrail_source_failing", "source" => source.to_owned()).set(0.0);
+    }
+
+    fn tell_lag(&self, source: &str, partition: u32, messages: u64) {
+        self.0.lock().lags.insert(partition);
+        lag(source, partition).set(messages as f64);
+    }
+
     fn tell(&self, source: &str, part: Part, failure: Option<String>) {
         let mut troubles = self.0.lock();
         let told = match part {
@@ -141,6 +157,11 @@ impl Status {
     }
 }
 
+fn lag(source: &str, partition: u32) -> Gauge {
+    let labels = [("source", source.to_owned()), ("partition", partition.to_string())];
+    gauge!("sendtrail_source_lag_messages", &labels)
+}
+
 impl Source {
     /// Reads until it is told to stop; what was read by then is in the log.
     pub async fn run(self, ingest: Ingest, marks: Arc<dyn SourceMarks>, stop: CancellationToken) {
@@ -150,7 +171,7 @@ impl Source {
         loop {
             let ended = self.session(&ingest, &*marks, &stop).await;
             if stop.is_cancelled() {
-                return;
+                return self.status.end(&self.name);
             }
             if let Err(error) = ended {
                 counter!("sendtrail_source_failures_total", "source" => self.name.clone()).increment(1);
@@ -158,7 +179,7 @@ impl Source {
             }
             tokio::select! {
                 () = tokio::time::sleep(BACKOFF) => {}
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.status.end(&self.name),
             }
         }
     }

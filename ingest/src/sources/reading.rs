@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
 use parking_lot::Mutex;
 use sendtrail_eventlog::kafka::SourceTopic;
 use tokio::sync::mpsc::{self, error::TrySendError};
@@ -138,8 +137,7 @@ impl Reading {
         for (partition, offset) in &settled {
             // One that nobody leads for a moment is no reason to stop.
             let Ok((_, end)) = self.topic.bounds(*partition) else { continue };
-            let labels = [("source", self.name.clone()), ("partition", partition.to_string())];
-            gauge!("sendtrail_source_lag_messages", &labels).set(end.saturating_sub(*offset) as f64);
+            self.status.tell_lag(&self.name, *partition, end.saturating_sub(*offset));
         }
         self.topic.note(settled);
         Ok(())

@@ -6,11 +6,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sendtrail_eventlog::Error as LogError;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Partition;
 use crate::Error;
-use crate::snapshots::Taker;
+use crate::snapshots::{Taker, Until};
 
 /// How long a snapshot may take to be read. Whoever has a state goes on without.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -28,33 +29,25 @@ impl Partition {
         let end = *self.log.end(self.intake()).borrow();
         let is_old =
             known.is_some_and(|known| matches!(self.log.read(self.intake(), known, 1), Err(LogError::Trimmed { .. })));
-        let begin = async {
-            let restored = snapshots.restore(&self.store, &self.views, self.number, end, is_old);
-            match tokio::time::timeout(PATIENCE, restored).await {
-                Ok(Ok(_)) => {}
+        let until = Until { stop: stop.clone(), deadline: Instant::now() + PATIENCE };
+        // Not given up in the middle: what is still being written would be written into what another one makes of it.
+        let begun = handle.block_on(async {
+            match snapshots.restore(&self.store, &self.views, self.number, end, is_old, &until).await {
+                Ok(_) => {}
+                Err(error) if stop.is_cancelled() => return Err(error),
                 // Others lack them, this one has a state of its own.
-                Ok(Err(error)) if self.store.progress(self.number)?.is_some() => {
+                Err(error) if self.store.progress(self.number)?.is_some() => {
                     tracing::error!(partition = self.number, %error, "snapshots cannot be read");
                 }
-                Ok(Err(error)) => return Err(error),
-                Err(_) if self.store.progress(self.number)?.is_some() => {
-                    tracing::error!(partition = self.number, "snapshots are not read in time");
-                }
-                Err(_) => return Err(Error::Snapshot("the folder does not answer".into())),
+                Err(error) => return Err(error),
             }
             if self.store.progress(self.number)?.is_none() {
                 // What a restore left that did not end would be taken for what was seen.
                 self.store.empty(self.number)?;
             }
-            Ok(Taker::begin(snapshots.clone(), self.store.clone(), self.number).await)
-        };
-        let begun = handle.block_on(async {
-            tokio::select! {
-                begun = begin => begun,
-                () = stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
-            }
-        });
-        *taker = Some(Arc::new(Mutex::new(begun?)));
+            Ok::<_, Error>(Taker::begin(snapshots.clone(), self.store.clone(), self.number, &until).await)
+        })?;
+        *taker = Some(Arc::new(Mutex::new(begun)));
         Ok(())
     }
 }

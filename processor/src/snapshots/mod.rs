@@ -22,6 +22,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use prost::Message;
 use sendtrail_schemas::time::{HOUR, Millis};
+use tokio_util::sync::CancellationToken;
 
 use crate::archive::{DurableFileSystem, fresh_name};
 use crate::core::overlay::StoreKey;
@@ -52,6 +53,32 @@ const LIMITS: Limits =
 const KEPT: usize = 2;
 /// What nobody names is deleted when it is older, milliseconds: somebody may be about to name it.
 const UNNAMED: i64 = HOUR;
+
+/// Until when something may be read; what is written here is finished in any case.
+#[derive(Clone)]
+pub struct Until {
+    /// Or until this.
+    pub stop: CancellationToken,
+    /// Until then.
+    pub deadline: tokio::time::Instant,
+}
+
+impl Until {
+    /// Whether that is past.
+    fn is_over(&self) -> bool {
+        self.stop.is_cancelled() || tokio::time::Instant::now() >= self.deadline
+    }
+
+    /// What is read, if it comes in time.
+    async fn read<T>(&self, reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
+            () = tokio::time::sleep_until(self.deadline) => Err(Error::Snapshot("it is not read in time".into())),
+            read = reading => read,
+        }
+    }
+}
 
 /// See the module.
 pub struct Snapshots {
@@ -85,10 +112,11 @@ impl Snapshots {
         partition: u32,
         end: u64,
         is_old: bool,
+        until: &Until,
     ) -> Result<bool, Error> {
         let near = if is_old { 0 } else { self.limits.near };
         let far = store.progress(partition)?.map_or(0, |known| known.next_offset + near);
-        for (offset, name) in self.manifests(&self.list(partition).await?) {
+        for (offset, name) in self.manifests(&until.read(self.list(partition)).await?) {
             if offset > end {
                 tracing::error!(partition, offset, end, "a snapshot is of another log");
                 continue;
@@ -96,13 +124,14 @@ impl Snapshots {
             if offset <= far {
                 break;
             }
-            match self.read(store, views, partition, &name).await {
+            match self.read(store, views, partition, &name, until).await {
                 Ok(manifest) => {
                     let (whole, after) = manifest.rows();
                     metrics::counter!("sendtrail_snapshot_restores_total").increment(1);
                     tracing::info!(partition, offset, rows = whole + after, "the state was restored from a snapshot");
                     return Ok(true);
                 }
+                Err(error) if until.is_over() => return Err(error),
                 Err(error @ (Error::Snapshot(_) | Error::Archive(object_store::Error::NotFound { .. })))
                     if store.progress(partition)?.is_some() || far == 0 =>
                 {
@@ -115,17 +144,24 @@ impl Snapshots {
         Ok(false)
     }
 
-    async fn read(&self, store: &Store, views: &Views, partition: u32, name: &str) -> Result<Manifest, Error> {
-        let manifest = self.manifest(partition, name).await?;
+    async fn read(
+        &self,
+        store: &Store,
+        views: &Views,
+        partition: u32,
+        name: &str,
+        until: &Until,
+    ) -> Result<Manifest, Error> {
+        let manifest = until.read(self.manifest(partition, name)).await?;
         // All of it is looked at before what is there is given up.
         for file in &manifest.files {
-            format::check(file, &self.get(partition, &file.name).await?)?;
+            format::check(file, &until.read(self.get(partition, &file.name)).await?)?;
         }
         let (to, whole) = (store.clone(), manifest.clone());
         blocking("empty a partition", move || to.empty(partition)).await?;
         for file in &whole.files {
             let (to, file) = (store.clone(), file.clone());
-            let bytes = self.get(partition, &file.name).await?;
+            let bytes = until.read(self.get(partition, &file.name)).await?;
             blocking("restore a partition", move || {
                 format::check(&file, &bytes)?;
                 to.put(partition, format::rows(&file, &bytes)?)

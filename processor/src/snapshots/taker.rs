@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::Snapshots;
 use super::format::Manifest;
+use super::{Snapshots, Until};
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
 use crate::{Error, Store};
@@ -39,10 +39,10 @@ type Written = Result<Manifest, (Error, Option<(Manifest, Vec<StoreKey>)>)>;
 
 impl Taker {
     /// Begins where the store is.
-    pub async fn begin(snapshots: Arc<Snapshots>, store: Store, partition: u32) -> Self {
+    pub async fn begin(snapshots: Arc<Snapshots>, store: Store, partition: u32, until: &Until) -> Self {
         let next = store.progress(partition).ok().flatten().map_or(0, |progress| progress.next_offset);
         // What is at the same offset is the same.
-        let last = match snapshots.at(partition, next).await {
+        let last = match until.read(snapshots.at(partition, next)).await {
             Ok(last) => last,
             Err(error) => {
                 tracing::warn!(partition, %error, "a snapshot is made anew");

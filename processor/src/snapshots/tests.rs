@@ -27,9 +27,13 @@ async fn server(snapshots: &Arc<Snapshots>) -> (Server, bool) {
     let folder = TempDir::new().unwrap();
     let store = Store::open(folder.path(), 2, 1 << 20).unwrap();
     let views = Views::open(&store, Arc::default()).unwrap();
-    let restored = snapshots.restore(&store, &views, PARTITION, u64::MAX, false).await.unwrap();
-    let taker = Taker::begin(snapshots.clone(), store.clone(), PARTITION).await;
+    let restored = snapshots.restore(&store, &views, PARTITION, u64::MAX, false, &patient()).await.unwrap();
+    let taker = Taker::begin(snapshots.clone(), store.clone(), PARTITION, &patient()).await;
     (Server { _folder: folder, store, views, taker }, restored)
+}
+
+fn patient() -> Until {
+    Until { stop: CancellationToken::new(), deadline: tokio::time::Instant::now() + Duration::from_secs(600) }
 }
 
 fn key(n: u8) -> RowKey {
@@ -206,8 +210,9 @@ async fn a_snapshot_is_of_what_changed_and_a_damaged_one_is_passed_over() {
 
     // Whoever is near goes on with what it has.
     first.checkpoint(2 * NEAR + 5, &BTreeMap::from([(9, Some(5))]));
-    let restore =
-        async |end, is_old| snapshots.restore(&first.store, &first.views, PARTITION, end, is_old).await.unwrap();
+    let restore = async |end, is_old| {
+        snapshots.restore(&first.store, &first.views, PARTITION, end, is_old, &patient()).await.unwrap()
+    };
     assert!(!restore(u64::MAX, false).await);
     assert_eq!(first.offset(), 2 * NEAR + 5);
 
@@ -217,13 +222,20 @@ async fn a_snapshot_is_of_what_changed_and_a_damaged_one_is_passed_over() {
     let empty = TempDir::new().unwrap();
     let store = Store::open(empty.path(), 2, 1 << 20).unwrap();
     let views = Views::open(&store, Arc::default()).unwrap();
-    assert!(snapshots.restore(&store, &views, PARTITION, 2 * NEAR - 1, false).await.unwrap());
+    assert!(snapshots.restore(&store, &views, PARTITION, 2 * NEAR - 1, false, &patient()).await.unwrap());
     assert_eq!(store.progress(PARTITION).unwrap().unwrap().next_offset, NEAR + 1);
     // What is near is taken none the less when the log does not reach back to what is here.
     store.set_progress(PARTITION, &Progress { next_offset: 2 * NEAR - 5, ..Progress::default() }).unwrap();
-    assert!(!snapshots.restore(&store, &views, PARTITION, u64::MAX, false).await.unwrap());
-    assert!(snapshots.restore(&store, &views, PARTITION, u64::MAX, true).await.unwrap());
+    assert!(!snapshots.restore(&store, &views, PARTITION, u64::MAX, false, &patient()).await.unwrap());
+    assert!(snapshots.restore(&store, &views, PARTITION, u64::MAX, true, &patient()).await.unwrap());
     assert_eq!(store.progress(PARTITION).unwrap().unwrap().next_offset, 2 * NEAR);
+
+    // Whoever is told to stop gives nothing up.
+    store.set_progress(PARTITION, &Progress { next_offset: NEAR, ..Progress::default() }).unwrap();
+    let over = patient();
+    over.stop.cancel();
+    assert!(snapshots.restore(&store, &views, PARTITION, u64::MAX, true, &over).await.is_err());
+    assert_eq!(store.progress(PARTITION).unwrap().unwrap().next_offset, NEAR);
 
     let damage = async |name: &str, to: &[u8]| {
         let payload = PutPayload::from(to.to_vec());
