@@ -83,11 +83,11 @@ impl App {
         std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
         let told = telemetry::metrics()?;
         let backbone = Backbone::open(config).await?;
-        let lost = backbone.clone().lost();
+        let (log, lost) = (backbone.log(), backbone.clone().lost());
         tokio::select! {
             started = Self::start_on(backbone, config, told) => started,
             // Nothing would ever be applied.
-            () = lost => anyhow::bail!("another server owns the log by now"),
+            () = lost => anyhow::bail!("the log is lost to this server: {}", log.status().failed.unwrap_or_default()),
         }
     }
 
@@ -101,7 +101,7 @@ impl App {
             true => Some(Owning::start(config, &shared, &backbone, &partitions).await?),
             false => None,
         };
-        shared.meet_others().await?;
+        shared.meet_others(config).await?;
         let mut tasks = Tasks { stop: CancellationToken::new(), running: JoinSet::new() };
         let sink_stop = CancellationToken::new();
         let filing = Filing::start(config, &shared, &sink_stop, &mut tasks).await?;
@@ -116,7 +116,7 @@ impl App {
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
         if roles.has(Role::Processor) {
-            tasks.spawn(run_sources(sources, ingest.clone(), shared.clone(), tasks.stop.clone()));
+            tasks.spawn(run_sources(sources, ingest.clone(), backbone.clone(), shared.clone(), tasks.stop.clone()));
         }
         let health = Health {
             log: shared.log.clone(),
@@ -200,11 +200,12 @@ impl App {
 async fn run_sources(
     sources: Vec<sendtrail_ingest::sources::Source>,
     ingest: Ingest,
+    backbone: Backbone,
     shared: Arc<Shared>,
     stop: CancellationToken,
 ) {
-    let (log, owners, pulses) = (shared.log.clone(), shared.owners.clone(), shared.pulses.clone());
-    let applied = Arc::new(AppliedSources { log, owners, pulses });
+    let (owners, pulses) = (shared.owners.clone(), shared.pulses.clone());
+    let applied = Arc::new(AppliedSources { backbone, owners, pulses });
     while !stop.is_cancelled() {
         tokio::select! {
             () = shared.ownership.becomes(0, true) => {}

@@ -10,7 +10,7 @@ use rand::Rng;
 use sendtrail_eventlog::EventLog;
 use sendtrail_eventlog::embedded::{self, EmbeddedLog};
 use sendtrail_eventlog::kafka::{Exchange, KafkaLog, Options};
-use sendtrail_schemas::topic::Topic;
+use sendtrail_schemas::topic::{Topic, TopicPartition};
 
 use crate::config::{Backend, Config};
 use crate::roles::{Role, Roles};
@@ -69,6 +69,20 @@ impl Backbone {
         match self {
             Self::Embedded(_) => None,
             Self::Kafka(log, _) => Some(log.exchange().clone()),
+        }
+    }
+
+    /// Where the partitions of intake end, with whatever others wrote by now: what was read here may be behind.
+    ///
+    /// # Errors
+    /// When the brokers do not answer.
+    pub async fn intake_ends(&self, partitions: u32) -> Result<Vec<u64>, sendtrail_eventlog::Error> {
+        match self {
+            Self::Embedded(log) => {
+                let end = |partition| *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
+                Ok((0..partitions).map(end).collect())
+            }
+            Self::Kafka(log, _) => log.intake_ends().await,
         }
     }
 

@@ -78,7 +78,7 @@ sections! {
     /// The Parquet archive.
     Archive { dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
     /// Queries.
-    Query { timeout_ms: u64, concurrency: usize, threads: usize, cache_bytes: usize }
+    Query { timeout_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize }
     /// ClickHouse, when there is one.
     ClickHouse {
         url: String, database: String, user: String, password: String, lanes: u32, retention_days: u32, batch_rows: usize,
@@ -229,6 +229,7 @@ impl Config {
         need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
         need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
         need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
+        need(self.query.concurrency_per_account > 0, "query.concurrency_per_account: at least 1");
         let clickhouse = &self.clickhouse;
         let reads = url::Url::parse(&clickhouse.url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
         need(clickhouse.url.is_empty() || reads, "clickhouse.url: not an http:// or https:// address");

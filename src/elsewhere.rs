@@ -29,6 +29,17 @@ const LOOKS: usize = 1_200;
 const TELL_EVERY: Duration = Duration::from_millis(50);
 const REPEAT_EVERY: Duration = Duration::from_secs(2);
 
+/// Whose suppressed addresses are kept of those that are made known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// Nobody's: nobody asks.
+    None,
+    /// Those of partitions that others own.
+    Others,
+    /// Also those of partitions that this process owns, for others may own them later.
+    All,
+}
+
 /// How far others are, as they made it known.
 pub struct Elsewhere {
     /// How far partitions are. Of those that are owned here they tell it themselves.
@@ -53,27 +64,24 @@ impl Elsewhere {
     }
 
     fn take(&self, partition: u32, seen: Seen, views: &Views, clock: &Clock) {
-        match seen {
-            Seen::Progress(progress) => {
-                let Some(pulse) = self.pulses.get(partition as usize) else { return };
-                match &progress.halted {
-                    Some(why) => pulse.halt(why.clone()),
-                    None => pulse.resume(),
-                }
-                clock.reached(Millis(progress.last_t));
-                self.note_events(partition, &progress);
-                // Whoever starts again begins with what it had; what was true stays true.
-                let known = *pulse.applied().borrow();
-                pulse.set_applied(known.max(progress.applied));
+        let Seen::Progress(progress) = seen else {
+            if let Err(error) = views.take(seen) {
+                tracing::error!(partition, %error, "what another server made known could not be kept");
             }
-            seen => self.keep(partition, seen, views),
-        }
-    }
-
-    fn keep(&self, partition: u32, seen: Seen, views: &Views) {
-        if let Err(error) = views.take(seen) {
-            tracing::error!(partition, %error, "what another server made known could not be kept");
-        }
+            return;
+        };
+        self.note_events(partition, &progress);
+        clock.reached(Millis(progress.last_t));
+        let Some(pulse) = self.pulses.get(partition as usize) else { return };
+        self.ownership.unless_owned(partition, || {
+            match &progress.halted {
+                Some(why) => pulse.halt(why.clone()),
+                None => pulse.resume(),
+            }
+            // Whoever starts again begins with what it had; what was true stays true.
+            let known = *pulse.applied().borrow();
+            pulse.set_applied(known.max(progress.applied));
+        });
     }
 
     /// Notes how far the events of a partition are.
@@ -105,6 +113,7 @@ impl Elsewhere {
         views: Views,
         clock: Clock,
         steward: Option<Arc<Steward>>,
+        keep: Keep,
     ) -> Result<(), sendtrail_eventlog::Error> {
         let elsewhere = self.clone();
         exchange.follow_views(move |partition, word| {
@@ -112,27 +121,29 @@ impl Elsewhere {
                 steward.hear(partition, &word);
             }
             let is_owned = elsewhere.ownership.has(partition);
+            let is_kept = |seen: &Seen| match seen {
+                Seen::Progress(_) => true,
+                // What this process itself says of an address is what is known here once the partition has left.
+                Seen::Suppression(_) => keep == Keep::All || keep == Keep::Others && !is_owned,
+                _ => !is_owned,
+            };
             match word {
                 Word::Said(_, Seen::ClickHouse(view)) => elsewhere.note(partition, view),
-                Word::Said(Voice::Owner, Seen::Progress(progress)) if is_owned => {
-                    elsewhere.note_events(partition, &progress);
-                }
-                // Also what this process says: it is what is known when the partition has left.
-                Word::Said(Voice::Owner, seen @ Seen::Suppression(_)) => elsewhere.keep(partition, seen, &views),
-                Word::Said(Voice::Owner, seen) if !is_owned => elsewhere.take(partition, seen, &views, &clock),
+                Word::Said(Voice::Owner, seen) if is_kept(&seen) => elsewhere.take(partition, seen, &views, &clock),
                 Word::Said(Voice::Former, _) if !is_owned => counter!("sendtrail_stale_views_total").increment(1),
                 Word::Reign { .. } | Word::Said(..) => {}
             }
         })
     }
 
-    /// Keeps an eye on how long records have waited to be applied elsewhere, by when they were first seen here.
+    /// Keeps an eye on how long records have waited to be applied where that does not run here, by when they were first seen here.
     pub async fn watch_lag(self: Arc<Self>, log: Arc<dyn EventLog>, stop: CancellationToken) {
         let mut looks: Vec<VecDeque<(u64, i64)>> = vec![VecDeque::new(); self.pulses.len()];
         while !stop.is_cancelled() {
             let now = Millis::wall().0;
             for ((partition, pulse), looks) in (0..).zip(&self.pulses).zip(&mut looks) {
-                if self.ownership.knows(partition) {
+                // Whoever runs it tells that itself.
+                if self.ownership.runs(partition) {
                     continue;
                 }
                 let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();

@@ -19,6 +19,18 @@ struct Owned {
     is_ready: bool,
 }
 
+impl Owned {
+    fn runs(&self) -> bool {
+        self.inquiries.is_some()
+    }
+}
+
+/// Tells that a partition came or left, and how many there are.
+fn moved(all: &BTreeMap<u32, Owned>, to: &'static str) {
+    counter!("sendtrail_rebalances_total", "to" => to).increment(1);
+    gauge!("sendtrail_partitions_owned").set(all.values().filter(|owned| owned.runs()).count() as f64);
+}
+
 impl Ownership {
     /// A partition is about to be owned here: nobody else owns it.
     pub fn begin(&self, partition: u32) {
@@ -26,16 +38,17 @@ impl Ownership {
     }
 
     /// It runs, and answers.
-    pub fn runs(&self, partition: u32, inquiries: Inquiries) {
-        let inquiries = Some(inquiries);
-        self.0.send_modify(|owned| drop(owned.insert(partition, Owned { inquiries, is_ready: false })));
-        self.moved("here");
+    pub fn set_running(&self, partition: u32, inquiries: Inquiries) {
+        self.0.send_modify(|all| {
+            all.entry(partition).or_default().inquiries = Some(inquiries);
+            moved(all, "here");
+        });
     }
 
     /// Everything is applied that was in the log when it began.
-    pub fn is_ready(&self, partition: u32) {
-        self.0.send_modify(|owned| {
-            if let Some(owned) = owned.get_mut(&partition) {
+    pub fn set_ready(&self, partition: u32) {
+        self.0.send_modify(|all| {
+            if let Some(owned) = all.get_mut(&partition) {
                 owned.is_ready = true;
             }
         });
@@ -43,22 +56,30 @@ impl Ownership {
 
     /// A partition is owned here no more.
     pub fn end(&self, partition: u32) {
-        let mut ran = false;
-        self.0.send_modify(|owned| ran = owned.remove(&partition).is_some_and(|owned| owned.inquiries.is_some()));
-        if ran {
-            self.moved("away");
-        }
+        self.0.send_modify(|all| {
+            if all.remove(&partition).is_some_and(|owned| owned.runs()) {
+                moved(all, "away");
+            }
+        });
     }
 
-    fn moved(&self, to: &'static str) {
-        counter!("sendtrail_rebalances_total", "to" => to).increment(1);
-        let run = self.0.borrow().values().filter(|owned| owned.inquiries.is_some()).count();
-        gauge!("sendtrail_partitions_owned").set(run as f64);
+    /// Does something that a partition does itself where it is owned: not if that is here, or about to be.
+    pub fn unless_owned(&self, partition: u32, work: impl FnOnce()) {
+        // Nothing begins meanwhile.
+        let all = self.0.borrow();
+        if !all.contains_key(&partition) {
+            work();
+        }
     }
 
     /// Whether a partition is owned here, or about to be.
     pub fn has(&self, partition: u32) -> bool {
         self.0.borrow().contains_key(&partition)
+    }
+
+    /// Whether it runs here.
+    pub fn runs(&self, partition: u32) -> bool {
+        self.0.borrow().get(&partition).is_some_and(Owned::runs)
     }
 
     /// Whether what is known here of a partition is what was true when it began, or newer.
@@ -71,10 +92,17 @@ impl Ownership {
         self.0.borrow().get(&partition)?.inquiries.clone()
     }
 
+    /// Resolves once everything is applied that was in the log when a partition began here.
+    pub async fn ready(&self, partition: u32) {
+        let mut changes = self.0.subscribe();
+        // The sender lives as long as this does.
+        let _ = changes.wait_for(|all| all.get(&partition).is_some_and(|owned| owned.is_ready)).await;
+    }
+
     /// Resolves once a partition runs here, or once it does no more.
     pub async fn becomes(&self, partition: u32, running: bool) {
         let mut changes = self.0.subscribe();
-        let runs = |all: &BTreeMap<u32, Owned>| all.get(&partition).is_some_and(|owned| owned.inquiries.is_some());
+        let runs = |all: &BTreeMap<u32, Owned>| all.get(&partition).is_some_and(Owned::runs);
         // The sender lives as long as this does.
         let _ = changes.wait_for(|all| runs(all) == running).await;
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sendtrail_eventlog::{Batch, EventLog, Pulse, SETTLE, read};
+use sendtrail_eventlog::{EventLog, Pulse, SETTLE, read};
 use sendtrail_ingest::SuppressionQuery;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::{ProjectionReader, SinkHandle, Views};
@@ -18,12 +18,13 @@ use sendtrail_schemas::codec;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
-use sendtrail_schemas::record::{Body, Record, SourcePosition, Tick};
+use sendtrail_schemas::record::SourcePosition;
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 
+use crate::backbone::Backbone;
 use crate::elsewhere::Elsewhere;
 use crate::ownership::Ownership;
 use crate::reception::Owners;
@@ -80,7 +81,7 @@ impl sendtrail_ingest::DeadLetters for DeadLetterBox {
 /// How far sources have come, from the partitions' owners.
 pub struct AppliedSources {
     /// The log.
-    pub log: Arc<dyn EventLog>,
+    pub backbone: Backbone,
     /// Who knows.
     pub owners: Owners,
     /// How far the partitions are.
@@ -91,27 +92,12 @@ pub struct AppliedSources {
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 impl AppliedSources {
-    /// Where a partition ends, with whatever others wrote by now: what is read here may be behind, a record of one's own is not.
-    async fn certain_end(&self, of: TopicPartition) -> Result<u64, sendtrail_ingest::Error> {
-        if self.owners.questions.is_none() {
-            return Ok(*self.log.end(of).borrow());
-        }
-        let mut batch = Batch::new();
-        batch.push(&Record { version: codec::VERSION, body: Some(Body::Tick(Tick {})), ..Record::default() });
-        let offset = self.log.append(of, batch).await;
-        Ok(offset.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))? + 1)
-    }
-
-    /// The marks of a source in each partition, with everything that is known to be in it, or is in it, when its turn comes.
-    async fn look(
-        &self,
-        source: &str,
-        is_certain: bool,
-    ) -> Result<Vec<(u32, SourcePosition)>, sendtrail_ingest::Error> {
+    /// The marks of a source with everything that is in each partition now.
+    async fn look(&self, source: &str) -> Result<Vec<(u32, SourcePosition)>, sendtrail_ingest::Error> {
         let mut found = Vec::new();
-        for (partition, pulse) in (0..).zip(&self.pulses) {
-            let of = TopicPartition::new(Topic::Intake, partition);
-            let end = if is_certain { self.certain_end(of).await? } else { *self.log.end(of).borrow() };
+        let ends = self.backbone.intake_ends(self.pulses.len() as u32).await;
+        let ends = ends.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))?;
+        for ((partition, pulse), end) in (0..).zip(&self.pulses).zip(ends) {
             let marks = loop {
                 let asked = tokio::time::timeout(ASK_AGAIN, self.owners.source(partition, source, end)).await;
                 if let Ok(answer) = asked {
@@ -131,8 +117,8 @@ impl AppliedSources {
 impl sendtrail_ingest::sources::SourceMarks for AppliedSources {
     async fn marks(&self, source: &str) -> Result<sendtrail_ingest::sources::Marks, sendtrail_ingest::Error> {
         // In this order: another reader may still write, and what is settled must not be newer than the numbers.
-        let settled = self.look(source, false).await?;
-        let numbers = self.look(source, true).await?;
+        let settled = self.look(source).await?;
+        let numbers = self.look(source).await?;
         Ok(sendtrail_ingest::sources::Marks { settled: settled.into_iter().map(|(_, mark)| mark).collect(), numbers })
     }
 }

@@ -6,6 +6,7 @@ mod clickhouse;
 mod cursor;
 mod routes;
 mod show;
+mod turns;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
-use tokio::sync::Semaphore;
+use turns::Turns;
 
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
@@ -183,6 +184,8 @@ pub struct Parts {
     pub timeout: Duration,
     /// Queries at once; others wait.
     pub concurrency: usize,
+    /// Of these, at most so many of one account.
+    pub concurrency_per_account: usize,
 }
 
 /// The read side of one process.
@@ -193,13 +196,13 @@ pub struct Query {
 
 struct Inner {
     parts: Parts,
-    turns: Semaphore,
+    turns: Turns,
 }
 
 impl Query {
     /// A read side.
     pub fn new(parts: Parts) -> Self {
-        let turns = Semaphore::new(parts.concurrency);
+        let turns = Turns::new(parts.concurrency, parts.concurrency_per_account);
         Self { inner: Arc::new(Inner { parts, turns }) }
     }
 
@@ -218,10 +221,10 @@ impl Query {
         parts.accounts.settle(account).await;
         let Some(preferred) = &parts.preferred else {
             let as_of = parts.source.analytics.as_of();
-            return Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of });
+            return Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of });
         };
         let error = if preferred.replica.is_ready(account).await {
-            match self.bounded(query(preferred.source.clone())).await {
+            match self.bounded(account, query(preferred.source.clone())).await {
                 Ok(value) => return Ok(Answered { value, as_of: None }),
                 Err(error) if error.is_excess() => return Err(error),
                 Err(error) => {
@@ -240,14 +243,14 @@ impl Query {
         }
         metrics::counter!("sendtrail_query_fallbacks_total").increment(1);
         let as_of = parts.source.analytics.as_of().or_else(|| Some(parts.clock.now()));
-        Ok(Answered { value: self.bounded(query(parts.source.clone())).await?, as_of })
+        Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of })
     }
 
     /// Runs a query in its turn and within its time, which begins with its turn.
-    async fn bounded<T>(&self, query: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn bounded<T>(&self, account: AccountId, query: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let timeout = self.parts().timeout;
         let late = |_| Error::Timeout(timeout);
-        let _turn = tokio::time::timeout(timeout, self.inner.turns.acquire()).await.map_err(late)?;
+        let _turn = tokio::time::timeout(timeout, self.inner.turns.take(account)).await.map_err(late)?;
         tokio::time::timeout(timeout, query).await.map_err(late)?
     }
 }

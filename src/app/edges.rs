@@ -114,7 +114,7 @@ impl Edges {
             blobs: shared.blobs.clone(),
             vault: shared.vault.clone(),
             clock: shared.clock.clone(),
-            suppressions: Arc::new(shared.suppressions()),
+            suppressions: Arc::new(shared.suppressions(config)),
             dead_letters: self.dead_letters.clone(),
             sources: sources::rules(sources),
             admin_key_hash,
@@ -133,6 +133,7 @@ impl Edges {
             clock: shared.clock.clone(),
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
+            concurrency_per_account: config.query.concurrency_per_account,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sendtrail_processor::{Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
+use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -145,9 +146,10 @@ impl Keeper {
             let _turn = self.beginning.acquire().await?;
             self.backbone.acquire(partition).await?;
         }
-        // From here on nobody else tells how far it is; that was not reached here yet.
+        // From here on nobody else tells how far it is. What others had reached was not reached here yet.
         shared.ownership.begin(partition);
         pulse.set_applied(0);
+        pulse.set_pending_since(Some(Millis::wall().0));
         pulse.resume();
         let reign = match &shared.steward {
             Some(steward) => Some(steward.begin(partition).await?),
@@ -169,16 +171,16 @@ impl Keeper {
             drains: self.drains,
         };
         let running = running.start(stop.clone())?;
-        shared.ownership.runs(partition, running.inquiries.clone());
+        shared.ownership.set_running(partition, running.inquiries.clone());
         let (end, stop, shared) = (self.end_of(partition), stop.clone(), shared.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = pulse.reached(end) => {}
+                biased;
                 () = stop.cancelled() => return,
+                () = pulse.reached(end) => {}
             }
-            shared.ownership.is_ready(partition);
+            shared.ownership.set_ready(partition);
             if let Some((steward, reign)) = shared.steward.clone().zip(reign) {
-                drop(shared);
                 steward.set_right(partition, reign).await;
             }
         });
@@ -206,11 +208,6 @@ impl Keeper {
         let Ok(Ok(given)) = given.map(|given| given.map(|given| given.clone())) else { return };
         for partition in given {
             let Some(pulse) = self.shared.pulses.get(partition as usize) else { continue };
-            let caught_up = async {
-                self.shared.ownership.becomes(partition, true).await;
-                // What comes meanwhile is not waited for.
-                pulse.reached(self.end_of(partition)).await;
-            };
             let given_up = async {
                 // A halted partition never catches up; the others serve, and health tells. Nor does one that was taken away.
                 while pulse.halted().is_none() && self.shared.log.assignments().borrow().contains(&partition) {
@@ -218,7 +215,7 @@ impl Keeper {
                 }
             };
             tokio::select! {
-                () = caught_up => {}
+                () = self.shared.ownership.ready(partition) => {}
                 () = given_up => {}
             }
         }

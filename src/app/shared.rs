@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 
 use crate::backbone::Backbone;
 use crate::config::Config;
-use crate::elsewhere::Elsewhere;
+use crate::elsewhere::{Elsewhere, Keep};
 use crate::keys::vault;
 use crate::ownership::Ownership;
 use crate::ports::SuppressionLists;
@@ -98,13 +98,15 @@ impl Shared {
     }
 
     /// Suppression lists of all accounts.
-    pub fn suppressions(&self) -> SuppressionLists {
-        let (own, others, ownership) = (self.own.clone(), self.others.clone(), self.ownership.clone());
+    pub fn suppressions(&self, config: &Config) -> SuppressionLists {
+        let owns_all = self.own.is_some() && !config.shares_partitions();
+        let others = self.others.clone().filter(|_| !owns_all);
+        let (own, ownership) = (self.own.clone(), self.ownership.clone());
         SuppressionLists { own, others, ownership, partitions: self.pulses.len() as u32 }
     }
 
     /// Learns what others made known, and listens from then on.
-    pub async fn meet_others(&self) -> anyhow::Result<()> {
+    pub async fn meet_others(&self, config: &Config) -> anyhow::Result<()> {
         let (Some(exchange), Some(others)) = (self.exchange.clone(), self.others.clone()) else { return Ok(()) };
         let Some(questions) = self.owners.questions.clone() else { return Ok(()) };
         let reception = Reception {
@@ -114,11 +116,16 @@ impl Shared {
             questions,
             handle: Handle::current(),
         };
+        let keep = match (config.server.roles.has_clients(), config.shares_partitions()) {
+            (false, _) => Keep::None,
+            (true, true) => Keep::All,
+            (true, false) => Keep::Others,
+        };
         let (clock, elsewhere, steward) = (self.clock.clone(), self.elsewhere.clone(), self.steward.clone());
         // Both wait for brokers.
         tokio::task::spawn_blocking(move || {
             let is_owner = steward.is_some();
-            elsewhere.follow(&exchange, others, clock, steward)?;
+            elsewhere.follow(&exchange, others, clock, steward, keep)?;
             reception.open(is_owner)?;
             anyhow::Ok(())
         })

@@ -29,13 +29,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use rdkafka::consumer::BaseConsumer;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::watch;
 
 use crate::batch::{Batch, StoredBatch};
 use crate::{Error, EventLog, Status};
 use backlog::Backlog;
-use connect::Health;
+use connect::{Context, Health};
 use owner::Owner;
 use share::Share;
 use tail::Tail;
@@ -199,6 +200,21 @@ impl KafkaLog {
         Ok(Self { options, health, writer, tail, backlog, exchange, owners, share, assignments })
     }
 
+    /// Where the partitions of intake end by what the broker says now.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the brokers do not answer.
+    pub async fn intake_ends(&self) -> Result<Vec<u64>, Error> {
+        let (options, health) = (self.options.clone(), self.health.clone());
+        aside("look where intake ends", move || {
+            let asking: BaseConsumer<Context> = connect::create(&connect::consumer(&options), &health)?;
+            let name = options.topic(Topic::Intake);
+            let end = |partition| Ok(numbers::watermarks(&asking, &name, partition)?.1 as u64);
+            (0..options.partitions).map(end).collect()
+        })
+        .await
+    }
+
     /// Begins to work on a partition that this server was given: readers see all that is in it. Until it is released, nobody
     /// else is given it, unless this server is thought dead.
     ///
@@ -209,16 +225,14 @@ impl KafkaLog {
         let Some(share) = &self.share else { return Ok(()) };
         share.begin(partition)?;
         let log = self.clone();
-        let found = tokio::task::spawn_blocking(move || {
+        let ends = aside("begin a partition", move || {
             let of = log.options.shared.iter().map(|topic| TopicPartition::new(*topic, partition));
             let ends = numbers::ends(&log.options, &log.health, of)?;
             log.tail.follow(ends.iter().filter(|(of, _)| !log.options.topics.contains(&of.topic)))?;
             log.writer.begin(ends.iter());
             Ok(ends)
-        });
-        let ends = found
-            .await
-            .unwrap_or_else(|cause| Err(Error::Io { what: "begin a partition".into(), cause: cause.to_string() }))?;
+        })
+        .await?;
         for (of, end) in ends {
             // What is read here anyway may be behind.
             let seen = self.tail.seen(of).await_next(end.next.unwrap_or(0));
@@ -267,6 +281,15 @@ impl KafkaLog {
         self.share.iter().for_each(Share::close);
         self.owners.iter().for_each(Owner::close);
     }
+}
+
+/// Does what waits for brokers beside the runtime's workers.
+async fn aside<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|cause| Err(Error::Io { what: what.into(), cause: cause.to_string() }))
 }
 
 /// Takes what there is one of at a time, and a share of the partitions. Blocks as long as others have it.
@@ -319,7 +342,12 @@ impl EventLog for KafkaLog {
         self.tail.end(of)
     }
 
-    fn trim(&self, _: TopicPartition, _: u64) {}
+    fn trim(&self, of: TopicPartition, before: u64) {
+        // The broker keeps it by its own rules.
+        if let Some(share) = self.share.as_ref().filter(|_| of.topic == Topic::Intake) {
+            share.note(of.partition, before);
+        }
+    }
 
     fn status(&self) -> Status {
         Status {

@@ -65,9 +65,39 @@ enum State {
 }
 
 /// Ownership of the log, as long as it lives.
-pub struct Owner {
+pub struct Owner(Membership);
+
+/// Membership of a group, as long as it lives.
+pub struct Membership {
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Membership {
+    /// A thread that [stays](stay) a member until `stop` is set.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn start(name: &str, stop: Arc<AtomicBool>, run: impl FnOnce() + Send + 'static) -> Result<Self, Error> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(run);
+        let thread = thread.map_err(|cause| Error::Io { what: format!("start {name}"), cause: cause.to_string() })?;
+        Ok(Self { stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Gives it up.
+    pub fn close(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was logged by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 struct Joining {
@@ -96,7 +126,7 @@ impl ClientContext for Joining {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId)) {
+        if is_loss(&error) {
             self.lost(reason);
         }
         self.usual.error(error, reason);
@@ -128,7 +158,7 @@ impl Owner {
     /// [`Error::Settings`] when Kafka refuses for good; [`Error::Io`] when no thread can be started. Brokers that are away
     /// are waited for.
     pub fn become_owner(part: Part, options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
-        let config = membership(options, &part.group(&options.namespace));
+        let config = member(options, &part.group(&options.namespace));
         let (state, mut told) = watch::channel(State::Waiting);
         let stop = Arc::<AtomicBool>::default();
         let context = Joining { usual: Context { health: health.clone() }, stop: stop.clone(), state };
@@ -152,25 +182,25 @@ impl Owner {
             saying.wait(part.name(), what, || health.failure().or_else(|| last.take()));
         }
         let (stopped, health, topic) = (stop.clone(), health.clone(), options.owner_topic());
-        let thread = std::thread::Builder::new()
-            .name(format!("kafka-{}", part.name()))
-            .spawn(move || stay(&consumer, &stopped, &health, &topic, |why| consumer.context().lost(why), || {}))
-            .map_err(|cause| Error::Io { what: "start a thread".into(), cause: cause.to_string() })?;
-        Ok(Self { stop, thread: Mutex::new(Some(thread)) })
+        let stay = move || stay(&consumer, &stopped, &health, &topic, |why| consumer.context().lost(why), || {});
+        Ok(Self(Membership::start(&format!("kafka-{}", part.name()), stop, stay)?))
     }
 
     /// Gives the log up.
     pub fn close(&self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic in it was logged by the panic hook.
-            let _ = thread.join();
-        }
+        self.0.close();
     }
 }
 
+/// After how long without a sign of life a member of a group is replaced.
+pub fn session(options: &Options) -> Duration {
+    let given = options.properties.get("session.timeout.ms").map_or(SESSION_MILLIS, String::as_str);
+    // What cannot be read librdkafka has refused.
+    Duration::from_millis(given.parse().unwrap_or(u64::MAX))
+}
+
 /// The settings of a member of a group.
-pub fn membership(options: &Options, group: &str) -> ClientConfig {
+pub fn member(options: &Options, group: &str) -> ClientConfig {
     let mut config = connect::consumer(options);
     config
         .set("group.id", group)
@@ -201,19 +231,6 @@ pub fn stay<C: ConsumerContext>(
         }
         meanwhile();
     }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// After how long without a sign of life a member of a group is replaced.
-pub fn session(options: &Options) -> Duration {
-    let given = options.properties.get("session.timeout.ms").map_or(SESSION_MILLIS, String::as_str);
-    // What cannot be read librdkafka has refused.
-    Duration::from_millis(given.parse().unwrap_or(u64::MAX))
 }
 
 /// Says now and then that a part is waited for.
@@ -256,13 +273,16 @@ pub fn wait_until_free(options: &Options, health: &Arc<Health>) -> Result<(), Er
 /// Waits until nobody else is a member of some groups, each with what to call it. Blocks.
 ///
 /// # Errors
-/// [`Error::Settings`] when librdkafka does not know a setting or its value.
+/// [`Error::Settings`] when librdkafka does not know a setting or its value; [`Error::Failed`] when the log is lost meanwhile.
 pub fn wait_until_left(options: &Options, health: &Arc<Health>, groups: &[(&str, String)]) -> Result<(), Error> {
     let asking = Asking::new(options, health)?;
     let mut saying = Saying::default();
     // While nobody can tell, somebody may be.
     while let Some((what, _)) = groups.iter().find(|(_, group)| asking.has_others(group) != Some(false)) {
-        saying.wait(what, "another server does this; waiting until it ends", || health.failure());
+        if let Some(why) = health.is_lost() {
+            return Err(Error::Failed(why));
+        }
+        saying.wait(what, "another server does this, or nobody can tell; waiting until none does", || health.failure());
         std::thread::sleep(PATIENCE / 20);
     }
     Ok(())
@@ -312,10 +332,12 @@ fn poll<C: ConsumerContext>(consumer: &BaseConsumer<C>, lost: impl Fn(&str)) -> 
     Some(error)
 }
 
+/// Whether another one is the member now.
+pub fn is_loss(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId))
+}
+
 /// Whether trying on is no use.
 fn is_final(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::GroupAuthorizationFailed)
-    )
+    is_loss(error) || error.rdkafka_error_code() == Some(RDKafkaErrorCode::GroupAuthorizationFailed)
 }

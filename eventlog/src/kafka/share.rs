@@ -1,36 +1,36 @@
 //! Servers that share partitions: members of one group, which gives each partition to one of them. One that is to be given
 //! to another is first finished where it was; only then does the other get it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sendtrail_schemas::topic::Topic;
 use tokio::sync::watch;
 
 use super::connect::{Context, Health, io};
-use super::owner::{self, Asking, Part, Saying};
+use super::owner::{self, Asking, Membership, Part, Saying};
 use super::{Options, PATIENCE};
 use crate::Error;
 
 /// How long a partition may take to be finished that goes to another server; librdkafka allows five minutes.
 const FINISH_WITHIN: Duration = Duration::from_secs(120);
+/// How often the group is told how far partitions are.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether this server was frozen meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Membership, as long as it lives.
 pub struct Share {
     hands: Arc<Hands>,
-    stop: Arc<AtomicBool>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    membership: Membership,
 }
 
 /// The partitions of this server.
@@ -46,6 +46,8 @@ struct Held {
     given: BTreeSet<u32>,
     /// Of these and those before: what is being worked on.
     worked: BTreeSet<u32>,
+    /// How far the state is, as far as the group was not told.
+    reached: BTreeMap<u32, u64>,
 }
 
 impl Hands {
@@ -59,21 +61,10 @@ impl Hands {
         self.tell(&held);
     }
 
-    /// Takes partitions away, and waits until nobody works on them; whether that came to pass while the session lasted.
-    fn take(&self, partitions: &[u32], session: Duration) -> bool {
+    fn take(&self, partitions: &[u32]) {
         let mut held = self.state.lock();
         held.given.retain(|partition| !partitions.contains(partition));
         self.tell(&held);
-        let begun = Instant::now();
-        while partitions.iter().any(|partition| held.worked.contains(partition)) {
-            let before = Instant::now();
-            self.freed.wait_for(&mut held, LOOK_EVERY);
-            // One that was frozen is thought dead, and librdkafka does not tell in the middle of a move.
-            if before.elapsed() > session || begun.elapsed() > FINISH_WITHIN {
-                return false;
-            }
-        }
-        true
     }
 }
 
@@ -86,6 +77,25 @@ struct Member {
 }
 
 impl Member {
+    /// Takes partitions away, and waits until nobody works on them; whether that came to pass while the session lasted.
+    fn finish(&self, partitions: &[u32]) -> bool {
+        self.hands.take(partitions);
+        let begun = Instant::now();
+        let mut held = self.hands.state.lock();
+        while partitions.iter().any(|partition| held.worked.contains(partition)) {
+            let before = Instant::now();
+            self.hands.freed.wait_for(&mut held, LOOK_EVERY);
+            if self.stop.load(Ordering::Acquire) {
+                return true;
+            }
+            // One that was frozen is thought dead, and librdkafka does not tell in the middle of a move.
+            if before.elapsed() > self.session || begun.elapsed() > FINISH_WITHIN {
+                return false;
+            }
+        }
+        true
+    }
+
     fn lost(&self, why: &str) {
         if !self.stop.load(Ordering::Acquire) && self.usual.health.is_lost().is_none() {
             self.usual.health.lost(&format!("{why}: others may own its partitions; start this server again"));
@@ -99,7 +109,7 @@ impl ClientContext for Member {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::FencedInstanceId)) {
+        if owner::is_loss(&error) {
             self.lost(reason);
         }
         self.usual.error(error, reason);
@@ -109,12 +119,13 @@ impl ClientContext for Member {
 impl ConsumerContext for Member {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Rebalance::Revoke(taken) = rebalance else { return };
-        if taken.count() == 0 || self.stop.load(Ordering::Acquire) {
+        // What was lost nobody finishes.
+        if taken.count() == 0 || self.stop.load(Ordering::Acquire) || self.usual.health.is_lost().is_some() {
             return;
         }
         if consumer.assignment_lost() {
             self.lost("the group went on without this server");
-        } else if !self.hands.take(&numbers(taken), self.session) {
+        } else if !self.finish(&numbers(taken)) {
             self.lost("a partition that goes to another server was not finished in time");
         }
     }
@@ -128,6 +139,23 @@ impl ConsumerContext for Member {
         if given.count() > 0 {
             self.hands.give(&numbers(given));
         }
+    }
+}
+
+/// Tells the group how far partitions are. Nothing goes by it.
+fn note(consumer: &BaseConsumer<Member>, topic: &str) {
+    let mut held = consumer.context().hands.state.lock();
+    let (reached, given) = (std::mem::take(&mut held.reached), held.given.clone());
+    drop(held);
+    let mut places = TopicPartitionList::new();
+    for (partition, offset) in reached.into_iter().filter(|(partition, _)| given.contains(partition)) {
+        // Never refused: an offset of a record is one.
+        let _ = places.add_partition_offset(topic, partition as i32, Offset::Offset(offset as i64));
+    }
+    if places.count() > 0
+        && let Err(error) = consumer.commit(&places, CommitMode::Async)
+    {
+        tracing::debug!(%error, "the group does not learn how far partitions are");
     }
 }
 
@@ -145,24 +173,22 @@ impl Share {
         let asking = Asking::new(options, health)?;
         let share = Self::enter(options, health)?;
         let mut saying = Saying::default();
+        let mut wait = || {
+            saying.wait(Part::Processor.name(), "joining the processors", || health.failure());
+            std::thread::sleep(PATIENCE / 100);
+            health.is_lost().map_or(Ok(()), |why| Err(Error::Failed(why)))
+        };
         // One who wants everything looks here once it is a member of its own group: one of the two sees the other.
-        for (group, wanted) in [(group(options), true), (Part::Processor.group(&options.namespace), false)] {
-            let is_own = |group: &str| if wanted { asking.has_own(group) } else { asking.has_others(group) };
-            loop {
-                if let Some(why) = health.is_lost() {
-                    return Err(Error::Failed(why));
-                }
-                match is_own(&group) {
-                    Some(is) if is == wanted => break,
-                    Some(true) => return Ok(None),
-                    Some(false) | None => {
-                        saying.wait(Part::Processor.name(), "joining the processors", || health.failure())
-                    }
-                }
-                std::thread::sleep(PATIENCE / 100);
+        let (here, alone) = (group(options), Part::Processor.group(&options.namespace));
+        while asking.has_own(&here) != Some(true) {
+            wait()?;
+        }
+        loop {
+            match asking.has_others(&alone) {
+                Some(is_anothers) => return Ok((!is_anothers).then_some(share)),
+                None => wait()?,
             }
         }
-        Ok(Some(share))
     }
 
     fn enter(options: &Options, health: &Arc<Health>) -> Result<Self, Error> {
@@ -170,24 +196,27 @@ impl Share {
         let hands = Arc::new(Hands { state: Mutex::default(), freed: Condvar::new(), given });
         let usual = Context { health: health.clone() };
         let member = Member { usual, stop: stop.clone(), hands: hands.clone(), session: owner::session(options) };
-        let consumer: BaseConsumer<Member> = owner::membership(options, &group(options))
+        let consumer: BaseConsumer<Member> = owner::member(options, &group(options))
             .create_with_context(member)
             .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
         let topic = options.topic(Topic::Intake);
         consumer.subscribe(&[&topic]).map_err(io("ask Kafka for partitions"))?;
         let (stopped, health) = (stop.clone(), health.clone());
-        let thread = std::thread::Builder::new().name("kafka-share".into()).spawn(move || {
+        let membership = Membership::start("kafka-share", stop, move || {
             let mut saying = Saying::default();
             let lost = |why: &str| consumer.context().lost(why);
-            let mut is_given = consumer.context().hands.given.subscribe();
+            let (hands, mut noted) = (consumer.context().hands.clone(), Instant::now());
             owner::stay(&consumer, &stopped, &health, &topic, lost, || {
-                if is_given.borrow_and_update().is_empty() {
+                if hands.given.borrow().is_empty() {
                     saying.wait(Part::Processor.name(), "the others have every partition", || health.failure());
+                }
+                if noted.elapsed() >= NOTE_EVERY {
+                    noted = Instant::now();
+                    note(&consumer, &topic);
                 }
             });
         });
-        let thread = thread.map_err(|cause| Error::Io { what: "start a thread".into(), cause: cause.to_string() })?;
-        Ok(Self { hands, stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self { hands, membership: membership? })
     }
 
     /// The partitions of this server, as they change.
@@ -214,19 +243,14 @@ impl Share {
         self.hands.freed.notify_all();
     }
 
+    /// Notes how far the state of a partition is, for Kafka's tools to show.
+    pub fn note(&self, partition: u32, offset: u64) {
+        self.hands.state.lock().reached.insert(partition, offset);
+    }
+
     /// Leaves. Others wait for it to come back as long as its session lasts.
     pub fn close(&self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.lock().take() {
-            // A panic in it was logged by the panic hook.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.close();
+        self.membership.close();
     }
 }
 

@@ -199,10 +199,13 @@ impl Source {
         let (chunks, coming) = mpsc::channel(2);
         let settled = reading.settled();
         let thread = std::thread::Builder::new().name("source".into()).spawn(move || reading.run(&chunks));
-        thread.map_err(|cause| Error::Port(format!("start a thread: {cause}")))?;
+        let thread = thread.map_err(|cause| Error::Port(format!("start a thread: {cause}")))?;
         self.status.tell(&self.name, Part::Topic, None);
         let feed = Feed { source: self, ingest, numbering, told, on_way: FuturesOrdered::new(), settled };
-        feed.run(coming, stop).await
+        let ended = feed.run(coming, stop).await;
+        // It tells nothing any more that would be taken for what comes after. Its panic was logged by the panic hook.
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        ended
     }
 }
 

@@ -24,6 +24,7 @@ impl Partition {
         taker: &mut Option<Arc<Mutex<Taker>>>,
         stop: &CancellationToken,
     ) -> Result<(), Error> {
+        self.clear_remains()?;
         let Some(snapshots) = self.snapshots.as_ref().filter(|_| taker.is_none()) else { return Ok(()) };
         let known = self.store.progress(self.number)?.map(|progress| progress.next_offset);
         let end = *self.log.end(self.intake()).borrow();
@@ -41,13 +42,15 @@ impl Partition {
                 }
                 Err(error) => return Err(error),
             }
-            if self.store.progress(self.number)?.is_none() {
-                // What a restore left that did not end would be taken for what was seen.
-                self.store.empty(self.number)?;
-            }
+            self.clear_remains()?;
             Ok::<_, Error>(Taker::begin(snapshots.clone(), self.store.clone(), self.number, &until).await)
         })?;
         *taker = Some(Arc::new(Mutex::new(begun)));
         Ok(())
+    }
+
+    /// What a restore left that did not end would be taken for what was seen.
+    fn clear_remains(&self) -> Result<(), Error> {
+        if self.store.progress(self.number)?.is_none() { self.store.empty(self.number) } else { Ok(()) }
     }
 }

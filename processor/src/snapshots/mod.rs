@@ -103,8 +103,8 @@ impl Snapshots {
     /// there is too old; never beyond where the log ends. Whether there was one.
     ///
     /// # Errors
-    /// [`Error::Archive`], [`Error::Store`]: the store has what it had, or nothing. A damaged snapshot is no error: the one
-    /// before is taken.
+    /// [`Error::Archive`], [`Error::Store`], [`Error::Snapshot`] when it is not to be read any longer: the store has what it had,
+    /// or no state, and rows that are to be [emptied](Store::empty). A damaged snapshot is no error: the one before is taken.
     pub async fn restore(
         &self,
         store: &Store,

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use rdkafka::config::ClientConfig;
 use sendtrail_schemas::topic::TopicPartition;
 
 use super::super::tests::{numbered, open, options, soon, values};
@@ -42,6 +43,19 @@ async fn a_partition_goes_to_another_server_once_it_is_finished_and_both_go_on_w
         let events = TopicPartition::new(Topic::Events, partition);
         assert_eq!(one.append(events, numbered(0, 50)).await.unwrap(), 0);
     }
+    // Kafka's tools see how far the state is.
+    one.trim(TopicPartition::new(Topic::Intake, 1), 7);
+    let group = group(&options);
+    let auditor: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", address).set("group.id", &group).create().unwrap();
+    let noted = || {
+        let mut places = TopicPartitionList::new();
+        places.add_partition(&options.topic(Topic::Intake), 1);
+        let noted = auditor.committed_offsets(places, PATIENCE).unwrap();
+        noted.elements()[0].offset()
+    };
+    in_time(|| tokio::task::block_in_place(noted) == Offset::Offset(7)).await;
+
     let other = open(&sharing(&options, "other")).unwrap();
     in_time(|| given(&one).len() == 1).await;
     let (kept, moved) = if given(&one).contains(&0) { (0, 1) } else { (1, 0) };
