@@ -10,7 +10,7 @@ use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
-use sendtrail_schemas::record::{AccountFields, Change, Command, SourcePosition, Unreadable};
+use sendtrail_schemas::record::{AccountFields, Change, Command, SourcePosition, Tick, Unreadable};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -38,13 +38,16 @@ struct House {
 
 impl House {
     fn open(log: &Path, state: &Path) -> Self {
+        Self::begin(log, state, usual_settings(), true, CancellationToken::new())
+    }
+
+    fn begin(log: &Path, state: &Path, settings: Settings, drains: bool, stop: CancellationToken) -> Self {
         let options = Options { partitions: 1, ..Options::default() };
         let log = Arc::new(EmbeddedLog::open(log, options).unwrap());
         let store = Store::open(state, 1, 1 << 20).unwrap();
         let directory = Arc::new(Directory::default());
         let replies = Arc::new(LocalReplies::new(1));
         let pulse = Arc::new(Pulse::default());
-        let stop = CancellationToken::new();
         let running = Partition {
             number: 0,
             log: log.clone(),
@@ -56,9 +59,9 @@ impl House {
             pulse: pulse.clone(),
             retention: Arc::new(Retention::new(log.clone())),
             clock: Clock::wall(),
-            settings: usual_settings(),
+            settings,
             checkpoint_every: Duration::from_millis(20),
-            drains: true,
+            drains,
         }
         .start(stop.clone())
         .unwrap();
@@ -128,6 +131,16 @@ impl House {
         let events: Vec<Event> = self.all(Topic::Events);
         assert!(events.iter().enumerate().all(|(at, event)| event.seq == at as u64));
         events.into_iter().map(|event| event.message_id).collect()
+    }
+
+    /// Those that became records, in order.
+    fn settings(&self) -> Vec<Settings> {
+        let records: Vec<Record> = self.all(Topic::Intake);
+        let told = records.into_iter().filter_map(|record| match record.body {
+            Some(Body::Settings(settings)) => Some(settings),
+            _ => None,
+        });
+        told.collect()
     }
 
     async fn sent(&self) -> u64 {
@@ -316,18 +329,70 @@ async fn other_settings_become_a_record() {
     let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let house = House::open(log.path(), state.path());
     house.applied(0).await;
-    let settings = |house: &House| -> Vec<Settings> {
-        let records: Vec<Record> = house.all(Topic::Intake);
-        let told = records.into_iter().filter_map(|record| match record.body {
-            Some(Body::Settings(settings)) => Some(settings),
-            _ => None,
-        });
-        told.collect()
-    };
-    assert_eq!(settings(&house), [usual_settings()]);
+    assert_eq!(house.settings(), [usual_settings()]);
     house.close().await;
     let house = House::open(log.path(), state.path());
-    assert_eq!(settings(&house).len(), 1, "the same settings are not told again");
+    assert_eq!(house.settings().len(), 1, "the same settings are not told again");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_is_never_decided_by_older_logic_again() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let by = |logic_version| Settings { logic_version, ..usual_settings() };
+    for (logic, told) in [(2, &[2][..]), (LOGIC_VERSION, &[2, LOGIC_VERSION]), (2, &[2, LOGIC_VERSION])] {
+        let house = House::begin(log.path(), state.path(), by(logic), true, CancellationToken::new());
+        let last = house.put(Body::Tick(Tick {})).await;
+        house.applied(last).await;
+        assert_eq!(house.settings().iter().map(|settings| settings.logic_version).collect::<Vec<_>>(), told);
+        house.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_is_applied_before_the_end_only_where_nobody_else_does() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    house.close().await;
+    let over = CancellationToken::new();
+    over.cancel();
+    for (drains, messages) in [(false, &[][..]), (true, &["m1"])] {
+        let house = House::begin(log.path(), state.path(), usual_settings(), drains, over.clone());
+        if !drains {
+            house.fact("m1").await;
+        }
+        let log = house.log.clone();
+        house.close().await;
+        let events = log.read(TopicPartition::new(Topic::Events, 0), 0, usize::MAX).unwrap();
+        let events = events.iter().flat_map(|batch| batch.records(0));
+        let found: Vec<String> =
+            events.map(|record| codec::decode::<Event>(&record.value).unwrap().message_id).collect();
+        assert_eq!(found, messages);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restore_left_that_did_not_end_is_no_state() {
+    let (log, other, state) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let house = House::open(log.path(), state.path());
+    house.create_account().await;
+    let last = house.fact("m1").await;
+    house.applied(last).await;
+    house.close().await;
+    let store = Store::open(state.path(), 1, 1 << 20).unwrap();
+    let view = store.view();
+    let rows = view.rows(0).map(|row| row.map(|(key, value)| (key, Some(value.to_vec()))));
+    let rows = rows.collect::<Result<Vec<_>, _>>().unwrap();
+    assert!(rows.len() > 1);
+    store.empty(0).unwrap();
+    store.put(0, rows).unwrap();
+    drop((view, store));
+    let house = House::open(other.path(), state.path());
+    house.create_account().await;
+    let last = house.fact("m1").await;
+    house.applied(last).await;
+    assert_eq!(house.messages(), ["m1"], "it is no copy");
     house.close().await;
 }
 
