@@ -19,6 +19,8 @@ use crate::Error;
 
 /// After how long without a sign of life an owner is replaced, unless `session.timeout.ms` says otherwise.
 const SESSION_MILLIS: &str = "30000";
+/// How soon a member hears of a move, of which it hears twice.
+const HEARTBEAT_MILLIS: &str = "1000";
 
 /// What a server does of which there must be one at a time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -207,8 +209,10 @@ pub fn member(options: &Options, group: &str) -> ClientConfig {
         .set("group.instance.id", &options.instance)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("auto.offset.reset", "latest");
-    if !options.properties.contains_key("session.timeout.ms") {
-        config.set("session.timeout.ms", SESSION_MILLIS);
+    for (name, usual) in [("session.timeout.ms", SESSION_MILLIS), ("heartbeat.interval.ms", HEARTBEAT_MILLIS)] {
+        if !options.properties.contains_key(name) {
+            config.set(name, usual);
+        }
     }
     config
 }
