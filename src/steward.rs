@@ -17,6 +17,8 @@ use crate::ownership::Ownership;
 
 /// How long one who says that a partition is theirs may go on: whoever lost it learns that by then, and ends.
 const DISPUTED: Duration = Duration::from_secs(10);
+/// How soon a comparison that failed is made again.
+const AGAIN: Duration = Duration::from_secs(2);
 /// Views that a partition is asked to make known at once.
 const TOGETHER: usize = 1_000;
 /// Partitions whose views are compared at once.
@@ -55,20 +57,32 @@ impl Steward {
     /// Says what is other than what was said before this process's reign over a partition, or all if nothing was. What is in
     /// the log must be applied.
     pub async fn set_right(self: Arc<Self>, partition: u32, reign: u64) {
+        while self.ownership.has(partition) {
+            match self.clone().compare(partition, reign).await {
+                Ok(to_say) => return self.say(partition, to_say).await,
+                // Others would go on believing what is not true.
+                Err(error) => tracing::error!(partition, %error, "views could not be compared; it is tried again"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// What is other than what was said before this process's reign.
+    async fn compare(self: Arc<Self>, partition: u32, reign: u64) -> Result<Vec<ViewOf>, sendtrail_processor::Error> {
         // Never closed.
         let _turn = self.comparing.acquire().await;
         let steward = self.clone();
         let compared = tokio::task::spawn_blocking(move || {
             let mut said = Said::default();
             let note = |voice, seen: Seen| said.note(&seen, voice == Voice::Owner);
-            steward.exchange.look_back(partition, reign, note).map_err(sendtrail_processor::Error::from)?;
+            steward.exchange.look_back(partition, reign, note)?;
             said.to_say(steward.views.of_partition(partition, steward.partitions))
         });
-        match compared.await {
-            Ok(Ok(to_say)) => self.say(partition, to_say).await,
-            Ok(Err(error)) => tracing::error!(partition, %error, "views could not be compared"),
-            Err(error) => tracing::error!(partition, %error, "views could not be compared"),
-        }
+        let failed = |cause: tokio::task::JoinError| sendtrail_processor::Error::Io {
+            what: "compare views".into(),
+            cause: cause.into(),
+        };
+        compared.await.map_err(failed)?
     }
 
     /// A partition is owned here no more.
