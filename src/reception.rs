@@ -118,13 +118,11 @@ impl Owners {
 
 /// Answers what is asked of the partitions of this process, and hands replies to those who wait.
 pub struct Reception {
-    /// The way back.
-    pub exchange: Arc<Exchange>,
     /// What is owned here.
     pub ownership: Arc<Ownership>,
     /// Those who wait for decisions.
     pub replies: Arc<LocalReplies>,
-    /// Those who wait for answers.
+    /// Those who wait for answers, and the way back.
     pub questions: Arc<Questions>,
     /// Where answers are waited for.
     pub handle: Handle,
@@ -136,7 +134,7 @@ impl Reception {
     /// # Errors
     /// When the brokers do not answer.
     pub fn open(self, is_owner: bool) -> Result<(), sendtrail_eventlog::Error> {
-        let (exchange, instance) = (self.exchange.clone(), self.replies.instance());
+        let (exchange, instance) = (self.questions.exchange.clone(), self.replies.instance());
         exchange.listen(is_owner, instance, move |heard| match heard {
             Heard::Question(partition, question) => self.answer(partition, question),
             Heard::Reply(Reply { to, answer: Some(Answer::Decision(decision)), .. }) => self.replies.tell(to, decision),
@@ -147,7 +145,7 @@ impl Reception {
 
     fn answer(&self, partition: u32, question: Question) {
         let Some(asked) = self.ownership.of(partition) else { return };
-        let (exchange, to, after) = (self.exchange.clone(), question.reply_to, question.after);
+        let (exchange, to, after) = (self.questions.exchange.clone(), question.reply_to, question.after);
         let reply = move |answer| exchange.reply(&Reply { version: codec::VERSION, to, answer: Some(answer) });
         // Whoever asks when more is asked than can be answered asks in vain.
         if let Some(name) = question.source {

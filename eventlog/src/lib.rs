@@ -97,8 +97,16 @@ pub async fn read(
     max_bytes: usize,
 ) -> Result<Vec<StoredBatch>, Error> {
     let log = log.clone();
-    let read = tokio::task::spawn_blocking(move || log.read(of, from, max_bytes)).await;
-    read.unwrap_or_else(|cause| Err(Error::Io { what: "read the log".into(), cause: cause.to_string() }))
+    aside("read the log", move || log.read(of, from, max_bytes)).await
+}
+
+/// Does what waits for a device or a broker beside the runtime's workers; `what` is told when it panics.
+async fn aside<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|cause| Err(Error::Io { what: what.into(), cause: cause.to_string() }))
 }
 
 /// How the log stands.

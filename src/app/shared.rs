@@ -107,10 +107,9 @@ impl Shared {
 
     /// Learns what others made known, and listens from then on.
     pub async fn meet_others(&self, config: &Config) -> anyhow::Result<()> {
-        let (Some(exchange), Some(others)) = (self.exchange.clone(), self.others.clone()) else { return Ok(()) };
-        let Some(questions) = self.owners.questions.clone() else { return Ok(()) };
+        let Some((questions, others)) = self.owners.questions.clone().zip(self.others.clone()) else { return Ok(()) };
+        let exchange = questions.exchange.clone();
         let reception = Reception {
-            exchange: exchange.clone(),
             ownership: self.ownership.clone(),
             replies: self.local.clone(),
             questions,

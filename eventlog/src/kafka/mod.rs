@@ -34,7 +34,7 @@ use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::watch;
 
 use crate::batch::{Batch, StoredBatch};
-use crate::{Error, EventLog, Status};
+use crate::{Error, EventLog, Status, aside};
 use backlog::Backlog;
 use connect::{Context, Health};
 use owner::Owner;
@@ -281,15 +281,6 @@ impl KafkaLog {
         self.share.iter().for_each(Share::close);
         self.owners.iter().for_each(Owner::close);
     }
-}
-
-/// Does what waits for brokers beside the runtime's workers.
-async fn aside<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|cause| Err(Error::Io { what: what.into(), cause: cause.to_string() }))
 }
 
 /// Takes what there is one of at a time, and a share of the partitions. Blocks as long as others have it.

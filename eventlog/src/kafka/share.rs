@@ -51,20 +51,10 @@ struct Held {
 }
 
 impl Hands {
-    fn tell(&self, held: &Held) {
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<u32>)) {
+        let mut held = self.state.lock();
+        change(&mut held.given);
         self.given.send_replace(held.given.iter().copied().collect());
-    }
-
-    fn give(&self, partitions: &[u32]) {
-        let mut held = self.state.lock();
-        held.given.extend(partitions);
-        self.tell(&held);
-    }
-
-    fn take(&self, partitions: &[u32]) {
-        let mut held = self.state.lock();
-        held.given.retain(|partition| !partitions.contains(partition));
-        self.tell(&held);
     }
 }
 
@@ -79,7 +69,7 @@ struct Member {
 impl Member {
     /// Takes partitions away, and waits until nobody works on them; whether that came to pass while the session lasted.
     fn finish(&self, partitions: &[u32]) -> bool {
-        self.hands.take(partitions);
+        self.hands.change(|given| given.retain(|partition| !partitions.contains(partition)));
         let begun = Instant::now();
         let mut held = self.hands.state.lock();
         while partitions.iter().any(|partition| held.worked.contains(partition)) {
@@ -137,7 +127,7 @@ impl ConsumerContext for Member {
             tracing::debug!(%error, "partitions are read in vain");
         }
         if given.count() > 0 {
-            self.hands.give(&numbers(given));
+            self.hands.change(|all| all.extend(numbers(given)));
         }
     }
 }

@@ -93,26 +93,20 @@ impl Exchange {
                     // Whoever waits, below, may have given up.
                     let _ = told.send(());
                 }
-                let message = match consumer.poll(POLL) {
+                let message = match poll(&consumer) {
                     Some(Ok(message)) => message,
                     // Its last records may have been replaced by later ones.
-                    Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    Some(Err(End(partition))) => {
                         left.remove(&partition);
-                        continue;
-                    }
-                    // The client goes on by itself.
-                    Some(Err(error)) => {
-                        tracing::debug!(%error, "views");
                         continue;
                     }
                     None => continue,
                 };
                 health.well();
                 let (partition, offset) = (message.partition(), message.offset());
-                if let Some(view) = read::<View>(&message, &health)
-                    && let Some((reign, seen)) = reigns.get_mut(partition as usize).zip(view.seen)
-                {
-                    take(partition as u32, word(reign, offset as u64, view.reign, seen, instance));
+                let reign = reigns.get_mut(partition as usize);
+                if let Some(word) = reign.and_then(|reign| read_word(&message, reign, instance, &health)) {
+                    take(partition as u32, word);
                 }
                 if left.get(&partition).is_some_and(|high| offset + 1 >= *high) {
                     left.remove(&partition);
@@ -146,25 +140,13 @@ impl Exchange {
         consumer.assign(&from).map_err(io("read views"))?;
         let (mut reign, mut heard) = (0, Instant::now());
         while heard.elapsed() < PATIENCE && !self.stop.load(Ordering::Acquire) {
-            let message = match consumer.poll(POLL) {
-                Some(Ok(message)) => message,
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
-                // The client goes on by itself.
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "views");
-                    continue;
-                }
+            let message = match poll(&consumer) {
+                Some(Ok(message)) if (message.offset() as u64) < until => message,
+                Some(Ok(_) | Err(End(_))) => return Ok(()),
                 None => continue,
             };
             heard = Instant::now();
-            let offset = message.offset() as u64;
-            if offset >= until {
-                return Ok(());
-            }
-            if let Some(view) = read::<View>(&message, &self.health)
-                && let Some(seen) = view.seen
-                && let Word::Said(voice, seen) = word(&mut reign, offset, view.reign, seen, self.instance)
-            {
+            if let Some(Word::Said(voice, seen)) = read_word(&message, &mut reign, self.instance, &self.health) {
                 take(voice, seen);
             }
         }
@@ -222,6 +204,28 @@ impl Exchange {
         self.threads.lock().push(thread);
         Ok(())
     }
+}
+
+/// There is nothing more in a partition for now.
+struct End(i32);
+
+/// The next message, if one comes soon.
+fn poll(consumer: &BaseConsumer<Context>) -> Option<Result<BorrowedMessage<'_>, End>> {
+    match consumer.poll(POLL)? {
+        Ok(message) => Some(Ok(message)),
+        Err(KafkaError::PartitionEOF(partition)) => Some(Err(End(partition))),
+        // The client goes on by itself.
+        Err(error) => {
+            tracing::debug!(%error, "views");
+            None
+        }
+    }
+}
+
+/// What a message says of its partition.
+fn read_word(message: &BorrowedMessage<'_>, reign: &mut u64, instance: u64, health: &Health) -> Option<Word> {
+    let view = read::<View>(message, health)?;
+    Some(word(reign, message.offset() as u64, view.reign, view.seen?, instance))
 }
 
 /// What a message says. A newer program's is not for this one to pass over.
