@@ -1,7 +1,8 @@
 //! One deployment, split over processes: each does a part, on a real broker and a real ClickHouse.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+mod driving;
+mod fleet;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,157 +16,17 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sendtrail::client::Api;
 use sendtrail::roles::Role;
-use sendtrail_processor::clickhouse::migrate;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::exchange::{Seen, SuppressionView, View};
-use sendtrail_schemas::record::{Body, Record};
 use sendtrail_schemas::topic::partition_of;
-use tempfile::TempDir;
 
-use super::binary::{ADMIN_KEY, PROGRAM, Process};
-use super::kafka::{consume, environment};
+use super::binary::{ADMIN_KEY, Process};
+use super::kafka::consume;
 use super::sources::Writer;
 use super::support::*;
-
-const PARTITIONS: usize = 4;
-const SECRET: &str = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=";
-
-/// Servers that share a broker, a ClickHouse and two folders; each has a data folder of its own.
-struct Fleet {
-    folder: TempDir,
-    settings: Vec<(String, String)>,
-}
-
-impl Fleet {
-    async fn new(namespace: &str, further: &[(&str, &str)]) -> Option<Self> {
-        let (kafka, clickhouse) = (sendtrail_test_servers::kafka()?, sendtrail_test_servers::clickhouse()?);
-        let folder = TempDir::new().unwrap();
-        let shared = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        let namespace = format!("{namespace}-{}", std::process::id());
-        let database = namespace.replace('-', "_");
-        let mut config = sendtrail::config::Config::defaults();
-        config.clickhouse.url = format!("http://{clickhouse}");
-        config.clickhouse.database.clone_from(&database);
-        let client = sendtrail::clickhouse::client(&config.clickhouse).unwrap();
-        migrate(&client, &sendtrail::clickhouse::wanted(&config, false)).await.unwrap();
-        let mut settings: Vec<(String, String)> = environment(kafka, &namespace)
-            .into_iter()
-            .chain([
-                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#),
-                ("SENDTRAIL__CLICKHOUSE__URL", &config.clickhouse.url),
-                ("SENDTRAIL__CLICKHOUSE__DATABASE", &database),
-                ("SENDTRAIL__CLICKHOUSE__FLUSH_MS", "100"),
-                ("SENDTRAIL__CLICKHOUSE__MAX_WAIT_MS", "20000"),
-                // The engine answers one after the other, and other tests ask it, too.
-                ("SENDTRAIL__QUERY__TIMEOUT_MS", "60000"),
-                ("SENDTRAIL__ARCHIVE__DIR", &shared("archive")),
-                ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
-                ("SENDTRAIL__BLOBS__DIR", &shared("blobs")),
-                ("SENDTRAIL__STATE__SNAPSHOTS", &shared("snapshots")),
-                ("SENDTRAIL__STATE__SNAPSHOT_SECONDS", "1"),
-                ("SENDTRAIL__SECRETS__KEY", SECRET),
-                ("SENDTRAIL__WEBHOOKS__ALLOW_HTTP", "true"),
-                ("SENDTRAIL__WEBHOOKS__ALLOW_PRIVATE_NETWORKS", r#"["127.0.0.0/8"]"#),
-                ("SENDTRAIL__STATE__CHECKPOINT_MS", "200"),
-            ])
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        settings.extend(further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        Some(Self { folder, settings })
-    }
-
-    fn data(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn settings<'a>(&'a self, roles: &'a str) -> Vec<(&'a str, &'a str)> {
-        let shared = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        shared.chain([("SENDTRAIL__SERVER__ROLES", roles)]).collect()
-    }
-
-    /// A server with some roles, on a folder of this name.
-    fn start(&self, name: &str, roles: &[&str]) -> Process {
-        self.start_with(name, roles, &[])
-    }
-
-    /// The same with other settings.
-    fn start_with(&self, name: &str, roles: &[&str], further: &[(&str, &str)]) -> Process {
-        let roles = json!(roles).to_string();
-        let settings: Vec<_> = self.settings(&roles).into_iter().chain(further.iter().copied()).collect();
-        Process::start(&self.data(name), &settings)
-    }
-
-    /// What all are set to, by the end of the setting's name.
-    fn setting(&self, name: &str) -> String {
-        self.settings.iter().find(|(key, _)| key.ends_with(name)).unwrap().1.clone()
-    }
-
-    /// What one says that must not start.
-    fn refused(&self, name: &str, roles: &[&str]) -> String {
-        let mut command = std::process::Command::new(PROGRAM);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data(name));
-        let output = command.envs(self.settings(&json!(roles).to_string())).output().unwrap();
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
-    }
-}
-
-/// An account in production with a key, a verified domain and a webhook; its key and its identifier.
-async fn partner(front: &Process, receiver: &Receiver, minimum_sends: u64) -> (String, String) {
-    let admin = Api::new(&front.base, ADMIN_KEY);
-    let body = json!({"name": "split", "contact_email": "a@b.example", "mode": "production",
-        "daily_send_quota": 100_000_000, "peak_send_rate_per_second": 1_000_000,
-        "policy": {"minimum_sends": minimum_sends}});
-    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
-    let id = account["account"]["account_id"].as_str().unwrap().to_owned();
-    let account = format!("{ADMIN}/accounts/{id}");
-    let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap();
-    let key = key["key"]["api_key"].as_str().unwrap().to_owned();
-    // Whoever made a change sees it: the key is good at once where it was made.
-    let api = admin.with_key(&key);
-    let identity = json!({"identity_type": "DOMAIN", "identity_value": "split.example"});
-    api.post(&format!("{PARTNER}/identities"), &identity).await.unwrap();
-    let verify = format!("{account}/identities/DOMAIN/split.example/override");
-    admin.post(&verify, &json!({"status": "VERIFIED"})).await.unwrap();
-    let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": "set"})).await.unwrap();
-    let set = set["configuration_set"]["config_set_id"].as_str().unwrap().to_owned();
-    let hook = json!({"name": "hook", "destination_type": "WEBHOOK", "webhook_url": receiver.base,
-        "dialect": "standard"});
-    api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &hook).await.unwrap();
-    (key, id)
-}
-
-/// The same in every partition.
-async fn partners(front: &Process, receiver: &Receiver) -> Vec<(String, String)> {
-    let mut found = BTreeMap::new();
-    while found.len() < PARTITIONS {
-        let (key, id) = partner(front, receiver, 1_000_000_000).await;
-        let account: sendtrail_schemas::ids::AccountId = id.parse().unwrap();
-        found.insert(partition_of(account, PARTITIONS as u32), (key, id));
-    }
-    found.into_values().collect()
-}
-
-/// The sum of a metric over its labels, as a server tells it.
-async fn told(server: &Process, name: &str) -> f64 {
-    let reply = Api::new(&server.base, "").call(Method::GET, "/metrics", &[], "").await.unwrap();
-    let text = String::from_utf8_lossy(&reply.body).into_owned();
-    let value = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.split(' ').next_back());
-    value.map(|value| value.parse::<f64>().unwrap()).sum::<f64>()
-}
-
-fn message(to: &str) -> String {
-    json!({"from": "News <news@split.example>", "to": [to], "subject": "Hello", "text_body": "Hello!",
-        "configuration_set_name": "set"})
-    .to_string()
-}
-
-async fn send(api: &Api, to: &str) -> (u16, Value) {
-    let headers = [("content-type", "application/json")];
-    let reply = api.call(Method::POST, &format!("{PARTNER}/send"), &headers, message(to)).await.unwrap();
-    (reply.status.as_u16(), reply.json())
-}
+use driving::{Acknowledged, Doors, check, check_webhooks, drive, logic};
+use fleet::{Fleet, PARTITIONS, partner, partners, send, told};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_that_each_do_a_part_are_one() {
@@ -241,106 +102,6 @@ async fn servers_that_each_do_a_part_are_one() {
         let told = tokio::task::block_in_place(|| fleet.refused("front", roles));
         assert!(told.contains("the topics hold another server's log"), "{roles:?}: {told}");
     }
-}
-
-/// Where the two servers are that take requests: they move when they are started again.
-type Doors = Arc<Mutex<[String; 2]>>;
-
-/// What was acknowledged.
-#[derive(Default)]
-struct Acknowledged {
-    sends: Vec<String>,
-    bounces: Vec<String>,
-    /// By `/send`.
-    mail: Vec<String>,
-}
-
-/// Says something until it is acknowledged, at whichever door is open.
-async fn insist(doors: &Doors, key: &str, path: &str, headers: &[(&str, &str)], body: String) -> Value {
-    for attempt in 0.. {
-        let base = doors.lock()[attempt % 2].clone();
-        let api = Api::new(&base, key);
-        match api.call(Method::POST, &format!("{PARTNER}{path}"), headers, body.clone()).await {
-            Ok(reply) if reply.status == 200 => return reply.json(),
-            Ok(reply) => assert_eq!(reply.status, 503, "{}", reply.json()),
-            Err(_) => {}
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    unreachable!()
-}
-
-/// Streams events and sends mail, batch after batch, as long as it should.
-async fn drive(doors: Doors, key: String, stream: usize, goes_on: impl Fn(usize) -> bool) -> Acknowledged {
-    const BATCH: usize = 500;
-    let mut acknowledged = Acknowledged::default();
-    for batch in (0..).take_while(|batch| goes_on(*batch)) {
-        let ids: Vec<String> = (0..BATCH).map(|n| format!("{stream}-{batch}-{n}")).collect();
-        let bounced = &ids[..BATCH / 50];
-        let told = ids.iter().map(|id| event("Send", id)).chain(bounced.iter().map(|id| event("HardBounce", id)));
-        // And one copy.
-        let told = told.chain([event("Send", &ids[0])]);
-        let body: String = told.map(|event| format!("{event}\n")).collect();
-        let reply = insist(&doors, &key, "/events", &[("content-type", "application/x-ndjson")], body).await;
-        assert_eq!(reply["rejected"], json!([]), "{reply}");
-        acknowledged.bounces.extend(bounced.iter().cloned());
-        acknowledged.sends.extend(ids);
-        let once = format!("{stream}-{batch}");
-        let headers = [("content-type", "application/json"), ("idempotency-key", &*once)];
-        let reply = insist(&doors, &key, "/send", &headers, message(&format!("success+{once}@inbox.example"))).await;
-        acknowledged.mail.push(reply["results"][0]["message_id"].as_str().unwrap().to_owned());
-    }
-    acknowledged
-}
-
-/// Compares everything that is told of an account with what was acknowledged.
-async fn check(query: &Process, front: &Process, key: &str, acknowledged: &Acknowledged) {
-    let (api, all) = (Api::new(&query.base, key), acknowledged);
-    // A message that was sent is delivered at once by the simulator's address.
-    let expected = [all.sends.len() + all.mail.len(), all.bounces.len(), all.mail.len()];
-    let totals = async || {
-        // The engine may be busy with other tests.
-        let Ok(stats) = api.get(&format!("{PARTNER}/stats")).await else { return [0; 3] };
-        let totals = &stats["totals"];
-        ["sends", "permanent_bounces", "deliveries"].map(|name| totals[name].as_u64().unwrap() as usize)
-    };
-    eventually("every message is delivered", async || totals().await == expected).await;
-    let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
-    assert_eq!((&reputation["sent"], &reputation["bounced"]), (&json!(expected[0]), &json!(expected[1])));
-    let mut events = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
-    events.sort_by_key(|event| event["seq"].as_u64());
-    let seq = |event: &Value| event["seq"].as_u64().unwrap();
-    assert!(events.windows(2).all(|pair| seq(&pair[0]) < seq(&pair[1])), "each number once");
-    let of = |kind: &str| {
-        let of = events.iter().filter(|event| event["event_type"] == kind);
-        of.map(|event| event["message_id"].as_str().unwrap().to_owned()).collect::<HashSet<_>>()
-    };
-    assert_eq!(events.len(), expected.iter().sum::<usize>());
-    assert_eq!(of("Send"), all.sends.iter().chain(&all.mail).cloned().collect());
-    assert_eq!(of("Bounce"), all.bounces.iter().cloned().collect());
-    assert_eq!(of("Delivery"), all.mail.iter().cloned().collect());
-    let suppressed = Api::new(&front.base, key).rows(&format!("{PARTNER}/suppression"), "suppressions").await;
-    assert_eq!(suppressed.unwrap().len(), all.bounces.len());
-}
-
-/// Webhooks of mail only: what was streamed names no set. At least once, each with an identifier of its own.
-async fn check_webhooks(receiver: &Receiver, mail: usize) {
-    let told = || receiver.posts("/").iter().map(|post| post.header("webhook-id").to_owned()).collect::<HashSet<_>>();
-    eventually("every webhook came", async || told().len() >= 2 * mail).await;
-    assert_eq!(told().len(), 2 * mail);
-}
-
-/// The logic by which each partition decides, one after the other, as the log tells it.
-fn logic(fleet: &Fleet) -> Vec<Vec<u32>> {
-    let intake = format!("{}.intake", fleet.setting("NAMESPACE"));
-    let records = tokio::task::block_in_place(|| consume(&fleet.setting("BOOTSTRAP_SERVERS"), &intake, 4));
-    let mut found = vec![Vec::new(); PARTITIONS];
-    for (partition, _, payload) in records {
-        if let Some(Body::Settings(settings)) = codec::decode::<Record>(&payload).unwrap().body {
-            found[partition as usize].push(settings.logic_version);
-        }
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

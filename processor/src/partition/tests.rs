@@ -2,15 +2,16 @@
 
 use std::path::Path;
 
-use sendtrail_eventlog::LocalReplies;
 use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_eventlog::{Batch, LocalReplies};
 use sendtrail_schemas::account::Mode;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
-use sendtrail_schemas::record::{AccountFields, Change, Command, SourcePosition, Tick, Unreadable};
+use sendtrail_schemas::record::{AccountFields, Change, Command, Outcome, SourcePosition, Tick, Unreadable};
+use sendtrail_schemas::time::Millis;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use uuid::Uuid;
