@@ -75,7 +75,7 @@ impl From<Error> for Problem {
 
 pub(crate) fn record(account: AccountId, stamp: Option<i64>, reply_to: Option<ReplyTo>, body: Body) -> Record {
     Record {
-        version: codec::VERSION,
+        version: body.version(),
         account_id: account.bytes().to_vec(),
         simulated_time: stamp,
         reply_to,

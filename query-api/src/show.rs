@@ -80,6 +80,8 @@ impl Serialize for BlockView {
             Some(Block::Reply(block)) => map.serialize_entry("reply", block)?,
             Some(Block::Subscription(block)) => map.serialize_entry("subscription", block)?,
             Some(Block::StatusChange(block)) => map.serialize_entry("status", block)?,
+            Some(Block::WebhookChange(block)) => map.serialize_entry("webhook", block)?,
+            Some(Block::Lifecycle(block)) => map.serialize_entry("lifecycle", block)?,
         }
         map.end()
     }

@@ -1,8 +1,8 @@
 //! An account's configuration and standing: part of the processor's state, and what every other role sees of it.
 
+use crate::destination::{Destination, Replay};
 use crate::event::Tags;
 use crate::ids::{AccountId, ConfigSetId, DestinationId, KeyId};
-use crate::kind::EventType;
 use crate::time::Millis;
 
 /// Whether an account is on probation (S2 "Sandbox vs Production").
@@ -134,20 +134,32 @@ pub enum KeyForm {
     ZmTest = 2,
     /// `sk_live_…`, S0's.
     SkLive = 3,
+    /// `in_rcs_…`: the token in the path that callbacks of an RCS provider come to, and nothing else.
+    InRcs = 4,
+    /// `in_wa_…`: that of WhatsApp's callbacks.
+    InWhatsapp = 5,
 }
 
 impl KeyForm {
     /// Every form.
-    pub const ALL: [Self; 4] = [Self::PkLive, Self::ZmLive, Self::ZmTest, Self::SkLive];
+    pub const ALL: [Self; 6] =
+        [Self::PkLive, Self::ZmLive, Self::ZmTest, Self::SkLive, Self::InRcs, Self::InWhatsapp];
 
-    /// `pk_live`, `zm_live`, `zm_test` or `sk_live`.
+    /// `pk_live`, `zm_live`, `zm_test`, `sk_live`, `in_rcs` or `in_wa`.
     pub fn name(self) -> &'static str {
         match self {
             Self::PkLive => "pk_live",
             Self::ZmLive => "zm_live",
             Self::ZmTest => "zm_test",
             Self::SkLive => "sk_live",
+            Self::InRcs => "in_rcs",
+            Self::InWhatsapp => "in_wa",
         }
+    }
+
+    /// Whether it stands in the path of callbacks, and opens nothing else.
+    pub fn is_inbound(self) -> bool {
+        matches!(self, Self::InRcs | Self::InWhatsapp)
     }
 
     /// Reads a name.
@@ -183,6 +195,9 @@ pub struct ApiKey {
     /// When it was last used, to the hour.
     #[prost(int64, optional, tag = "8")]
     pub last_used_at: Option<i64>,
+    /// The partner's customer whose callbacks come with it.
+    #[prost(string, optional, tag = "9")]
+    pub customer_id: Option<String>,
 }
 
 impl ApiKey {
@@ -350,88 +365,6 @@ impl ConfigSet {
     }
 }
 
-/// How a webhook speaks: event names, envelope, headers, signature and schedule.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
-#[repr(i32)]
-pub enum Dialect {
-    /// S2's, SES-shaped; the default of native destinations.
-    Splashify = 0,
-    /// Standard Webhooks.
-    Standard = 1,
-}
-
-impl Dialect {
-    /// Every dialect.
-    pub const ALL: [Self; 2] = [Self::Splashify, Self::Standard];
-
-    /// `splashify` or `standard`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Splashify => "splashify",
-            Self::Standard => "standard",
-        }
-    }
-
-    /// Reads a name.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|dialect| dialect.name() == text)
-    }
-
-    /// Whether the dialect has a name for the type; if not, the event is not sent.
-    pub fn speaks_of(self, kind: EventType) -> bool {
-        match self {
-            Self::Splashify => kind.is_streamable() && kind != EventType::Subscription,
-            Self::Standard => kind != EventType::Unspecified,
-        }
-    }
-}
-
-/// An event destination: a webhook of a configuration set.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Destination {
-    /// Sixteen bytes.
-    #[prost(bytes = "vec", tag = "1")]
-    pub destination_id: Vec<u8>,
-    /// What its owner calls it.
-    #[prost(string, tag = "2")]
-    pub name: String,
-    /// Where to post.
-    #[prost(string, tag = "3")]
-    pub webhook_url: String,
-    /// The secret, sealed; see [`crate::secret`].
-    #[prost(bytes = "vec", optional, tag = "4")]
-    pub sealed_secret: Option<Vec<u8>>,
-    /// The types it gets; empty means all.
-    #[prost(enumeration = "EventType", repeated, tag = "5")]
-    pub matching_event_types: Vec<i32>,
-    /// How it is spoken to.
-    #[prost(enumeration = "Dialect", tag = "6")]
-    pub dialect: i32,
-    /// Off: it gets nothing.
-    #[prost(bool, tag = "7")]
-    pub enabled: bool,
-    /// Waits before the second and later attempts, in seconds, instead of the dialect's.
-    #[prost(uint32, repeated, tag = "8")]
-    pub retry_schedule_seconds: Vec<u32>,
-    /// Milliseconds since the epoch.
-    #[prost(int64, tag = "9")]
-    pub created_at: i64,
-}
-
-impl Destination {
-    /// Its identifier.
-    pub fn id(&self) -> Option<DestinationId> {
-        DestinationId::from_slice(&self.destination_id).ok()
-    }
-
-    /// Whether an event of this type goes there.
-    pub fn takes(&self, kind: EventType) -> bool {
-        self.enabled
-            && self.dialect().speaks_of(kind)
-            && (self.matching_event_types.is_empty() || self.matching_event_types.contains(&(kind as i32)))
-    }
-}
-
 /// What paused an account.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct PauseEvidence {
@@ -514,6 +447,12 @@ pub struct AccountConfig {
     /// How often it was resumed.
     #[prost(uint32, tag = "17")]
     pub epoch: u32,
+    /// Webhooks that belong to no set, in the order in which they were made; at most 100.
+    #[prost(message, repeated, tag = "18")]
+    pub webhooks: Vec<Destination>,
+    /// Replays of events, the newest last; at most 20.
+    #[prost(message, repeated, tag = "19")]
+    pub replays: Vec<Replay>,
 }
 
 impl AccountConfig {
@@ -563,11 +502,24 @@ impl AccountConfig {
         self.config_sets.iter().find(|set| set.config_set_id == id.bytes())
     }
 
-    /// A destination by its identifier, with its set.
-    pub fn destination(&self, id: DestinationId) -> Option<(&ConfigSet, &Destination)> {
-        self.config_sets.iter().find_map(|set| {
-            set.destinations.iter().find(|dest| dest.destination_id == id.bytes()).map(|dest| (set, dest))
-        })
+    /// Every destination: those of the sets, then the account's own.
+    pub fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        self.config_sets.iter().flat_map(|set| &set.destinations).chain(&self.webhooks)
+    }
+
+    /// A destination by its identifier, of a set or the account's own.
+    pub fn destination(&self, id: DestinationId) -> Option<&Destination> {
+        self.destinations().find(|dest| dest.destination_id == id.bytes())
+    }
+
+    /// The only destination of a surface that has one at most.
+    pub fn webhook_of(&self, surface: crate::destination::Surface) -> Option<&Destination> {
+        self.webhooks.iter().find(|dest| dest.surface() == surface)
+    }
+
+    /// The set of a destination; `None` for the account's own.
+    pub fn set_of(&self, id: DestinationId) -> Option<&ConfigSet> {
+        self.config_sets.iter().find(|set| set.destinations.iter().any(|dest| dest.destination_id == id.bytes()))
     }
 
     /// Where an identity is, or would be, in the sorted list. `value` is lower-cased.

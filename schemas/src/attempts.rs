@@ -9,7 +9,8 @@ use crate::Error;
 use crate::block::{FieldKind, FieldValue, Fields};
 use crate::columns::{ValueColumn, data_type, read_value};
 use crate::ids::{AccountId, DestinationId, delivery_id};
-use crate::mail::{Attempt, DeliveryStatus};
+use crate::kind::EventType;
+use crate::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 
 /// An attempt and where it stands in the log.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -38,6 +39,12 @@ impl Fields for LoggedAttempt {
         ("error", FieldKind::Text),
         ("next_due_at", FieldKind::Time),
         ("first_started_at", FieldKind::Time),
+        ("response", FieldKind::Text),
+        ("failure", FieldKind::Text),
+        ("event_received_at", FieldKind::Time),
+        ("event_type", FieldKind::Text),
+        ("spent", FieldKind::Integer),
+        ("trigger", FieldKind::Text),
     ];
 
     fn read(&self, put: &mut dyn FnMut(Option<FieldValue<'_>>)) {
@@ -60,6 +67,15 @@ impl Fields for LoggedAttempt {
         put(attempt.error.as_deref().map(|error| FieldValue::Text(error.into())));
         put(attempt.next_due_at.map(FieldValue::Integer));
         put(Some(FieldValue::Integer(attempt.first_started_at)));
+        let response = String::from_utf8_lossy(&attempt.response);
+        put((!response.is_empty()).then(|| FieldValue::Text(response)));
+        let failure = attempt.failure();
+        put((failure != FailureClass::None).then(|| FieldValue::Text(failure.name().into())));
+        put((attempt.event_received_at != 0).then_some(FieldValue::Integer(attempt.event_received_at)));
+        let kind = attempt.event_type();
+        put((kind != EventType::Unspecified).then(|| FieldValue::Text(kind.name().into())));
+        put(Some(FieldValue::Integer(i64::from(attempt.spent))));
+        put(text(attempt.trigger().name().to_owned()));
     }
 
     fn write(&mut self, take: &mut dyn FnMut() -> Option<FieldValue<'static>>) {
@@ -88,6 +104,21 @@ impl Fields for LoggedAttempt {
             error: take().and_then(FieldValue::text),
             next_due_at: take().and_then(FieldValue::integer),
             first_started_at: take().and_then(FieldValue::integer).unwrap_or_default(),
+            response: take().and_then(FieldValue::text).unwrap_or_default().into_bytes(),
+            failure: take()
+                .and_then(FieldValue::text)
+                .and_then(|name| FailureClass::parse(&name))
+                .map_or(0, |class| class as i32),
+            event_received_at: take().and_then(FieldValue::integer).unwrap_or_default(),
+            event_type: take()
+                .and_then(FieldValue::text)
+                .and_then(|name| EventType::parse(&name))
+                .map_or(0, |kind| kind as i32),
+            spent: take().and_then(FieldValue::integer).unwrap_or_default() as u32,
+            trigger: take()
+                .and_then(FieldValue::text)
+                .and_then(|name| Trigger::parse(&name))
+                .map_or(0, |trigger| trigger as i32),
         };
     }
 }
@@ -96,7 +127,10 @@ impl Fields for LoggedAttempt {
 pub fn schema() -> SchemaRef {
     static SCHEMA: OnceLock<SchemaRef> = OnceLock::new();
     let fields = LoggedAttempt::FIELDS;
-    let nullable = |name: &str| matches!(name, "status_code" | "error" | "next_due_at");
+    // What was added later is null in the rows of before.
+    let first_added = fields.iter().position(|(name, _)| *name == "response").unwrap_or(fields.len());
+    let added: Vec<&str> = fields[first_added..].iter().map(|(name, _)| *name).collect();
+    let nullable = |name: &str| matches!(name, "status_code" | "error" | "next_due_at") || added.contains(&name);
     SCHEMA
         .get_or_init(|| {
             let field = |(name, kind): &(&str, FieldKind)| Field::new(*name, data_type(*kind), nullable(name));
@@ -155,15 +189,20 @@ impl AttemptColumns {
 /// # Errors
 /// [`Error::Malformed`] when a column is missing.
 pub fn read_attempts(batch: &RecordBatch) -> Result<Vec<LoggedAttempt>, Error> {
+    let described = schema();
     let column = |(name, kind): &(&str, FieldKind)| {
-        let column = batch.column_by_name(name).ok_or_else(|| Error::Malformed(format!("no column {name:?}")))?;
+        let column = batch.column_by_name(name);
+        // Rows of before have not what was added later.
+        if column.is_none() && described.field_with_name(name).is_ok_and(|field| !field.is_nullable()) {
+            return Err(Error::Malformed(format!("no column {name:?}")));
+        }
         Ok((column, *kind))
     };
     let columns = LoggedAttempt::FIELDS.iter().map(column).collect::<Result<Vec<_>, Error>>()?;
     let read = |row| {
         let mut attempt = LoggedAttempt::default();
         let mut columns = columns.iter();
-        attempt.write(&mut || columns.next().and_then(|(column, kind)| read_value(column, *kind, row)));
+        attempt.write(&mut || columns.next().and_then(|(column, kind)| read_value(column.as_ref()?, *kind, row)));
         attempt
     };
     Ok((0..batch.num_rows()).map(read).collect())
@@ -187,6 +226,12 @@ mod tests {
             status: DeliveryStatus::Failed as i32,
             next_due_at: Some(1_700_000_060_456),
             first_started_at: 1_699_999_999_999,
+            response: "no – later".into(),
+            failure: FailureClass::Timeout as i32,
+            event_received_at: 1_699_999_999_000,
+            event_type: EventType::Bounce as i32,
+            spent: 2,
+            trigger: Trigger::Probe as i32,
             ..Attempt::default()
         };
         let delivered = Attempt {
@@ -194,6 +239,11 @@ mod tests {
             error: None,
             status: DeliveryStatus::Delivered as i32,
             next_due_at: None,
+            response: Vec::new(),
+            failure: FailureClass::None as i32,
+            event_received_at: 0,
+            event_type: 0,
+            trigger: Trigger::Schedule as i32,
             ..failed.clone()
         };
         let attempts = [failed, delivered].map(|attempt| LoggedAttempt { partition: 5, offset: 9, attempt });

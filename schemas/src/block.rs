@@ -246,6 +246,38 @@ block!(
     }
 );
 
+block!(
+    /// A change of a webhook's health.
+    WebhookChange {
+        /// Which.
+        destination_id: string = "1" "destination_id",
+        /// What its owner calls it.
+        name: string = "2" "name",
+        /// `working`, `failing` or `disabled`.
+        from: string = "3" "from",
+        /// The same.
+        to: string = "4" "to",
+        /// A sentence that tells what happened.
+        reason: string = "5" "reason",
+        /// Attempts that failed one after the other.
+        failed_attempts: int64 = "6" "failed_attempts",
+        /// When the first of them ended, RFC 3339.
+        failing_since: string = "7" "failing_since",
+    }
+);
+
+block!(
+    /// Something that is not about email, for the account-level webhook (S2 "RCS Events").
+    Lifecycle {
+        /// Its own name, such as `rcs.message.text`.
+        event_type: string = "1" "event_type",
+        /// JSON as it came: `data` of the envelope, or the whole body.
+        data: string = "2" "data",
+        /// Whether `data` is the whole body.
+        passthrough: bool = "3" "passthrough",
+    }
+);
+
 /// A change of an account's standing, with its evidence.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 #[serde(default)]
@@ -377,4 +409,10 @@ pub enum Block {
     /// See [`StatusChange`].
     #[prost(message, tag = "50")]
     StatusChange(StatusChange),
+    /// See [`WebhookChange`].
+    #[prost(message, tag = "51")]
+    WebhookChange(WebhookChange),
+    /// See [`Lifecycle`].
+    #[prost(message, tag = "52")]
+    Lifecycle(Lifecycle),
 }

@@ -16,6 +16,9 @@ use crate::record::Record;
 pub const VERSION: u32 = 1;
 /// That of an intake record that was read from a source: a program that does not know sources would apply copies of it.
 pub const SOURCED: u32 = 2;
+/// That of intake records and events that an older program would take for something else: dialects, destinations and types
+/// that it does not know.
+pub const OF_WEBHOOKS: u32 = 3;
 
 /// A message that stands on a topic.
 pub trait Wire: Message + Default {
@@ -41,8 +44,8 @@ macro_rules! wire {
 }
 
 wire! {
-    Record => "intake record", SOURCED;
-    Event => "event", VERSION;
+    Record => "intake record", OF_WEBHOOKS;
+    Event => "event", OF_WEBHOOKS;
     Mail => "mail", VERSION;
     Attempt => "attempt", VERSION;
     DeadLetter => "dead letter", VERSION;

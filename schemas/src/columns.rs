@@ -15,8 +15,8 @@ use arrow::datatypes::{
 use crate::Error;
 use crate::address;
 use crate::block::{
-    Block, Bounce, Click, Complaint, Delivery, DeliveryDelay, FieldKind, FieldValue, Fields, Open, Reject,
-    RenderingFailure, Reply, StatusChange, Subscription,
+    Block, Bounce, Click, Complaint, Delivery, DeliveryDelay, FieldKind, FieldValue, Fields, Lifecycle, Open, Reject,
+    RenderingFailure, Reply, StatusChange, Subscription, WebhookChange,
 };
 use crate::event::{Event, Tags};
 use crate::ids::{AccountId, ConfigSetId, DestinationId};
@@ -110,6 +110,8 @@ blocks! {
     reply: Reply = "reply",
     subscription: Subscription = "subscription",
     status: StatusChange = "status",
+    webhook: WebhookChange = "webhook",
+    lifecycle: Lifecycle = "lifecycle",
 }
 
 /// The columns of an event, in their order.

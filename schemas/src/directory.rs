@@ -1,6 +1,6 @@
 //! Every account as the edge sees it: who a key belongs to and how the account stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::account::{AccountConfig, KeyForm};
+use crate::destination::ReplayState;
 use crate::ids::{AccountId, KeyId};
 
 /// SHA-256 of a key. Keys carry over 300 random bits, so a plain hash cannot be searched.
@@ -30,6 +31,8 @@ pub struct Directory {
 struct Inner {
     accounts: HashMap<AccountId, Arc<AccountConfig>>,
     keys: HashMap<[u8; 32], (AccountId, KeyId)>,
+    /// Accounts with a replay that runs.
+    replaying: HashSet<AccountId>,
 }
 
 /// A key that is good.
@@ -59,7 +62,17 @@ impl Directory {
                 inner.keys.insert(hash, (account, id));
             }
         }
+        if config.replays.iter().any(|replay| replay.state() == ReplayState::Running) {
+            inner.replaying.insert(account);
+        } else {
+            inner.replaying.remove(&account);
+        }
         inner.accounts.insert(account, config);
+    }
+
+    /// Accounts with a replay that runs.
+    pub fn replaying(&self) -> Vec<AccountId> {
+        self.inner.read().replaying.iter().copied().collect()
     }
 
     /// An account.

@@ -69,8 +69,12 @@ uuid_id!(
     ConfigSetId
 );
 uuid_id!(
-    /// An event destination of a configuration set.
+    /// A webhook destination.
     DestinationId
+);
+uuid_id!(
+    /// A replay of events to webhooks.
+    ReplayId
 );
 
 /// The identifier an event gets when its sender gave none: the event's place in the log, so that it sorts

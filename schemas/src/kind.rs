@@ -39,11 +39,19 @@ pub enum EventType {
     Resumed = 22,
     /// The account fell below its warning limit again.
     Healthy = 23,
+    /// A webhook fails all the time; deliveries to it wait.
+    WebhookFailing = 24,
+    /// It takes what it gets again.
+    WebhookRecovered = 25,
+    /// It gets nothing any more until its owner enables it.
+    WebhookDisabled = 26,
+    /// Something that is not about email, for the account-level webhook (S2).
+    Lifecycle = 30,
 }
 
 impl EventType {
     /// Every type, in the order of their codes.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::Send,
         Self::Delivery,
         Self::Bounce,
@@ -59,6 +67,10 @@ impl EventType {
         Self::Paused,
         Self::Resumed,
         Self::Healthy,
+        Self::WebhookFailing,
+        Self::WebhookRecovered,
+        Self::WebhookDisabled,
+        Self::Lifecycle,
     ];
 
     /// The SES name: `Send`, `Delivery`, …
@@ -80,6 +92,10 @@ impl EventType {
             Self::Paused => "Paused",
             Self::Resumed => "Resumed",
             Self::Healthy => "Healthy",
+            Self::WebhookFailing => "WebhookFailing",
+            Self::WebhookRecovered => "WebhookRecovered",
+            Self::WebhookDisabled => "WebhookDisabled",
+            Self::Lifecycle => "Lifecycle",
         }
     }
 
@@ -102,6 +118,10 @@ impl EventType {
             Self::Paused => "account.paused",
             Self::Resumed => "account.resumed",
             Self::Healthy => "account.healthy",
+            Self::WebhookFailing => "webhook.failing",
+            Self::WebhookRecovered => "webhook.recovered",
+            Self::WebhookDisabled => "webhook.disabled",
+            Self::Lifecycle => "lifecycle",
         }
     }
 
@@ -114,7 +134,7 @@ impl EventType {
         }
         let text = text.trim().to_ascii_lowercase();
         let text = text.strip_prefix("email.").or_else(|| text.strip_prefix("account.")).unwrap_or(&text);
-        let plain: String = text.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).collect();
+        let plain: String = text.chars().filter(|c| !matches!(c, '_' | '-' | ' ' | '.')).collect();
         Some(match plain.as_str() {
             "send" | "sent" => Self::Send,
             "delivery" | "delivered" => Self::Delivery,
@@ -131,6 +151,10 @@ impl EventType {
             "paused" => Self::Paused,
             "resumed" => Self::Resumed,
             "healthy" => Self::Healthy,
+            "webhookfailing" => Self::WebhookFailing,
+            "webhookrecovered" => Self::WebhookRecovered,
+            "webhookdisabled" => Self::WebhookDisabled,
+            "lifecycle" => Self::Lifecycle,
             _ => return None,
         })
     }
@@ -149,6 +173,8 @@ impl EventType {
             Self::DeliveryDelay => "deliveryDelay",
             Self::Reply => "reply",
             Self::Subscription => "subscription",
+            Self::WebhookFailing | Self::WebhookRecovered | Self::WebhookDisabled => "webhook",
+            Self::Lifecycle => "lifecycle",
             _ => "status",
         }
     }
@@ -160,7 +186,17 @@ impl EventType {
 
     /// Whether a partner may stream events of this type in.
     pub fn is_streamable(self) -> bool {
-        self != Self::Unspecified && !self.is_status()
+        self != Self::Unspecified && !self.is_status() && !self.is_webhook_change() && self != Self::Lifecycle
+    }
+
+    /// Whether this is a change of a webhook's health.
+    pub fn is_webhook_change(self) -> bool {
+        matches!(self, Self::WebhookFailing | Self::WebhookRecovered | Self::WebhookDisabled)
+    }
+
+    /// The format of an event of this type; see [`crate::codec`].
+    pub fn version(self) -> u32 {
+        if self.is_webhook_change() || self == Self::Lifecycle { crate::codec::OF_WEBHOOKS } else { crate::codec::VERSION }
     }
 }
 

@@ -9,6 +9,7 @@ pub mod block;
 pub mod clickhouse;
 pub mod codec;
 pub mod columns;
+pub mod destination;
 pub mod directory;
 pub mod event;
 pub mod exchange;

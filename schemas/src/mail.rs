@@ -169,6 +169,111 @@ pub struct Attempt {
     /// When the first attempt began: schedules may count from it.
     #[prost(int64, tag = "12")]
     pub first_started_at: i64,
+    /// What the receiver answered, its first 4 KiB, unless it was delivered.
+    #[prost(bytes = "vec", tag = "13")]
+    pub response: Vec<u8>,
+    /// What kind of failure it was; see [`FailureClass`].
+    #[prost(enumeration = "FailureClass", tag = "14")]
+    pub failure: i32,
+    /// When the event was received, milliseconds since the epoch.
+    #[prost(int64, tag = "15")]
+    pub event_received_at: i64,
+    /// The event's type.
+    #[prost(enumeration = "crate::kind::EventType", tag = "16")]
+    pub event_type: i32,
+    /// How many attempts of the schedule were spent by then, this one included.
+    #[prost(uint32, tag = "17")]
+    pub spent: u32,
+    /// What it was for.
+    #[prost(enumeration = "Trigger", tag = "18")]
+    pub trigger: i32,
+}
+
+/// What made an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum Trigger {
+    /// The event, or the schedule.
+    Schedule = 0,
+    /// Whether a destination that fails all the time takes anything; no attempt of the schedule.
+    Probe = 1,
+    /// A replay.
+    Replay = 2,
+}
+
+impl Trigger {
+    /// `schedule`, `probe` or `replay`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Schedule => "schedule",
+            Self::Probe => "probe",
+            Self::Replay => "replay",
+        }
+    }
+
+    /// Reads a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Schedule, Self::Probe, Self::Replay].into_iter().find(|trigger| trigger.name() == text)
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum FailureClass {
+    /// It did not.
+    None = 0,
+    /// The receiver answered with a status that is none of success.
+    Status = 1,
+    /// It did not answer in time.
+    Timeout = 2,
+    /// Its name does not resolve.
+    Dns = 3,
+    /// It takes no connection, or broke it.
+    Connection = 4,
+    /// Its certificate or its TLS is not good.
+    Tls = 5,
+    /// Its address, port or scheme is not one that may be posted to.
+    Refused = 6,
+    /// The destination was disabled or deleted, or its secret cannot be opened.
+    Unavailable = 7,
+    /// The receiver said that it is gone for good.
+    Gone = 8,
+}
+
+impl FailureClass {
+    /// Every class.
+    pub const ALL: [Self; 9] = [
+        Self::None,
+        Self::Status,
+        Self::Timeout,
+        Self::Dns,
+        Self::Connection,
+        Self::Tls,
+        Self::Refused,
+        Self::Unavailable,
+        Self::Gone,
+    ];
+
+    /// As in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Status => "status",
+            Self::Timeout => "timeout",
+            Self::Dns => "dns",
+            Self::Connection => "connection",
+            Self::Tls => "tls",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::Gone => "gone",
+        }
+    }
+
+    /// Reads a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == text)
+    }
 }
 
 impl Attempt {

@@ -51,6 +51,8 @@ codes! {
     ConfigSetLimitReached = "CONFIG_SET_LIMIT_REACHED" 400,
     /// The set has as many destinations as it may.
     DestinationLimitReached = "DESTINATION_LIMIT_REACHED" 400,
+    /// As many replays run as may at once.
+    ReplayLimitReached = "REPLAY_LIMIT_REACHED" 400,
     /// No `Authorization` header.
     MissingAuth = "MISSING_AUTH" 401,
     /// The key has not the form of one.

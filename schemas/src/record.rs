@@ -1,8 +1,7 @@
 //! Intake records: whatever may change an account, in the order in which it does.
 
-use crate::account::{
-    ApiKey, ConfigSet, Destination, Identity, IdentityStatus, IdentityType, Mode, Policy, Suppression,
-};
+use crate::account::{ApiKey, ConfigSet, Identity, IdentityStatus, IdentityType, Mode, Policy, Suppression};
+use crate::destination::{Destination, Header, Replay};
 use crate::event::{EventFact, Tags};
 use crate::ids::AccountId;
 use crate::mail::Content;
@@ -34,6 +33,16 @@ impl Record {
     /// The account; `None` for a record that concerns the partition.
     pub fn account(&self) -> Option<AccountId> {
         AccountId::from_slice(&self.account_id).ok()
+    }
+}
+
+impl Body {
+    /// The format of a record that holds it, unless it was read from a source; see [`crate::codec`].
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::Command(Command { change: Some(change) }) => change.version(),
+            _ => crate::codec::VERSION,
+        }
     }
 }
 
@@ -200,7 +209,7 @@ pub struct Idempotency {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// Which.
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26")]
     pub change: Option<Change>,
 }
 
@@ -264,6 +273,45 @@ pub enum Change {
     /// An `Idempotency-Key` for a request whose effects are other records.
     #[prost(message, tag = "19")]
     Claim(Claim),
+    /// Another secret for a destination, beside the one before for a while.
+    #[prost(message, tag = "20")]
+    RotateSecret(RotateSecret),
+    /// The secret before no longer counts.
+    #[prost(message, tag = "21")]
+    SwitchSecret(DestinationName),
+    /// How a destination is doing, from whoever posts to it.
+    #[prost(message, tag = "22")]
+    WebhookHealth(WebhookHealth),
+    /// A new replay.
+    #[prost(message, tag = "23")]
+    StartReplay(Replay),
+    /// How far one is, from whoever runs it.
+    #[prost(message, tag = "24")]
+    ReplayProgress(Replay),
+    /// A replay that its owner ends; its sixteen bytes.
+    #[prost(bytes, tag = "25")]
+    CancelReplay(Vec<u8>),
+    /// Something for the account-level webhook that is not about email.
+    #[prost(message, tag = "26")]
+    Lifecycle(crate::block::Lifecycle),
+}
+
+impl Change {
+    /// The format of a record that holds it; see [`crate::codec`].
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::CreateDestination(_)
+            | Self::PatchDestination(_)
+            | Self::RotateSecret(_)
+            | Self::SwitchSecret(_)
+            | Self::WebhookHealth(_)
+            | Self::StartReplay(_)
+            | Self::ReplayProgress(_)
+            | Self::CancelReplay(_)
+            | Self::Lifecycle(_) => crate::codec::OF_WEBHOOKS,
+            _ => crate::codec::VERSION,
+        }
+    }
 }
 
 /// What an administrator gives for an account; in a patch, what is unset stays.
@@ -365,10 +413,10 @@ pub struct ConfigSetPatch {
     pub tags: Tags,
 }
 
-/// A new destination of a set.
+/// A new destination of a set, or of the account.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CreateDestination {
-    /// The set, sixteen bytes.
+    /// The set, sixteen bytes; empty: the account.
     #[prost(bytes = "vec", tag = "1")]
     pub config_set_id: Vec<u8>,
     /// The destination.
@@ -379,7 +427,7 @@ pub struct CreateDestination {
 /// A destination by its name.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct DestinationName {
-    /// The set, sixteen bytes.
+    /// The set, sixteen bytes; empty: whichever it is of, or the account.
     #[prost(bytes = "vec", tag = "1")]
     pub config_set_id: Vec<u8>,
     /// The destination, sixteen bytes.
@@ -409,7 +457,7 @@ pub struct DestinationPatch {
     #[prost(enumeration = "crate::kind::EventType", repeated, tag = "6")]
     pub matching_event_types: Vec<i32>,
     /// How it is spoken to.
-    #[prost(enumeration = "crate::account::Dialect", optional, tag = "7")]
+    #[prost(enumeration = "crate::destination::Dialect", optional, tag = "7")]
     pub dialect: Option<i32>,
     /// Whether it gets anything.
     #[prost(bool, optional, tag = "8")]
@@ -420,6 +468,70 @@ pub struct DestinationPatch {
     /// Waits before the second and later attempts.
     #[prost(uint32, repeated, tag = "10")]
     pub retry_schedule_seconds: Vec<u32>,
+    /// Free text; empty removes it.
+    #[prost(string, optional, tag = "11")]
+    pub description: Option<String>,
+    /// Whether `headers` is given.
+    #[prost(bool, tag = "12")]
+    pub has_headers: bool,
+    /// Sent along with each attempt.
+    #[prost(message, repeated, tag = "13")]
+    pub headers: Vec<Header>,
+    /// In which order it is told.
+    #[prost(enumeration = "crate::destination::Ordering", optional, tag = "14")]
+    pub ordering: Option<i32>,
+    /// Attempts at once; 0: as the settings say.
+    #[prost(uint32, optional, tag = "15")]
+    pub concurrency: Option<u32>,
+    /// Attempts a second; 0: as many as there are.
+    #[prost(uint32, optional, tag = "16")]
+    pub rate_per_second: Option<u32>,
+    /// What is around an event.
+    #[prost(enumeration = "crate::destination::Envelope", optional, tag = "17")]
+    pub envelope: Option<i32>,
+}
+
+/// Another secret for a destination.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RotateSecret {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub destination: Option<DestinationName>,
+    /// The new secret, sealed.
+    #[prost(bytes = "vec", tag = "2")]
+    pub sealed_secret: Vec<u8>,
+    /// How long the one before still signs, milliseconds.
+    #[prost(int64, tag = "3")]
+    pub overlap: i64,
+    /// The same secrets sealed anew, and nothing else: the one that counts must be this still.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub resealed: Option<Vec<u8>>,
+    /// The one before, sealed anew.
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub resealed_previous: Option<Vec<u8>>,
+}
+
+/// How a destination is doing.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct WebhookHealth {
+    /// Which; sixteen bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub destination_id: Vec<u8>,
+    /// How.
+    #[prost(enumeration = "crate::destination::Health", tag = "2")]
+    pub health: i32,
+    /// Since when it fails, milliseconds since the epoch.
+    #[prost(int64, tag = "3")]
+    pub failing_since: i64,
+    /// Attempts that failed one after the other.
+    #[prost(uint32, tag = "4")]
+    pub failed_attempts: u32,
+    /// For people.
+    #[prost(string, tag = "5")]
+    pub reason: String,
+    /// What its owner had enabled when this was seen; of another time it says nothing.
+    #[prost(uint32, tag = "6")]
+    pub revival: u32,
 }
 
 /// An `Idempotency-Key` for a request whose effects are other records, with the answer it will get.

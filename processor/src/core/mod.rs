@@ -2,15 +2,13 @@
 
 pub mod account;
 pub mod effects;
-pub mod envelope;
 pub mod overlay;
 pub mod policy;
 pub mod quota;
-pub mod retry;
 pub mod rows;
-pub mod signature;
 pub mod source;
 pub mod step;
+pub mod webhook;
 pub mod window;
 
 #[cfg(test)]

@@ -54,12 +54,14 @@ pub struct Keys {
     pub answered: Option<RowKey>,
     /// Addresses, in the order of the record.
     pub suppressed: Vec<RowKey>,
+    /// Whether the call of a fact was heard of, for those who are told once a call.
+    pub call: Option<RowKey>,
 }
 
 impl Keys {
     /// Every row.
     pub fn rows(&self) -> impl Iterator<Item = &RowKey> {
-        self.seen.iter().chain(&self.fact).chain(&self.answered).chain(&self.suppressed)
+        self.seen.iter().chain(&self.fact).chain(&self.answered).chain(&self.suppressed).chain(&self.call)
     }
 }
 

@@ -72,6 +72,16 @@ impl RowKey {
         Some(Self { account, kind: RowKind::Fact, hash })
     }
 
+    /// That a call's mail was sent, or failed; `None` for types that are told of each recipient anyway.
+    pub fn call(account: AccountId, kind: EventType, send_id: &str) -> Option<Self> {
+        let class: &[u8] = match kind {
+            EventType::Send => b"sent",
+            EventType::Reject | EventType::RenderingFailure => b"failed",
+            _ => return None,
+        };
+        Some(Self { account, kind: RowKind::Fact, hash: hash128(&[b"call", class, send_id.as_bytes()]) })
+    }
+
     /// A suppressed address.
     pub fn suppressed(account: AccountId, email: &str) -> Self {
         Self { account, kind: RowKind::Suppressed, hash: hash128(&[address::fold(email).as_bytes()]) }

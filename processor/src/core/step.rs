@@ -4,6 +4,7 @@ mod command;
 mod fact;
 mod send;
 mod standing;
+mod webhook;
 
 use sendtrail_schemas::account::{AccountConfig, ConfigSet};
 use sendtrail_schemas::codec;
@@ -72,6 +73,7 @@ fn fact_keys(account: AccountId, fact: &EventFact, keys: &mut Keys) {
     if permanent || matches!(kind, EventType::Complaint | EventType::Subscription) {
         keys.suppressed.push(RowKey::suppressed(account, &fact.recipient));
     }
+    keys.call = fact.send_id.as_ref().and_then(|send_id| RowKey::call(account, kind, send_id));
 }
 
 /// Applies the record at `offset` to the state, appending what it gives rise to.
@@ -174,7 +176,7 @@ impl Step<'_> {
     /// Numbers an event and sends it on its way.
     fn emit(&mut self, mut event: Event) {
         let progress = &mut self.overlay.progress;
-        event.version = codec::VERSION;
+        event.version = event.kind().version();
         event.partition = self.overlay.partition;
         event.seq = progress.next_event;
         event.offset = self.offset;
@@ -228,8 +230,15 @@ impl Step<'_> {
     }
 }
 
-/// The destinations of a set that take events of a type, sixteen bytes each.
-fn destinations(config: &AccountConfig, set: Option<usize>, kind: EventType) -> Vec<Vec<u8>> {
-    let Some(set) = set.and_then(|set| config.config_sets.get(set)) else { return Vec::new() };
-    set.destinations.iter().filter(|dest| dest.takes(kind)).map(|dest| dest.destination_id.clone()).collect()
+/// The destinations of a set, and the account's own, that take events of a type, sixteen bytes each. `first_of_call`: whether
+/// it is the first of its type for its call.
+fn destinations(config: &AccountConfig, set: Option<usize>, kind: EventType, first_of_call: bool) -> Vec<Vec<u8>> {
+    let of_set = set.and_then(|set| config.config_sets.get(set)).into_iter().flat_map(|set| &set.destinations);
+    let all = of_set.chain(&config.webhooks);
+    all.filter(|dest| dest.takes(kind, first_of_call)).map(|dest| dest.destination_id.clone()).collect()
+}
+
+/// Every destination of an account that takes events of a type which belong to no set, sixteen bytes each.
+fn everywhere(config: &AccountConfig, kind: EventType) -> Vec<Vec<u8>> {
+    config.destinations().filter(|dest| dest.takes(kind, true)).map(|dest| dest.destination_id.clone()).collect()
 }

@@ -1,17 +1,21 @@
-//! Deliveries that wait, on the device: what was tried and failed, and what found no room in memory.
+//! Deliveries that wait, on the device: what was tried and failed, what found no room in memory, what must not come before
+//! another, and what is made once more.
 //!
-//! Each has a row, and one place that names it: a timer while it is not due, the backlog of its destination when it is.
-//! So one destination that takes nothing never stands before the others'. Rows are written as attempts end; a
-//! checkpoint makes them durable together with the marks, and never a mark before the rows that it stands for.
+//! Each has a row, and a place that says what it waits for: a timer while it is not due, the backlog of its destination
+//! when it is, nothing while another of its message comes before it. So one destination that takes nothing never stands
+//! before the others'. Rows are written as attempts end; a checkpoint makes them durable together with the marks, and never
+//! a mark before the rows that it stands for.
 
 use std::collections::BTreeSet;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use prost::Message;
-use sendtrail_schemas::account::Dialect;
+use sendtrail_schemas::destination::{Dialect, Envelope};
 use sendtrail_schemas::ids::DestinationId;
+use sendtrail_schemas::kind::EventType;
 
 use crate::Error;
+use crate::core::webhook::breaker::Breaker;
 
 /// Names a delivery within a partition.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,6 +24,20 @@ pub struct DeliveryKey {
     pub seq: u64,
     /// The destination.
     pub destination: DestinationId,
+}
+
+/// What a delivery waits for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum Waits {
+    /// Until it is due.
+    Timer = 0,
+    /// For its destination.
+    Backlog = 1,
+    /// For another delivery of its message.
+    Held = 2,
+    /// For its destination, behind what is new.
+    Replay = 3,
 }
 
 /// A delivery that waits.
@@ -43,12 +61,36 @@ pub struct Waiting {
     /// When the next is due, by the wall clock.
     #[prost(int64, tag = "6")]
     pub due_at: i64,
-    /// Whether it is due, and named by its destination's backlog.
-    #[prost(bool, tag = "7")]
-    pub is_due: bool,
+    /// What it waits for.
+    #[prost(enumeration = "Waits", tag = "7")]
+    pub waits: i32,
     /// The dialect that the body is in; a patch of the destination's holds for later events.
     #[prost(enumeration = "Dialect", tag = "8")]
     pub dialect: i32,
+    /// What is around the event in the body.
+    #[prost(enumeration = "Envelope", tag = "9")]
+    pub envelope: i32,
+    /// Never signed.
+    #[prost(bool, tag = "10")]
+    pub unsigned: bool,
+    /// One attempt and no more.
+    #[prost(bool, tag = "11")]
+    pub once: bool,
+    /// Attempts of the schedule that are spent.
+    #[prost(uint32, tag = "12")]
+    pub spent: u32,
+    /// When the event was received, milliseconds since the epoch.
+    #[prost(int64, tag = "13")]
+    pub event_received_at: i64,
+    /// The event's type.
+    #[prost(enumeration = "EventType", tag = "14")]
+    pub event_type: i32,
+    /// The message and recipient whose events come in order; 0: in any.
+    #[prost(fixed64, tag = "15")]
+    pub in_order_of: u64,
+    /// The replay that it belongs to, sixteen bytes; empty: none.
+    #[prost(bytes = "vec", tag = "16")]
+    pub replay_id: Vec<u8>,
 }
 
 /// Where a delivery stands in a backlog: when it was due, and its event.
@@ -65,6 +107,20 @@ pub struct Marks {
     pub attempt: u64,
 }
 
+/// What is known of a destination that fails.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Standing {
+    /// Its failures.
+    #[prost(message, required, tag = "1")]
+    pub breaker: Breaker,
+    /// The account, sixteen bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub account_id: Vec<u8>,
+    /// The number after the last attempt that is in it.
+    #[prost(uint64, tag = "3")]
+    pub next_attempt: u64,
+}
+
 /// The book of one partition.
 #[derive(Clone)]
 pub struct Book {
@@ -72,6 +128,9 @@ pub struct Book {
     rows: Keyspace,
     timers: Keyspace,
     backlog: Keyspace,
+    replays: Keyspace,
+    order: Keyspace,
+    standings: Keyspace,
     marks: Keyspace,
     partition: [u8; 2],
 }
@@ -88,6 +147,9 @@ impl Book {
             rows: keyspace("dispatch.rows")?,
             timers: keyspace("dispatch.timers")?,
             backlog: keyspace("dispatch.backlog")?,
+            replays: keyspace("dispatch.replays")?,
+            order: keyspace("dispatch.order")?,
+            standings: keyspace("dispatch.standings")?,
             marks: keyspace("dispatch.marks")?,
             partition: (partition as u16).to_be_bytes(),
         })
@@ -110,21 +172,28 @@ impl Book {
         bytes
     }
 
-    fn backlog_key(&self, place: Place, destination: DestinationId) -> [u8; 34] {
+    /// A destination, then two numbers.
+    fn of_destination(&self, destination: DestinationId, (one, two): (u64, u64)) -> [u8; 34] {
         let mut bytes = [0u8; 34];
         bytes[..2].copy_from_slice(&self.partition);
         bytes[2..18].copy_from_slice(destination.bytes());
-        bytes[18..26].copy_from_slice(&(place.0.max(0) as u64).to_be_bytes());
-        bytes[26..].copy_from_slice(&place.1.to_be_bytes());
+        bytes[18..26].copy_from_slice(&one.to_be_bytes());
+        bytes[26..].copy_from_slice(&two.to_be_bytes());
         bytes
     }
 
-    /// The keyspace and key that name a delivery.
-    fn place(&self, key: DeliveryKey, waiting: &Waiting) -> (&Keyspace, [u8; 34]) {
-        if waiting.is_due {
-            (&self.backlog, self.backlog_key((waiting.due_at, key.seq), key.destination))
-        } else {
-            (&self.timers, self.timer_key(waiting.due_at, key))
+    fn backlog_key(&self, place: Place, destination: DestinationId) -> [u8; 34] {
+        self.of_destination(destination, (place.0.max(0) as u64, place.1))
+    }
+
+    /// The keyspace and key that name a delivery, if it waits for what may come by itself.
+    fn place(&self, key: DeliveryKey, waiting: &Waiting) -> Option<(&Keyspace, [u8; 34])> {
+        let in_backlog = || self.backlog_key((waiting.due_at, key.seq), key.destination);
+        match waiting.waits() {
+            Waits::Timer => Some((&self.timers, self.timer_key(waiting.due_at, key))),
+            Waits::Backlog => Some((&self.backlog, in_backlog())),
+            Waits::Replay => Some((&self.replays, in_backlog())),
+            Waits::Held => None,
         }
     }
 
@@ -143,13 +212,17 @@ impl Book {
     /// [`Error::Store`].
     pub fn put(&self, key: DeliveryKey, waiting: &Waiting) -> Result<(), Error> {
         let mut batch = self.database.batch();
-        if let Some(before) = self.get(key)? {
-            let (keyspace, place) = self.place(key, &before);
+        let before = self.get(key)?;
+        if let Some((keyspace, place)) = before.as_ref().and_then(|before| self.place(key, before)) {
             batch.remove(keyspace, place);
         }
         batch.insert(&self.rows, self.row_key(key), waiting.encode_to_vec());
-        let (keyspace, place) = self.place(key, waiting);
-        batch.insert(keyspace, place, []);
+        if let Some((keyspace, place)) = self.place(key, waiting) {
+            batch.insert(keyspace, place, []);
+        }
+        if before.is_none() && waiting.in_order_of != 0 {
+            batch.insert(&self.order, self.of_destination(key.destination, (waiting.in_order_of, key.seq)), []);
+        }
         Ok(batch.commit()?)
     }
 
@@ -162,83 +235,143 @@ impl Book {
         Ok(value.and_then(|value| Waiting::decode(&value[..]).ok()))
     }
 
-    /// Forgets a delivery that is done.
+    /// Forgets a delivery that is done; whether another of its message waits for its destination now.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn remove(&self, key: DeliveryKey) -> Result<(), Error> {
-        let Some(waiting) = self.get(key)? else { return Ok(()) };
+    pub fn remove(&self, key: DeliveryKey) -> Result<bool, Error> {
+        let Some(waiting) = self.get(key)? else { return Ok(false) };
         let mut batch = self.database.batch();
         batch.remove(&self.rows, self.row_key(key));
-        let (keyspace, place) = self.place(key, &waiting);
-        batch.remove(keyspace, place);
-        Ok(batch.commit()?)
+        if let Some((keyspace, place)) = self.place(key, &waiting) {
+            batch.remove(keyspace, place);
+        }
+        if waiting.in_order_of != 0 {
+            batch.remove(&self.order, self.of_destination(key.destination, (waiting.in_order_of, key.seq)));
+        }
+        batch.commit()?;
+        let Some(seq) = self.first_in_order(key.destination, waiting.in_order_of)? else { return Ok(false) };
+        let next = DeliveryKey { seq, ..key };
+        match self.get(next)? {
+            Some(held) if held.waits() == Waits::Held => {
+                self.put(next, &Waiting { waits: Waits::Backlog as i32, ..held })?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
-    /// Moves what is due by `now` into the backlogs of its destinations, at most `limit` of it: which destinations have
-    /// more now, and when the next is due.
+    /// The first event of a message whose delivery to a destination is not done.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn ripen(&self, now: i64, limit: usize) -> Result<(BTreeSet<DestinationId>, Option<i64>), Error> {
+    pub fn first_in_order(&self, destination: DestinationId, of: u64) -> Result<Option<u64>, Error> {
+        if of == 0 {
+            return Ok(None);
+        }
+        let bounds = self.of_destination(destination, (of, 0))..=self.of_destination(destination, (of, u64::MAX));
+        let Some(row) = self.order.range(bounds).next() else { return Ok(None) };
+        Ok(number_at(&row.key()?, 26))
+    }
+
+    /// Moves what is due by `now` into the backlogs of its destinations, at most `limit` of it: whose and which have more
+    /// now, and when the next is due.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn ripen(
+        &self,
+        now: i64,
+        limit: usize,
+    ) -> Result<(BTreeSet<(Vec<u8>, DestinationId)>, Option<i64>), Error> {
         let mut destinations = BTreeSet::new();
         for (count, timer) in self.timers.prefix(self.partition).enumerate() {
-            let (key, _) = timer.into_inner()?;
+            let key = timer.key()?;
             let Some((due_at, delivery)) = read_timer(&key) else { continue };
             if due_at > now || count >= limit {
                 return Ok((destinations, Some(due_at)));
             }
             if let Some(waiting) = self.get(delivery)? {
-                self.put(delivery, &Waiting { is_due: true, ..waiting })?;
+                destinations.insert((waiting.account_id.clone(), delivery.destination));
+                self.put(delivery, &Waiting { waits: Waits::Backlog as i32, ..waiting })?;
             }
-            destinations.insert(delivery.destination);
         }
         Ok((destinations, None))
     }
 
-    /// Due deliveries of a destination after a place, the earliest first.
+    /// Deliveries that wait for a destination, the earliest first.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn backlog(
+    pub fn waiting_for(
         &self,
         destination: DestinationId,
-        after: Option<Place>,
+        waits: Waits,
         limit: usize,
     ) -> Result<Vec<(DeliveryKey, Waiting)>, Error> {
-        let start = match after {
-            Some((due_at, seq)) => self.backlog_key((due_at, seq + 1), destination),
-            None => self.backlog_key((0, 0), destination),
-        };
-        let end = self.backlog_key((i64::MAX, u64::MAX), destination);
+        let keyspace = if waits == Waits::Replay { &self.replays } else { &self.backlog };
+        let bounds = self.of_destination(destination, (0, 0))..=self.of_destination(destination, (u64::MAX, u64::MAX));
         let mut found = Vec::new();
-        for row in self.backlog.range(start..=end).take(limit) {
-            let (key, _) = row.into_inner()?;
-            let Some(seq) = key.get(26..).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes) else { continue };
+        for row in keyspace.range(bounds).take(limit) {
+            let Some(seq) = number_at(&row.key()?, 26) else { continue };
             let key = DeliveryKey { seq, destination };
             found.extend(self.get(key)?.map(|waiting| (key, waiting)));
         }
         Ok(found)
     }
 
-    /// Destinations that have a backlog.
+    /// Whose and which destinations have deliveries that wait for them, and whether they are new or replays.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn destinations(&self) -> Result<BTreeSet<DestinationId>, Error> {
-        let mut destinations = BTreeSet::new();
-        let mut start = self.partition.to_vec();
-        loop {
-            let Some(row) = self.backlog.range(start.clone()..).next() else { return Ok(destinations) };
-            let (key, _) = row.into_inner()?;
-            let Some(destination) = key.get(2..18).filter(|_| key.starts_with(&self.partition)) else {
-                return Ok(destinations);
-            };
-            let destination = DestinationId::from_slice(destination)?;
-            destinations.insert(destination);
-            start = self.backlog_key((i64::MAX, u64::MAX), destination).to_vec();
-            start.push(0);
+    pub fn destinations(&self) -> Result<Vec<(Vec<u8>, DestinationId, Waits)>, Error> {
+        let mut found = Vec::new();
+        for (keyspace, waits) in [(&self.backlog, Waits::Backlog), (&self.replays, Waits::Replay)] {
+            let mut start = self.partition.to_vec();
+            while let Some(row) = keyspace.range(start.clone()..).next() {
+                let key = row.key()?;
+                let Some(destination) = key.get(2..18).filter(|_| key.starts_with(&self.partition)) else { break };
+                let destination = DestinationId::from_slice(destination)?;
+                let first = self.waiting_for(destination, waits, 1)?.pop();
+                found.extend(first.map(|(_, waiting)| (waiting.account_id, destination, waits)));
+                start = self.of_destination(destination, (u64::MAX, u64::MAX)).to_vec();
+                start.push(0);
+            }
         }
+        Ok(found)
+    }
+
+    fn standing_key(&self, destination: DestinationId) -> [u8; 18] {
+        let mut bytes = [0u8; 18];
+        bytes[..2].copy_from_slice(&self.partition);
+        bytes[2..].copy_from_slice(destination.bytes());
+        bytes
+    }
+
+    /// Notes how a destination that fails stands; one that does not has no row.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn put_standing(&self, destination: DestinationId, standing: &Standing) -> Result<(), Error> {
+        let key = self.standing_key(destination);
+        if standing.breaker.is_closed() {
+            return Ok(self.standings.remove(key)?);
+        }
+        Ok(self.standings.insert(key, standing.encode_to_vec())?)
+    }
+
+    /// Every destination that fails.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn standings(&self) -> Result<Vec<(DestinationId, Standing)>, Error> {
+        let mut found = Vec::new();
+        for row in self.standings.prefix(self.partition) {
+            let (key, value) = row.into_inner()?;
+            let (Some(id), Ok(standing)) = (key.get(2..), Standing::decode(&value[..])) else { continue };
+            found.push((DestinationId::from_slice(id)?, standing));
+        }
+        Ok(found)
     }
 
     /// Makes marks durable, and all that was written before.
@@ -252,48 +385,107 @@ impl Book {
     }
 }
 
+fn number_at(key: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?))
+}
+
 fn read_timer(key: &[u8]) -> Option<(i64, DeliveryKey)> {
-    let number = |range: std::ops::Range<usize>| Some(u64::from_be_bytes(key.get(range)?.try_into().ok()?));
     let destination = DestinationId::from_slice(key.get(18..)?).ok()?;
-    Some((number(2..10)? as i64, DeliveryKey { seq: number(10..18)?, destination }))
+    Some((number_at(key, 2)? as i64, DeliveryKey { seq: number_at(key, 10)?, destination }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sendtrail_schemas::destination::Health;
     use tempfile::TempDir;
     use uuid::Uuid;
+
+    fn id(n: u128) -> DestinationId {
+        DestinationId(Uuid::from_u128(n))
+    }
+
+    fn key(seq: u64) -> DeliveryKey {
+        DeliveryKey { seq, destination: id(9) }
+    }
+
+    fn waiting(due_at: i64) -> Waiting {
+        Waiting { account_id: vec![1], due_at, event_name: "Open".into(), ..Waiting::default() }
+    }
+
+    fn seqs(book: &Book, waits: Waits) -> Vec<u64> {
+        book.waiting_for(id(9), waits, 10).unwrap().into_iter().map(|(key, _)| key.seq).collect()
+    }
 
     #[test]
     fn a_delivery_has_one_timer_at_a_time() {
         let folder = TempDir::new().unwrap();
         let database = Database::builder(folder.path()).open().unwrap();
         let (book, other) = (Book::open(&database, 0).unwrap(), Book::open(&database, 1).unwrap());
-        let key = |seq| DeliveryKey { seq, destination: DestinationId(Uuid::from_u128(9)) };
-        let waiting = |due_at| Waiting { due_at, event_name: "Open".into(), ..Waiting::default() };
         book.put(key(1), &waiting(100)).unwrap();
         book.put(key(2), &waiting(50)).unwrap();
         book.put(key(1), &waiting(20)).unwrap();
         other.put(key(7), &waiting(1)).unwrap();
-        let of = DestinationId(Uuid::from_u128(9));
+        let of = BTreeSet::from([(vec![1], id(9))]);
         assert_eq!(book.ripen(10, 10).unwrap(), (BTreeSet::new(), Some(20)));
-        assert_eq!(book.ripen(60, 1).unwrap(), (BTreeSet::from([of]), Some(50)));
-        assert_eq!(book.backlog(of, None, 10).unwrap(), [(key(1), Waiting { is_due: true, ..waiting(20) })]);
-        assert_eq!(book.ripen(60, 10).unwrap(), (BTreeSet::from([of]), None));
-        let keys = |after| book.backlog(of, after, 10).unwrap().into_iter().map(|(key, _)| key.seq).collect::<Vec<_>>();
-        assert_eq!((keys(None), keys(Some((20, 1))), keys(Some((50, 2)))), (vec![1, 2], vec![2], vec![]));
+        assert_eq!(book.ripen(60, 1).unwrap(), (of.clone(), Some(50)));
+        assert_eq!(seqs(&book, Waits::Backlog), [1]);
+        assert_eq!(book.ripen(60, 10).unwrap(), (of, None));
+        assert_eq!(seqs(&book, Waits::Backlog), [1, 2]);
+        let replay = Waiting { waits: Waits::Replay as i32, ..waiting(5) };
+        book.put(key(3), &replay).unwrap();
+        assert_eq!((seqs(&book, Waits::Backlog), seqs(&book, Waits::Replay)), (vec![1, 2], vec![3]));
         assert_eq!(
-            (book.destinations().unwrap(), other.destinations().unwrap()),
-            (BTreeSet::from([of]), BTreeSet::new())
+            book.destinations().unwrap(),
+            [(vec![1], id(9), Waits::Backlog), (vec![1], id(9), Waits::Replay)]
         );
+        assert_eq!(other.destinations().unwrap(), []);
         book.remove(key(1)).unwrap();
         book.remove(key(1)).unwrap();
         // Tried again and failed: back to the timers.
         book.put(key(2), &waiting(90)).unwrap();
-        assert_eq!(keys(None), [0u64; 0]);
+        book.put(key(3), &waiting(95)).unwrap();
+        assert_eq!((seqs(&book, Waits::Backlog), seqs(&book, Waits::Replay)), (vec![], vec![]));
         assert_eq!(book.ripen(60, 10).unwrap(), (BTreeSet::new(), Some(90)));
         assert_eq!(book.get(key(2)).unwrap(), Some(waiting(90)));
         book.checkpoint(Marks { event: 3, attempt: 4 }).unwrap();
         assert_eq!((book.marks().unwrap().event, other.marks().unwrap().event), (3, 0));
+    }
+
+    #[test]
+    fn what_is_held_comes_when_the_one_before_is_done() {
+        let folder = TempDir::new().unwrap();
+        let book = Book::open(&Database::builder(folder.path()).open().unwrap(), 0).unwrap();
+        let of = |message: u64, waits: Waits| Waiting { in_order_of: message, waits: waits as i32, ..waiting(10) };
+        for seq in [1, 4, 6] {
+            let waits = if book.first_in_order(id(9), 77).unwrap().is_some() { Waits::Held } else { Waits::Backlog };
+            book.put(key(seq), &of(77, waits)).unwrap();
+        }
+        book.put(key(2), &of(78, Waits::Backlog)).unwrap();
+        assert_eq!(seqs(&book, Waits::Backlog), [1, 2]);
+        // It fails, and is tried again later: those behind it still wait.
+        book.put(key(1), &of(77, Waits::Timer)).unwrap();
+        assert_eq!((seqs(&book, Waits::Backlog), book.first_in_order(id(9), 77).unwrap()), (vec![2], Some(1)));
+        assert!(book.remove(key(1)).unwrap());
+        assert_eq!(seqs(&book, Waits::Backlog), [2, 4]);
+        assert!(!book.remove(key(2)).unwrap());
+        // The last one goes before the one before it: nothing is let go.
+        assert!(!book.remove(key(6)).unwrap());
+        assert!(!book.remove(key(4)).unwrap());
+        assert_eq!((seqs(&book, Waits::Backlog), book.first_in_order(id(9), 77).unwrap()), (vec![], None));
+    }
+
+    #[test]
+    fn only_destinations_that_fail_have_a_standing() {
+        let folder = TempDir::new().unwrap();
+        let book = Book::open(&Database::builder(folder.path()).open().unwrap(), 3).unwrap();
+        let mut standing = Standing { account_id: vec![1], next_attempt: 8, ..Standing::default() };
+        standing.breaker.note(false, 1_000);
+        book.put_standing(id(9), &standing).unwrap();
+        assert_eq!(book.standings().unwrap(), [(id(9), standing.clone())]);
+        standing.breaker.note(true, 2_000);
+        assert_eq!(standing.breaker.health(), Health::Working);
+        book.put_standing(id(9), &standing).unwrap();
+        assert_eq!(book.standings().unwrap(), []);
     }
 }

@@ -9,10 +9,13 @@
 //! Each destination has a lane of its own, bounded in memory; what finds no room waits in the book. At least once: an
 //! attempt whose record is lost in a crash is made again, with the same delivery id.
 
+mod attempt;
 mod book;
 mod client;
+mod desk;
 mod lane;
 mod outcome;
+mod replay;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,58 +24,56 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use prost::Message;
 use sendtrail_eventlog::{EventLog, Pulse, Reader, Retention, read};
-use sendtrail_schemas::account::{Destination, Dialect};
 use sendtrail_schemas::codec;
-use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::event::Event;
-use sendtrail_schemas::ids::{AccountId, DestinationId, delivery_id};
+use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::Attempt;
-use sendtrail_schemas::secret::Vault;
+use sendtrail_schemas::record::{Change, WebhookHealth};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use client::{Answer, Poster, Reach, is_public};
+pub use attempt::Sender;
+pub use client::{Answer, Failed, Poster, PosterOptions, Reach, is_public};
+pub use replay::{History, HistoryPage, Redelivery};
 
-use crate::core::envelope::render;
-use crate::core::retry::timeout_millis;
-use crate::core::signature::{Signed, headers};
 use crate::{Error, Store, blocking};
+use attempt::{Outcome, joining, waiting};
 use book::{Book, DeliveryKey, Marks, Waiting};
-use lane::{Job, Lane};
-use outcome::{Outcome, ended};
+use desk::Desk;
+use replay::Replays;
 
 /// Bytes of events read at once.
 const READ_BYTES: usize = 512 << 10;
-/// Timers looked at together.
-const RIPEN_TOGETHER: usize = 1_024;
 /// How long attempts under way may take when the server stops; what takes longer is made again.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long to wait after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
+/// How soon it is told again how a destination is doing, as long as that is not known.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// The dispatcher of one partition.
 pub struct Dispatcher {
     /// Which.
     pub partition: u32,
+    /// How many there are.
+    pub partitions: u32,
     /// The log.
     pub log: Arc<dyn EventLog>,
     /// Where waiting deliveries are kept.
     pub store: Store,
-    /// Where destinations are looked up when an attempt begins.
-    pub directory: Arc<Directory>,
     /// How far the partition is: the directory knows what came before.
     pub pulse: Arc<Pulse>,
-    /// Opens their secrets.
-    pub vault: Vault,
-    /// Posts.
-    pub poster: Poster,
+    /// Posts to destinations.
+    pub sender: Sender,
+    /// Attempts at once, of all partitions.
+    pub turns: Arc<Semaphore>,
+    /// Where events are kept that are to be told once more.
+    pub history: Arc<dyn History>,
     /// What may be trimmed.
     pub retention: Arc<Retention>,
-    /// Attempts to one destination at once.
-    pub concurrency: usize,
     /// How often the marks are made durable.
     pub checkpoint_every: Duration,
 }
@@ -99,47 +100,6 @@ impl Dispatcher {
     fn of(&self, topic: Topic) -> TopicPartition {
         TopicPartition::new(topic, self.partition)
     }
-
-    /// Makes one attempt.
-    async fn attempt(&self, destination: DestinationId, job: Job) -> Outcome {
-        let started_at = Millis::wall().0;
-        let account = AccountId::from_slice(&job.waiting.account_id).ok();
-        let config = account.and_then(|account| self.directory.account(account));
-        let found = config.as_ref().and_then(|config| config.destination(destination)).map(|(_, found)| found);
-        let Some(found) = found.filter(|found| found.enabled) else {
-            let answer = Answer { status: Err("the destination was deleted or disabled".into()), retry_after: None };
-            return Outcome { job, destination, started_at, finished_at: started_at, answer, spoken: None };
-        };
-        let dialect = job.waiting.dialect();
-        let answer = match self.secret(found, destination) {
-            Ok(secret) => {
-                let signed = Signed {
-                    delivery_id: &delivery_id(
-                        account.unwrap_or(AccountId(uuid::Uuid::nil())),
-                        self.partition,
-                        job.key.seq,
-                        destination,
-                    )
-                    .to_string(),
-                    event_name: &job.waiting.event_name,
-                    attempt: job.waiting.attempts + 1,
-                    timestamp: started_at / 1_000,
-                    body: &job.waiting.body,
-                };
-                let headers = headers(dialect, secret.as_deref(), &signed);
-                let within = Duration::from_millis(timeout_millis(dialect) as u64);
-                self.poster.post(&found.webhook_url, &headers, job.waiting.body.clone(), within).await
-            }
-            Err(error) => Answer { status: Err(error.to_string()), retry_after: None },
-        };
-        let spoken = Some((dialect, found.retry_schedule_seconds.clone()));
-        Outcome { job, destination, started_at, finished_at: Millis::wall().0, answer, spoken }
-    }
-
-    fn secret(&self, destination: &Destination, id: DestinationId) -> Result<Option<Vec<u8>>, Error> {
-        let sealed = destination.sealed_secret.as_deref();
-        Ok(sealed.map(|sealed| self.vault.open(sealed, id.bytes())).transpose()?)
-    }
 }
 
 /// Where an event goes, read without reading the rest of it.
@@ -151,22 +111,23 @@ struct Destined {
 
 struct Running {
     of: Arc<Dispatcher>,
-    book: Book,
+    desk: Desk,
+    replays: Replays,
     next_event: u64,
     next_attempt: u64,
     /// The directory knows what came before this offset of intake.
     applied: watch::Receiver<u64>,
-    lanes: HashMap<DestinationId, Lane>,
-    /// Lanes in which something may be started.
-    ready: Vec<DestinationId>,
     /// Events that have deliveries in memory only: how many, and the attempt before which none of theirs is.
     unbooked: BTreeMap<u64, (usize, u64)>,
     /// Attempts recorded after the marks, until the events they belong to are folded again.
     known: HashMap<DeliveryKey, Attempt>,
+    /// Destinations whose health is another than their accounts know, and when that was told last.
+    untold: BTreeMap<(AccountId, DestinationId), Option<Instant>>,
     end: watch::Receiver<u64>,
     /// Ended when this is dropped: at a stop, or when the dispatcher goes back to its marks.
     under_way: JoinSet<Outcome>,
-    next_due: Option<i64>,
+    /// Somebody waits for a turn that other partitions have.
+    crowded: bool,
     checkpointed: Instant,
     /// What the last checkpoint said.
     marked: Marks,
@@ -180,21 +141,21 @@ impl Running {
             next_event: marks.event,
             next_attempt: marks.attempt,
             applied: of.pulse.applied(),
-            lanes: HashMap::new(),
-            ready: Vec::new(),
+            replays: Replays::new(),
             unbooked: BTreeMap::new(),
             known: HashMap::new(),
+            untold: BTreeMap::new(),
             end: of.log.end(of.of(Topic::Events)),
             under_way: JoinSet::new(),
-            next_due: Some(0),
+            crowded: false,
             checkpointed: Instant::now(),
             marked: marks,
-            book,
+            desk: Desk::open(book)?,
             of,
         };
         running.fold_attempts().await?;
-        for destination in running.book.destinations()? {
-            running.lane(destination).has_backlog = true;
+        for (destination, standing) in running.desk.book.standings()? {
+            running.untold.insert((AccountId::from_slice(&standing.account_id)?, destination), None);
         }
         Ok(running)
     }
@@ -212,22 +173,8 @@ impl Running {
                 self.next_attempt = record.offset + 1;
                 let attempt: Attempt = codec::decode(&record.value)?;
                 let destination = DestinationId::from_slice(&attempt.destination_id)?;
-                let key = DeliveryKey { seq: attempt.event_seq, destination };
-                match (attempt.next_due_at, self.book.get(key)?) {
-                    (Some(due_at), Some(waiting)) => self.book.put(
-                        key,
-                        &Waiting {
-                            attempts: attempt.number,
-                            first_started_at: attempt.first_started_at,
-                            due_at,
-                            is_due: false,
-                            ..waiting
-                        },
-                    )?,
-                    (None, Some(_)) => self.book.remove(key)?,
-                    (_, None) => {}
-                }
-                self.known.insert(key, attempt);
+                self.desk.fold(destination, &attempt, record.offset)?;
+                self.known.insert(DeliveryKey { seq: attempt.event_seq, destination }, attempt);
             }
         }
     }
@@ -235,17 +182,19 @@ impl Running {
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         loop {
             let folded = self.fold_events().await?;
-            self.ripen()?;
+            self.desk.ripen(Millis::wall().0)?;
             self.start_attempts()?;
+            self.tell_health();
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
-                self.checkpoint().await?;
+                self.checkpoint(false).await?;
             }
             if stop.is_cancelled() {
                 return self.finish().await;
             }
             if folded {
-                // More may be there; outcomes are taken as they are.
+                // More may be there; outcomes and pages are taken as they are.
                 self.take_outcomes().await?;
+                self.go_on_with_replays().await?;
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -254,28 +203,33 @@ impl Running {
     }
 
     async fn wait(&mut self, stop: &CancellationToken) -> Result<(), Error> {
-        let until_due = self.next_due.map_or(1_000, |due| due - Millis::wall().0).clamp(1, 1_000);
-        let first = tokio::select! {
-            Some(outcome) = self.under_way.join_next() => Some(ended(outcome)?),
-            _ = self.end.changed() => None,
-            _ = self.applied.changed() => None,
-            () = tokio::time::sleep(Duration::from_millis(until_due as u64)) => None,
-            () = stop.cancelled() => None,
+        enum Woken {
+            Ended(Box<Outcome>),
+            Page(replay::Page),
+            Look,
+            Other,
+        }
+        let until = self.desk.wake_at().map_or(1_000, |at| at - Millis::wall().0).clamp(1, 1_000);
+        let (turns, look_at) = (self.of.turns.clone(), self.replays.look_at());
+        let woken = tokio::select! {
+            Some(outcome) = self.under_way.join_next() => Woken::Ended(Box::new(outcome.map_err(joining)?)),
+            page = self.replays.page() => Woken::Page(page),
+            () = tokio::time::sleep_until(look_at) => Woken::Look,
+            _ = self.end.changed() => Woken::Other,
+            _ = self.applied.changed() => Woken::Other,
+            _ = turns.acquire(), if self.crowded => Woken::Other,
+            () = tokio::time::sleep(Duration::from_millis(until as u64)) => Woken::Other,
+            () = stop.cancelled() => Woken::Other,
         };
-        match first {
-            Some(outcome) => self.record(vec![outcome]).await,
-            None => Ok(()),
+        match woken {
+            Woken::Ended(outcome) => self.record(vec![*outcome]).await,
+            Woken::Page(page) => self.take_page(page).await,
+            Woken::Look => {
+                self.look_for_replays();
+                Ok(())
+            }
+            Woken::Other => Ok(()),
         }
-    }
-
-    /// A lane in which something is about to change.
-    fn lane(&mut self, destination: DestinationId) -> &mut Lane {
-        let lane = self.lanes.entry(destination).or_default();
-        if !lane.is_ready {
-            lane.is_ready = true;
-            self.ready.push(destination);
-        }
-        lane
     }
 
     /// Reads on in the events; whether there was anything.
@@ -312,83 +266,75 @@ impl Running {
 
     fn fold_delivery(&mut self, event: &Event, destination: DestinationId) -> Result<(), Error> {
         let key = DeliveryKey { seq: event.seq, destination };
-        if self.book.get(key)?.is_some() {
+        if self.desk.book.get(key)?.is_some() {
             return Ok(());
         }
         let known = self.known.remove(&key);
         if known.as_ref().is_some_and(|attempt| attempt.next_due_at.is_none()) {
             return Ok(());
         }
-        let config = self.of.directory.account(event.account());
-        let dialect =
-            config.as_ref().and_then(|config| config.destination(destination)).map(|(_, found)| found.dialect());
-        // A destination that is gone gets an attempt that says so, in the default dialect.
-        let dialect = dialect.unwrap_or(Dialect::Splashify);
-        let Some(envelope) = render(dialect, event) else { return Ok(()) };
-        let mut waiting = Waiting {
-            account_id: event.account_id.clone(),
-            dialect: dialect as i32,
-            event_name: envelope.event_name.into(),
-            body: envelope.body.into(),
-            due_at: Millis::wall().0,
-            ..Waiting::default()
-        };
+        let config = self.of.sender.directory.account(event.account());
+        let to = config.as_ref().and_then(|config| config.destination(destination));
+        let Some(waiting) = waiting(event, to, Millis::wall().0) else { return Ok(()) };
         if let Some(attempt) = known {
-            waiting.attempts = attempt.number;
-            waiting.first_started_at = attempt.first_started_at;
-            waiting.due_at = attempt.next_due_at.unwrap_or_default();
-            self.next_due = Some(self.next_due.map_or(waiting.due_at, |due| due.min(waiting.due_at)));
-            return self.book.put(key, &waiting);
+            let waiting = Waiting {
+                attempts: attempt.number,
+                spent: attempt.spent,
+                first_started_at: attempt.first_started_at,
+                due_at: attempt.next_due_at.unwrap_or_default(),
+                ..waiting
+            };
+            return self.desk.put_off(key, &waiting);
         }
-        let lane = self.lane(destination);
-        if lane.has_room() {
-            lane.push(Job { key, waiting, booked: false });
+        if self.desk.offer(event.account(), key, waiting)? {
             self.unbooked.entry(key.seq).or_insert((0, self.next_attempt)).0 += 1;
-            return Ok(());
-        }
-        lane.has_backlog = true;
-        self.book.put(key, &Waiting { is_due: true, ..waiting })
-    }
-
-    /// Lets timers that are due join their destinations' backlogs.
-    fn ripen(&mut self) -> Result<(), Error> {
-        let now = Millis::wall().0;
-        if self.next_due.is_some_and(|due| due <= now) {
-            let (destinations, next) = self.book.ripen(now, RIPEN_TOGETHER)?;
-            self.next_due = next;
-            for destination in destinations {
-                self.lane(destination).has_backlog = true;
-            }
         }
         Ok(())
     }
 
     fn start_attempts(&mut self) -> Result<(), Error> {
-        for destination in std::mem::take(&mut self.ready) {
-            let Some(lane) = self.lanes.get_mut(&destination) else { continue };
-            lane.is_ready = false;
-            lane.refill(&self.book, destination)?;
-            while lane.under_way < self.of.concurrency
-                && let Some(job) = lane.take()
-            {
-                lane.under_way += 1;
-                let of = self.of.clone();
-                self.under_way.spawn(async move { of.attempt(destination, job).await });
-            }
-            if lane.is_idle() {
-                self.lanes.remove(&destination);
-            }
+        self.crowded = false;
+        let now = Millis::wall().0;
+        while self.desk.is_waiting() {
+            let Ok(turn) = self.of.turns.clone().try_acquire_owned() else {
+                self.crowded = true;
+                return Ok(());
+            };
+            let sender = &self.of.sender;
+            let next = self.desk.next(now, |account, destination| sender.limits(account, destination))?;
+            let Some((destination, job)) = next else { return Ok(()) };
+            let of = self.of.clone();
+            self.under_way.spawn(async move {
+                let outcome = of.sender.attempt(of.partition, destination, job).await;
+                drop(turn);
+                outcome
+            });
         }
         Ok(())
     }
 
-    async fn checkpoint(&mut self) -> Result<(), Error> {
+    /// Tells accounts how their destinations are doing, until they know.
+    fn tell_health(&mut self) {
+        let (of, desk) = (&self.of, &self.desk);
+        self.untold.retain(|(account, destination), told| {
+            let config = of.sender.directory.account(*account);
+            let Some(found) = config.as_ref().and_then(|config| config.destination(*destination)) else { return false };
+            let Some(health) = desk.told_health(*destination, found) else { return false };
+            if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
+                *told = Some(Instant::now());
+                of.tell(*account, Change::WebhookHealth(health));
+            }
+            true
+        });
+    }
+
+    async fn checkpoint(&mut self, anyway: bool) -> Result<(), Error> {
         let end = (self.next_event, self.next_attempt);
         // Who folds these events again must find the attempts at them.
         let (event, attempt) = self.unbooked.first_key_value().map_or(end, |(seq, (_, attempt))| (*seq, *attempt));
         let marks = Marks { event, attempt };
-        if marks != self.marked {
-            let book = self.book.clone();
+        if marks != self.marked || anyway {
+            let book = self.desk.book.clone();
             // It waits for the device.
             blocking("note the dispatcher's marks", move || book.checkpoint(marks)).await?;
             self.marked = marks;
@@ -404,10 +350,42 @@ impl Running {
     async fn finish(&mut self) -> Result<(), Error> {
         let deadline = tokio::time::Instant::now() + GRACE;
         while let Ok(Some(outcome)) = tokio::time::timeout_at(deadline, self.under_way.join_next()).await {
-            self.record(vec![ended(outcome)?]).await?;
+            self.record(vec![outcome.map_err(joining)?]).await?;
         }
         // What hangs still is tried again after the start.
         self.under_way.shutdown().await;
-        self.checkpoint().await
+        self.checkpoint(false).await
+    }
+}
+
+impl Desk {
+    /// What is to be told of a destination's health; `None` when that is known, or of a time that is over.
+    fn told_health(
+        &self,
+        destination: DestinationId,
+        known: &sendtrail_schemas::destination::Destination,
+    ) -> Option<WebhookHealth> {
+        let health = self.health(destination);
+        let breaker = self.lane_of(destination).map(|lane| lane.standing.breaker.clone()).unwrap_or_default();
+        let current = breaker.revival == known.revival || breaker.is_closed();
+        (current && health != known.health()).then(|| WebhookHealth {
+            destination_id: destination.bytes().to_vec(),
+            health: health as i32,
+            failing_since: breaker.failing_since,
+            failed_attempts: breaker.failures,
+            reason: reason(health, breaker.failures, breaker.failing_since),
+            revival: known.revival,
+        })
+    }
+}
+
+fn reason(health: sendtrail_schemas::destination::Health, failures: u32, since: i64) -> String {
+    use sendtrail_schemas::destination::Health;
+    match health {
+        Health::Working => "an attempt was delivered".into(),
+        Health::Failing => format!("{failures} attempts failed one after the other, since {}", Millis(since)),
+        Health::Disabled => {
+            format!("{failures} attempts failed one after the other, since {}, or it said that it is gone", Millis(since))
+        }
     }
 }

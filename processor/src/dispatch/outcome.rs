@@ -4,45 +4,27 @@ use std::collections::btree_map::Entry;
 
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Batch;
-use sendtrail_schemas::account::Dialect;
 use sendtrail_schemas::codec;
-use sendtrail_schemas::ids::{AccountId, DestinationId};
-use sendtrail_schemas::mail::{Attempt, DeliveryStatus};
-use sendtrail_schemas::record::{Body, Change, Command, DestinationName, DestinationPatch, Record};
+use sendtrail_schemas::destination::Health;
+use sendtrail_schemas::ids::{AccountId, DestinationId, delivery_id};
+use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 use sendtrail_schemas::topic::Topic;
-use tokio::task::JoinError;
 
 use super::Running;
-use super::book::Waiting;
-use super::client::Answer;
-use super::lane::Job;
+use super::attempt::{Outcome, joining, kept, spent};
 use crate::Error;
-use crate::core::retry::{Ended, Next, next};
+use crate::core::webhook::breaker::FIRST_PROBE;
+use crate::core::webhook::retry::{Ended, Next, next};
 
 /// Attempts recorded together.
 const RECORD_TOGETHER: usize = 256;
-
-/// What an attempt came to.
-pub(super) struct Outcome {
-    pub(super) job: Job,
-    pub(super) destination: DestinationId,
-    pub(super) started_at: i64,
-    pub(super) finished_at: i64,
-    pub(super) answer: Answer,
-    /// How the destination is spoken to; `None` when it is gone.
-    pub(super) spoken: Option<(Dialect, Vec<u32>)>,
-}
-
-/// What an attempt came to; a panic in one sends the dispatcher back to its marks.
-pub(super) fn ended(joined: Result<Outcome, JoinError>) -> Result<Outcome, Error> {
-    joined.map_err(|cause| Error::Io { what: "attempt a webhook".into(), cause: cause.into() })
-}
 
 impl Running {
     /// Records what has ended, without waiting for more.
     pub(super) async fn take_outcomes(&mut self) -> Result<(), Error> {
         match self.under_way.try_join_next() {
-            Some(first) => self.record(vec![ended(first)?]).await,
+            // A panic in one sends the dispatcher back to its marks.
+            Some(first) => self.record(vec![first.map_err(joining)?]).await,
             None => Ok(()),
         }
     }
@@ -52,52 +34,54 @@ impl Running {
         while outcomes.len() < RECORD_TOGETHER
             && let Some(outcome) = self.under_way.try_join_next()
         {
-            outcomes.push(ended(outcome)?);
+            outcomes.push(outcome.map_err(joining)?);
+        }
+        let (unwanted, outcomes): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.unwanted);
+        for Outcome { job, destination, .. } in unwanted {
+            let account = AccountId::from_slice(&job.waiting.account_id)?;
+            self.replays.ended(&job.waiting.replay_id);
+            self.desk.forget(account, destination, &job)?;
+        }
+        if outcomes.is_empty() {
+            return Ok(());
         }
         let mut batch = Batch::new();
         let mut decided = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
-            let (attempt, next) = judge(&outcome);
+            let attempt = judge(&outcome, self.of.partition);
             batch.push(&attempt);
-            decided.push((outcome, attempt, next));
+            decided.push((outcome, attempt));
         }
         let count = batch.len() as u64;
         let first = self.of.log.append(self.of.of(Topic::Attempts), batch).await?;
         self.next_attempt = first + count;
-        for (outcome, attempt, next) in decided {
-            self.settle(outcome, &attempt, next)?;
+        for (offset, (outcome, attempt)) in (first..).zip(decided) {
+            self.settle(outcome, &attempt, offset)?;
         }
         Ok(())
     }
 
-    fn settle(&mut self, outcome: Outcome, attempt: &Attempt, next: Next) -> Result<(), Error> {
+    fn settle(&mut self, outcome: Outcome, attempt: &Attempt, offset: u64) -> Result<(), Error> {
         let Outcome { job, destination, .. } = outcome;
-        let lane = self.lane(destination);
-        lane.under_way -= 1;
-        lane.done(&job);
+        let (key, booked) = (job.key, job.booked);
         let status = attempt.status().name();
         counter!("sendtrail_webhook_attempts_total", "status" => status).increment(1);
         histogram!("sendtrail_webhook_attempt_seconds").record((attempt.finished_at - attempt.started_at) as f64 / 1e3);
-        match next {
-            Next::Retry(due_at) => {
-                let waiting = Waiting {
-                    attempts: attempt.number,
-                    first_started_at: attempt.first_started_at,
-                    due_at,
-                    is_due: false,
-                    ..job.waiting
-                };
-                self.book.put(job.key, &waiting)?;
-                self.next_due = Some(self.next_due.map_or(due_at, |due| due.min(due_at)));
-            }
-            _ if job.booked => self.book.remove(job.key)?,
-            _ => {}
+        if attempt.next_due_at.is_none() {
+            self.replays.ended(&job.waiting.replay_id);
         }
-        if next == Next::Disable {
-            self.disable(AccountId::from_slice(&attempt.account_id)?, destination);
+        let change = self.desk.settle(destination, job, attempt, offset)?;
+        let account = AccountId::from_slice(&attempt.account_id)?;
+        if let Some(health) = change {
+            tracing::info!(partition = self.of.partition, %account, %destination, health = health.name(), "a webhook's health changed");
+            counter!("sendtrail_webhook_health_changes_total", "to" => health.name()).increment(1);
         }
-        if !job.booked
-            && let Entry::Occupied(mut count) = self.unbooked.entry(job.key.seq)
+        let delivered = attempt.status() == DeliveryStatus::Delivered;
+        if change.is_some() || delivered && self.is_thought_failing(account, destination) {
+            self.untold.insert((account, destination), None);
+        }
+        if !booked
+            && let Entry::Occupied(mut count) = self.unbooked.entry(key.seq)
         {
             count.get_mut().0 -= 1;
             if count.get().0 == 0 {
@@ -107,65 +91,67 @@ impl Running {
         Ok(())
     }
 
-    /// A receiver that is gone for good is sent nothing more.
-    fn disable(&self, account: AccountId, destination: DestinationId) {
-        let config = self.of.directory.account(account);
-        let Some(set) = config.as_ref().and_then(|config| config.destination(destination)).map(|(set, _)| set) else {
-            return;
-        };
-        let name =
-            DestinationName { config_set_id: set.config_set_id.clone(), destination_id: destination.bytes().to_vec() };
-        let patch = DestinationPatch { destination: Some(name), enabled: Some(false), ..DestinationPatch::default() };
-        let mut batch = Batch::new();
-        batch.push(&Record {
-            version: codec::VERSION,
-            account_id: account.bytes().to_vec(),
-            body: Some(Body::Command(Command { change: Some(Change::PatchDestination(patch)) })),
-            ..Record::default()
-        });
-        let appended = self.of.log.append(self.of.of(Topic::Intake), batch);
-        // If it is lost, the next 410 asks again.
-        tokio::spawn(async move { drop(appended.await) });
+    /// Whether everyone is told that a destination fails.
+    fn is_thought_failing(&self, account: AccountId, destination: DestinationId) -> bool {
+        let config = self.of.sender.directory.account(account);
+        let found = config.as_ref().and_then(|config| config.destination(destination));
+        found.is_some_and(|found| found.health() == Health::Failing)
     }
 }
 
-/// What an attempt is recorded as, and what follows.
-fn judge(outcome: &Outcome) -> (Attempt, Next) {
-    let waiting = &outcome.job.waiting;
-    let number = waiting.attempts + 1;
+/// What an attempt is recorded as.
+fn judge(outcome: &Outcome, partition: u32) -> Attempt {
+    let (waiting, answer) = (&outcome.job.waiting, &outcome.answer);
+    let account = AccountId::from_slice(&waiting.account_id).unwrap_or(AccountId(uuid::Uuid::nil()));
     let first_started_at = if waiting.attempts == 0 { outcome.started_at } else { waiting.first_started_at };
-    let next = match &outcome.spoken {
+    let spent = spent(&outcome.job);
+    let status_code = answer.status.as_ref().ok().copied();
+    let next = match outcome.plan() {
+        _ if answer.class() == FailureClass::Unavailable => Next::GiveUp,
         None => Next::GiveUp,
-        Some((dialect, own)) => next(
-            *dialect,
-            own,
+        Some(plan) => next(
+            &plan,
             Ended {
-                number,
+                spent,
                 first_started_at,
                 finished_at: outcome.finished_at,
-                status_code: outcome.answer.status.as_ref().ok().copied(),
-                retry_after: outcome.answer.retry_after,
+                status_code,
+                retry_after: answer.retry_after,
+                salt: delivery_id(account, partition, outcome.job.key.seq, outcome.destination).as_u128(),
             },
         ),
+    };
+    // A probe asks whether anything is taken at all: that this one is not says nothing of it.
+    let next = match next {
+        Next::GiveUp | Next::Retry(_) if outcome.job.trigger == Trigger::Probe && !waiting.once => {
+            Next::Retry(outcome.finished_at + FIRST_PROBE)
+        }
+        next => next,
     };
     let (status, next_due_at) = match next {
         Next::Delivered => (DeliveryStatus::Delivered, None),
         Next::Retry(due_at) => (DeliveryStatus::Failed, Some(due_at)),
         Next::GiveUp | Next::Disable => (DeliveryStatus::GaveUp, None),
     };
-    let attempt = Attempt {
+    let failure = if next == Next::Disable { FailureClass::Gone } else { answer.class() };
+    Attempt {
         version: codec::VERSION,
         account_id: waiting.account_id.clone(),
         event_seq: outcome.job.key.seq,
         destination_id: outcome.destination.bytes().to_vec(),
-        number,
+        number: waiting.attempts + 1,
         started_at: outcome.started_at,
         finished_at: outcome.finished_at,
-        status_code: outcome.answer.status.as_ref().ok().map(|code| u32::from(*code)),
-        error: outcome.answer.status.as_ref().err().cloned(),
+        status_code: status_code.map(u32::from),
+        error: answer.status.as_ref().err().map(|failed| failed.message.clone()),
         status: status as i32,
         next_due_at,
         first_started_at,
-    };
-    (attempt, next)
+        response: kept(answer),
+        failure: failure as i32,
+        event_received_at: waiting.event_received_at,
+        event_type: waiting.event_type,
+        spent,
+        trigger: outcome.job.trigger as i32,
+    }
 }

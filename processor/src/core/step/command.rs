@@ -1,38 +1,30 @@
 //! Changes of configuration, in the order in which they were asked for.
 
 use sendtrail_schemas::account::{
-    AccountConfig, ApiKey, ConfigSet, Destination, Identity, IdentityStatus, IdentityType, Mode, Status, Suppression,
+    AccountConfig, ApiKey, ConfigSet, Identity, IdentityStatus, IdentityType, Mode, Status, Suppression,
 };
 use sendtrail_schemas::address;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::Code;
 use sendtrail_schemas::record::{
-    AccountFields, Change, Claim, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch, Done,
-    IdentityName, Outcome, Pause, Resume, SetIdentityStatus,
+    AccountFields, Change, Claim, ConfigSetPatch, Done, IdentityName, Outcome, Pause, Resume, SetIdentityStatus,
 };
 use sendtrail_schemas::time::HOUR;
 
-use super::{Step, Told, refused, standing};
+use super::{Step, Told, refused, standing, webhook};
 use crate::core::account::Account;
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::Keys;
 
 /// Configuration sets of one account (S2 "Limits").
 pub const MAX_CONFIG_SETS: usize = 100;
-/// Destinations of one set (S2 "Limits").
-pub const MAX_DESTINATIONS: usize = 5;
-
-fn done(changed: bool) -> Told {
+pub(super) fn done(changed: bool) -> Told {
     (Outcome::Done(Done { changed }), false)
 }
 
-fn no_set() -> Told {
+pub(super) fn no_set() -> Told {
     refused(Code::ConfigSetNotFound, "no such configuration set")
-}
-
-fn no_destination() -> Told {
-    refused(Code::NotFound, "no such event destination")
 }
 
 impl Step<'_> {
@@ -97,9 +89,16 @@ impl Step<'_> {
                     None => no_set(),
                 }
             }
-            Change::CreateDestination(create) => create_destination(account, create, now),
-            Change::PatchDestination(patch) => patch_destination(account, patch),
-            Change::DeleteDestination(name) => delete_destination(account, &name),
+            Change::CreateDestination(create) => webhook::create(account, create, now),
+            Change::PatchDestination(patch) => webhook::patch(account, patch),
+            Change::DeleteDestination(name) => webhook::delete(account, &name),
+            Change::RotateSecret(rotate) => webhook::rotate(account, rotate, now),
+            Change::SwitchSecret(name) => webhook::switch(account, &name),
+            Change::WebhookHealth(health) => self.webhook_health(account, health),
+            Change::StartReplay(replay) => webhook::start_replay(account, replay, now),
+            Change::ReplayProgress(replay) => webhook::replay_progress(account, replay, now),
+            Change::CancelReplay(replay) => webhook::cancel_replay(account, &replay, now),
+            Change::Lifecycle(lifecycle) => self.lifecycle(account, lifecycle),
             Change::CreateAccount(_) | Change::Claim(_) | Change::PutSuppression(_) | Change::DeleteSuppression(_) => {
                 done(false)
             }
@@ -305,51 +304,4 @@ fn patch_set(account: &mut Account, patch: ConfigSetPatch) -> Told {
     }
     account.move_set(at, set);
     done(true)
-}
-
-fn set_mut<'a>(account: &'a mut Account, id: &[u8]) -> Option<&'a mut ConfigSet> {
-    account.config_mut().config_sets.iter_mut().find(|set| set.config_set_id == id)
-}
-
-fn create_destination(account: &mut Account, create: CreateDestination, now: i64) -> Told {
-    let (Some(set), Some(destination)) = (set_mut(account, &create.config_set_id), create.destination) else {
-        return no_set();
-    };
-    if set.destinations.len() >= MAX_DESTINATIONS {
-        let message = format!("a configuration set has at most {MAX_DESTINATIONS} event destinations");
-        return refused(Code::DestinationLimitReached, message);
-    }
-    set.destinations.push(Destination { created_at: now, ..destination });
-    done(true)
-}
-
-fn patch_destination(account: &mut Account, patch: DestinationPatch) -> Told {
-    let Some(name) = patch.destination else { return no_destination() };
-    let Some(set) = set_mut(account, &name.config_set_id) else { return no_set() };
-    let Some(dest) = set.destinations.iter_mut().find(|dest| dest.destination_id == name.destination_id) else {
-        return no_destination();
-    };
-    if let Some(name) = patch.name {
-        dest.name = name;
-    }
-    if let Some(url) = patch.webhook_url {
-        dest.webhook_url = url;
-    }
-    dest.sealed_secret = patch.sealed_secret.or(dest.sealed_secret.take());
-    if patch.has_matching_event_types {
-        dest.matching_event_types = patch.matching_event_types;
-    }
-    dest.dialect = patch.dialect.unwrap_or(dest.dialect);
-    dest.enabled = patch.enabled.unwrap_or(dest.enabled);
-    if patch.has_retry_schedule {
-        dest.retry_schedule_seconds = patch.retry_schedule_seconds;
-    }
-    done(true)
-}
-
-fn delete_destination(account: &mut Account, name: &DestinationName) -> Told {
-    let Some(set) = set_mut(account, &name.config_set_id) else { return no_set() };
-    let before = set.destinations.len();
-    set.destinations.retain(|dest| dest.destination_id != name.destination_id);
-    if set.destinations.len() == before { no_destination() } else { done(true) }
 }

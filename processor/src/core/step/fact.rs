@@ -1,6 +1,6 @@
 //! A delivery event: is it new, what does it inherit, who counts it, does it suppress.
 
-use sendtrail_schemas::account::{Suppression, SuppressionOptions};
+use sendtrail_schemas::account::{AccountConfig, Suppression, SuppressionOptions};
 use sendtrail_schemas::block::Block;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::{Event, EventFact, Tags};
@@ -8,13 +8,13 @@ use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{Body, Record};
 use sendtrail_schemas::reputation::WINDOW_HOURS;
-use sendtrail_schemas::time::{MINUTE, Millis};
+use sendtrail_schemas::time::{HOUR, MINUTE, Millis};
 
 use super::{Step, destinations};
 use crate::core::account::{Account, Profiles};
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::Keys;
-use crate::core::rows::{FactSeen, Profile, Row, RowKey, Seen, Sent, remembered};
+use crate::core::rows::{FactSeen, ONCE_HORIZON, Profile, Row, RowKey, Seen, Sent, remembered};
 use crate::core::window::Counted;
 
 /// How far ahead of its receipt an event may be dated.
@@ -114,6 +114,7 @@ impl Step<'_> {
             let from = fact.from.as_deref().unwrap_or_default();
             account.count(set, from, t, occurred_at.hour(), what, judged);
         }
+        let first_of_call = self.is_first_of_call(&config, kind, keys);
         Some(Event {
             account_id: config.account_id.clone(),
             kind: fact.kind,
@@ -134,10 +135,24 @@ impl Step<'_> {
             counted: what.is_some(),
             history,
             sent_at: observed.sent_at,
-            destination_ids: destinations(&config, set, kind),
+            destination_ids: destinations(&config, set, kind, first_of_call),
             config_set_id: of_set.map(|set| set.config_set_id.clone()),
             block: fact.block.take(),
             ..Event::default()
+        })
+    }
+
+    /// Whether a new fact is the first of its kind for its call, noted if somebody is told of such facts once a call.
+    fn is_first_of_call(&mut self, config: &AccountConfig, kind: EventType, keys: &Keys) -> bool {
+        let asked = || config.destinations().any(|dest| dest.dialect().is_once_a_call(kind));
+        let Some(key) = keys.call.as_ref().filter(|_| asked()) else { return true };
+        let t = self.t;
+        self.overlay.edit_row(key, |row| {
+            if matches!(row, Some(Row::Fact(seen)) if seen.remembered(t)) {
+                return (false, false);
+            }
+            *row = Some(Row::Fact(FactSeen { at: t.0, horizon_hours: (ONCE_HORIZON / HOUR) as u32 }));
+            (true, true)
         })
     }
 

@@ -146,6 +146,7 @@ impl Step<'_> {
         let mut results = Vec::with_capacity(request.recipients.len());
         let mut mailed = Vec::with_capacity(request.recipients.len());
         let mut counted = false;
+        let (mut first_sent, mut first_rejected) = (true, true);
         for (recipient, reason) in request.recipients.iter().zip(rejected) {
             let seen = RowKey::seen(id, &recipient.message_id, &recipient.address);
             let row = if reason.is_some() {
@@ -154,7 +155,8 @@ impl Step<'_> {
                 Seen { send: Some(t.0), sent: Some(sender.sent.clone()), ..Seen::default() }
             };
             self.overlay.put_row(seen, Some(Row::Seen(Box::new(row))));
-            let mut event = sender.event(recipient, *reason);
+            let first = if reason.is_none() { &mut first_sent } else { &mut first_rejected };
+            let mut event = sender.event(recipient, *reason, std::mem::take(first));
             if reason.is_none() {
                 if sender.tracked {
                     account.count(sender.set, &request.from, t, t.hour(), Counted::Send, true);
@@ -197,8 +199,25 @@ struct Sender {
     sent: Sent,
     set: Option<usize>,
     tracked: bool,
-    send_destinations: Vec<Vec<u8>>,
-    reject_destinations: Vec<Vec<u8>>,
+    send_destinations: Destinations,
+    reject_destinations: Destinations,
+}
+
+/// Where the first event of a type goes, and where the further ones of its call go.
+struct Destinations {
+    first: Vec<Vec<u8>>,
+    further: Vec<Vec<u8>>,
+}
+
+impl Destinations {
+    fn new(config: &AccountConfig, set: Option<usize>, kind: EventType) -> Self {
+        let of = |first| destinations(config, set, kind, first);
+        Self { first: of(true), further: of(false) }
+    }
+
+    fn of(&self, first: bool) -> Vec<Vec<u8>> {
+        if first { self.first.clone() } else { self.further.clone() }
+    }
 }
 
 impl Sender {
@@ -252,12 +271,12 @@ impl Sender {
             sent,
             set,
             tracked: of_set.is_none_or(|set| set.reputation_tracking_enabled),
-            send_destinations: destinations(config, set, EventType::Send),
-            reject_destinations: destinations(config, set, EventType::Reject),
+            send_destinations: Destinations::new(config, set, EventType::Send),
+            reject_destinations: Destinations::new(config, set, EventType::Reject),
         }
     }
 
-    fn event(&self, recipient: &Recipient, reason: Option<(&str, &str)>) -> Event {
+    fn event(&self, recipient: &Recipient, reason: Option<(&str, &str)>, first: bool) -> Event {
         let mut event = Event {
             recipient: recipient.address.clone(),
             message_id: recipient.message_id.clone(),
@@ -266,11 +285,11 @@ impl Sender {
         match reason {
             None => {
                 event.set_kind(EventType::Send);
-                event.destination_ids.clone_from(&self.send_destinations);
+                event.destination_ids = self.send_destinations.of(first);
             }
             Some((_, long)) => {
                 event.set_kind(EventType::Reject);
-                event.destination_ids.clone_from(&self.reject_destinations);
+                event.destination_ids = self.reject_destinations.of(first);
                 event.block = Some(Block::Reject(Reject { reason: Some(long.into()) }));
             }
         }

@@ -8,7 +8,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{Body, Content, Mail, MailContent};
 use sendtrail_schemas::record::{Recipient, RecipientKind};
 
-use super::Step;
+use super::{Step, everywhere};
 use crate::core::account::Account;
 use crate::core::policy::{self, Verdict};
 
@@ -75,6 +75,7 @@ impl Step<'_> {
             account_id: id.bytes().to_vec(),
             kind: change.kind as i32,
             occurred_at: t,
+            // A change of standing belongs to no set.
             destination_ids: everywhere(&account.config, change.kind),
             block: Some(Block::StatusChange(status)),
             ..Event::default()
@@ -82,11 +83,9 @@ impl Step<'_> {
     }
 
     fn tell_contact(&mut self, config: &AccountConfig, status: &StatusChange, to: Status) {
-        let sender = &self.settings().system_sender;
-        if to == Status::Healthy || config.contact_email.is_empty() || sender.is_empty() {
+        if to == Status::Healthy {
             return;
         }
-        let sender = sender.clone();
         let subject = match to {
             Status::Paused => format!("Sending is paused for {}", config.name),
             _ => format!("Sending is at risk for {}", config.name),
@@ -103,6 +102,15 @@ impl Step<'_> {
             status.limit_ppm,
             status.event_id,
         );
+        self.mail_contact(config, subject, text);
+    }
+
+    /// A mail of ours to the contact of an account, if there is one and we have a sender.
+    pub(super) fn mail_contact(&mut self, config: &AccountConfig, subject: String, text: String) {
+        let sender = self.settings().system_sender.clone();
+        if config.contact_email.is_empty() || sender.is_empty() {
+            return;
+        }
         let seq = self.overlay.progress.next_mail;
         let message_id = format!("notice-{}-{}", self.overlay.partition, seq);
         let content = MailContent { text: Some(text), ..MailContent::default() };
@@ -150,10 +158,4 @@ fn of_verdict(verdict: Verdict, event_id: String) -> Change {
         event_id,
         reason,
     }
-}
-
-/// A change of standing belongs to no set: it goes to every destination of the account that takes such events.
-fn everywhere(config: &AccountConfig, kind: EventType) -> Vec<Vec<u8>> {
-    let destinations = config.config_sets.iter().flat_map(|set| &set.destinations);
-    destinations.filter(|dest| dest.takes(kind)).map(|dest| dest.destination_id.clone()).collect()
 }

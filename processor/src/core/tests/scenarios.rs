@@ -1,8 +1,9 @@
 //! The contract's fine print, line by line.
 
 use sendtrail_schemas::account::{
-    ConfigSet, Destination, Identity, IdentityStatus, IdentityType, Mode, Policy, Status, SuppressionOptions,
+    ConfigSet, Identity, IdentityStatus, IdentityType, Mode, Policy, Status, SuppressionOptions,
 };
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::block::{Block, Bounce, Open, Subscription};
 use sendtrail_schemas::event::{Event, EventFact, Tags};
 use sendtrail_schemas::kind::EventType;

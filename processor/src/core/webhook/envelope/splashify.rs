@@ -1,34 +1,11 @@
-//! An event as each dialect tells it. The bytes of a body are the same over retries.
+//! S2's SES-shaped body.
 
-use sendtrail_schemas::account::Dialect;
 use sendtrail_schemas::address;
 use sendtrail_schemas::block::Block;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::time::Millis;
 use serde_json::{Map, Value, json};
-
-/// A body and the event's name beside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Envelope {
-    /// The event's name in the dialect.
-    pub event_name: &'static str,
-    /// The body, JSON.
-    pub body: Vec<u8>,
-}
-
-/// Renders an event; `None` when the dialect has no name for it.
-pub fn render(dialect: Dialect, event: &Event) -> Option<Envelope> {
-    let kind = event.kind();
-    if !dialect.speaks_of(kind) {
-        return None;
-    }
-    let (event_name, body) = match dialect {
-        Dialect::Splashify => (kind.name(), splashify(event)),
-        Dialect::Standard => (kind.dotted(), standard(event)),
-    };
-    Some(Envelope { event_name, body: body.to_string().into_bytes() })
-}
 
 /// An object without the fields that are null.
 fn compact(value: Value) -> Value {
@@ -38,8 +15,8 @@ fn compact(value: Value) -> Value {
     }
 }
 
-/// S2's SES-shaped body.
-fn splashify(event: &Event) -> Value {
+/// The body.
+pub(super) fn body(event: &Event) -> Vec<u8> {
     let timestamp = event.occurred();
     let recipient = &event.recipient;
     let mut mail = json!({
@@ -106,7 +83,7 @@ fn splashify(event: &Event) -> Value {
         }
         kind => (kind.block_name(), with_timestamp(kind, timestamp, block_value(event))),
     };
-    json!({"eventType": event.kind().name(), "mail": mail, name: compact(block)})
+    json!({"eventType": event.kind().name(), "mail": mail, name: compact(block)}).to_string().into_bytes()
 }
 
 /// Opens and clicks tell when; rejects, failures and replies do not (S2 "Event Types").
@@ -121,7 +98,8 @@ fn with_timestamp(kind: EventType, timestamp: Millis, block: Value) -> Value {
     }
 }
 
-fn block_value(event: &Event) -> Value {
+/// The block of an event as it is shown.
+pub(super) fn block_value(event: &Event) -> Value {
     let value = match &event.block {
         None => return json!({}),
         Some(Block::Bounce(block)) => serde_json::to_value(block),
@@ -135,70 +113,25 @@ fn block_value(event: &Event) -> Value {
         Some(Block::Reply(block)) => serde_json::to_value(block),
         Some(Block::Subscription(block)) => serde_json::to_value(block),
         Some(Block::StatusChange(block)) => serde_json::to_value(block),
+        Some(Block::WebhookChange(block)) => serde_json::to_value(block),
+        Some(Block::Lifecycle(block)) => serde_json::to_value(block),
     };
     // Blocks are plain structs, which always serialize.
     value.unwrap_or_default()
 }
 
-/// The Standard Webhooks body: `{type,timestamp,data}`.
-fn standard(event: &Event) -> Value {
-    let metadata: Option<Value> = event.metadata.as_deref().and_then(|text| serde_json::from_str(text).ok());
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let mut data = json!({
-        "account_id": event.account(),
-        "event_id": event.event_id,
-        "occurred_at": event.occurred(),
-        "message_id": some(&event.message_id),
-        "send_id": event.send_id,
-        "recipient": some(&event.recipient),
-        "from": event.from,
-        "subject": event.subject,
-        "configuration_set_name": event.configuration_set_name,
-        "customer_id": event.customer_id,
-        "category": event.category,
-        "metadata": metadata,
-    });
-    if !event.tags.is_empty() {
-        data["tags"] = json!(event.tags);
-    }
-    if event.block.is_some() {
-        data[event.kind().block_name()] = block_value(event);
-    }
-    json!({"type": event.kind().dotted(), "timestamp": event.occurred(), "data": compact(data)})
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{event, told};
     use super::*;
-    use sendtrail_schemas::block::{Bounce, Click, Complaint, Delivery, DeliveryDelay, Reject, StatusChange};
-    use sendtrail_schemas::event::Tags;
-
-    fn event(kind: EventType, block: Option<Block>) -> Event {
-        Event {
-            account_id: vec![0; 16],
-            kind: kind as i32,
-            event_id: "e".into(),
-            occurred_at: Millis::parse("2026-05-03T12:34:58.789Z").unwrap().0,
-            sent_at: Some(Millis::parse("2026-05-03T12:34:56.123Z").unwrap().0),
-            message_id: "550e8400".into(),
-            recipient: "customer@example.com".into(),
-            from: Some("Hello <hello@yourcompany.com>".into()),
-            tags: Tags::from([("env".into(), "prod".into())]),
-            metadata: Some("{\"n\":1}".into()),
-            block,
-            ..Event::default()
-        }
-    }
-
-    fn rendered(dialect: Dialect, event: &Event) -> Value {
-        serde_json::from_slice(&render(dialect, event).unwrap().body).unwrap()
-    }
+    use sendtrail_schemas::block::{Bounce, Click, Complaint, Delivery, DeliveryDelay, Reject};
+    use sendtrail_schemas::destination::Dialect;
 
     #[test]
     fn splashify_bodies_are_those_of_the_seed() {
         let mail = json!({
             "timestamp": "2026-05-03T12:34:56.123Z", "messageId": "550e8400", "source": "hello@yourcompany.com",
-            "destination": ["customer@example.com"], "tags": {"env": "prod"},
+            "destination": ["customer@example.com"], "tags": {"env": "prod", "welcome": ""},
         });
         let time = "2026-05-03T12:34:58.789Z";
         let bounce = Bounce {
@@ -262,31 +195,8 @@ mod tests {
             ),
         ];
         for (kind, block, name, expected) in cases {
-            let told = rendered(Dialect::Splashify, &event(kind, block));
-            assert_eq!(told, json!({"eventType": kind.name(), "mail": mail, name: expected}));
+            let body = told(Dialect::Splashify, &event(kind, block));
+            assert_eq!(body, json!({"eventType": kind.name(), "mail": mail, name: expected}));
         }
-        assert_eq!(render(Dialect::Splashify, &event(EventType::Paused, None)), None);
-        assert_eq!(render(Dialect::Splashify, &event(EventType::Subscription, None)), None);
-    }
-
-    #[test]
-    fn standard_bodies_have_type_timestamp_and_data() {
-        let told = rendered(Dialect::Standard, &event(EventType::Open, None));
-        assert_eq!(told["type"], "email.opened");
-        assert_eq!(told["timestamp"], "2026-05-03T12:34:58.789Z");
-        assert_eq!(told["data"]["metadata"], json!({"n": 1}));
-        assert_eq!(told["data"]["recipient"], "customer@example.com");
-        let status = StatusChange { to: "PAUSED".into(), numerator: 7, ..StatusChange::default() };
-        let paused = Event {
-            message_id: String::new(),
-            recipient: String::new(),
-            ..event(EventType::Paused, Some(Block::StatusChange(status)))
-        };
-        let told = rendered(Dialect::Standard, &paused);
-        assert_eq!(
-            (told["type"].as_str(), told["data"]["status"]["numerator"].as_u64()),
-            (Some("account.paused"), Some(7))
-        );
-        assert_eq!(told["data"].get("recipient"), None);
     }
 }

@@ -1,0 +1,93 @@
+//! Names to addresses: resolved once, and only addresses within reach are connected to. A name that leads elsewhere the
+//! next moment gains nothing by it.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::{Resolver as Hickory, TokioResolver};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower_service::Service;
+
+use super::Reach;
+
+/// Who is asked.
+#[derive(Clone)]
+enum Servers {
+    /// Whoever the system asks.
+    System,
+    /// These.
+    Named(Arc<TokioResolver>),
+}
+
+/// Resolves names and keeps only addresses within reach.
+#[derive(Clone)]
+pub(super) struct Names {
+    reach: Arc<Reach>,
+    servers: Servers,
+}
+
+impl Names {
+    /// Asks these DNS servers; the system's way when there is none.
+    pub(super) fn new(reach: Arc<Reach>, servers: &[SocketAddr]) -> Self {
+        let servers = if servers.is_empty() { Servers::System } else { named(servers) };
+        Self { reach, servers }
+    }
+
+    /// The addresses of a name that may be connected to.
+    pub(super) async fn within_reach(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        let found: Vec<IpAddr> = match &self.servers {
+            Servers::System => tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect(),
+            Servers::Named(resolver) => resolver.lookup_ip(name).await.map_err(io::Error::other)?.iter().collect(),
+        };
+        let allowed: Vec<IpAddr> = found.into_iter().filter(|address| self.reach.allows(*address)).collect();
+        if allowed.is_empty() {
+            // Told apart from a name that does not resolve by its kind.
+            let message = format!("{name} resolves to no public address");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
+        }
+        Ok(allowed)
+    }
+}
+
+fn named(servers: &[SocketAddr]) -> Servers {
+    let configs = servers.iter().map(|server| {
+        let mut config = NameServerConfig::udp_and_tcp(server.ip());
+        for connection in &mut config.connections {
+            connection.port = server.port();
+        }
+        config
+    });
+    let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
+    match Hickory::builder_with_config(config, TokioRuntimeProvider::default()).build() {
+        Ok(resolver) => Servers::Named(Arc::new(resolver)),
+        Err(error) => {
+            // Only TLS to a server could fail to be set up, and there is none.
+            tracing::error!(%error, "the DNS servers of the settings cannot be used; the system's are asked");
+            Servers::System
+        }
+    }
+}
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let names = self.clone();
+        Box::pin(async move {
+            let addresses = names.within_reach(name.as_str()).await?;
+            Ok(addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect::<Vec<_>>().into_iter())
+        })
+    }
+}
