@@ -17,10 +17,12 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedPro
 use sendtrail::client::Api;
 use sendtrail_eventlog::kafka::{KafkaLog, Options};
 use sendtrail_eventlog::{Blobs, Clock, LocalReplies, Pulse};
-use sendtrail_ingest::{DeadLetters, Error, Ingest, Limits, Parts, SuppressionQuery, Suppressions};
+use sendtrail_ingest::{DeadLetters, Error, Ingest, Limits, Parts, Sampled, Samples, SuppressionQuery, Suppressions};
 use sendtrail_schemas::account::{AccountConfig, ApiKey, Suppression};
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::directory::{Directory, hash_key};
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::secret::Vault;
 use tokio::net::TcpListener;
@@ -56,6 +58,17 @@ impl DeadLetters for Nothing {
     }
 }
 
+#[async_trait::async_trait]
+impl Samples for Nothing {
+    async fn post(&self, _: &AccountConfig, _: &Destination, _: EventType) -> Option<Sampled> {
+        None
+    }
+
+    fn refusal(&self, _: &url::Url) -> Option<String> {
+        None
+    }
+}
+
 pub fn run() {
     let Some(address) = sendtrail_test_servers::kafka() else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -81,6 +94,7 @@ pub fn run() {
         clock: Clock::wall(),
         suppressions: Arc::new(Nothing),
         dead_letters: Arc::new(Nothing),
+        samples: Arc::new(Nothing),
         sources: HashMap::new(),
         admin_key_hash: [0; 32],
         limits: Limits {
@@ -91,7 +105,6 @@ pub fn run() {
             max_events: 10_000,
             mail_domain: String::new(),
             dkim_selector: String::new(),
-            allow_http_webhooks: false,
             inline_bytes: 1 << 16,
         },
     });

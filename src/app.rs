@@ -14,6 +14,7 @@ use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_ingest::Ingest;
 use sendtrail_processor::SinkHandle;
+use sendtrail_processor::dispatch::History;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backbone::Backbone;
 use crate::config::Config;
 use crate::health::Health;
-use crate::ports::AppliedSources;
+use crate::ports::{AppliedSources, Events};
 use crate::roles::Role;
 use crate::server::{Server, ServerOptions};
 use crate::{metrics, sources, telemetry};
@@ -109,11 +110,13 @@ impl App {
         if shared.exchange.is_some() {
             tasks.spawn(shared.elsewhere.clone().watch_lag(shared.log.clone(), tasks.stop.clone()));
         }
-        working::start(config, &shared, &mut tasks);
 
         let edges = Edges::new(config, &shared, &filing, &mut tasks).await;
         let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
+        let query = edges.query(config, &shared, &ingest);
+        let history: Arc<dyn History> = Arc::new(Events(query.clone()));
+        working::start(config, &shared, &history, &mut tasks);
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
         if roles.has(Role::Processor) {
             tasks.spawn(run_sources(sources, ingest.clone(), backbone.clone(), shared.clone(), tasks.stop.clone()));
@@ -126,7 +129,7 @@ impl App {
             sources: if roles.has(Role::Processor) { statuses } else { Vec::new() },
             metrics: told,
         };
-        let router = routes(roles, ingest.clone(), edges.query(config, &shared), health);
+        let router = routes(roles, ingest.clone(), query, health);
         let server = Server::start(&ServerOptions::of(&config.server), router, ingest).await?;
         Ok(Self {
             address: server.address,

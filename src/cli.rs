@@ -35,6 +35,9 @@ pub enum Command {
     /// Create, list and revoke keys, through the API
     #[command(subcommand)]
     Keys(Keys),
+    /// Seal webhook secrets with the key of now
+    #[command(subcommand)]
+    Secrets(Secrets),
     /// Look at records that could not be applied, and try them again
     #[command(name = "dead-letters", subcommand)]
     DeadLetters(DeadLetters),
@@ -216,6 +219,16 @@ pub enum Keys {
         account_id: String,
         /// Which
         key_id: String,
+    },
+}
+
+/// What to do with webhook secrets.
+#[derive(Subcommand, Debug)]
+pub enum Secrets {
+    /// Seal every one anew; afterwards secrets.previous_keys are needed no more
+    Reseal {
+        #[command(flatten)]
+        admin: Admin,
     },
 }
 

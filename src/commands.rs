@@ -10,7 +10,7 @@ use sendtrail_processor::{Projections, Store, archive};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Serve, Topics};
+use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Secrets, Serve, Topics};
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
 use crate::{backbone, clickhouse, demo, loadgen, shutdown, telemetry};
@@ -27,6 +27,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Accounts(command) => accounts(command).await?,
         Command::Keys(command) => keys(command).await?,
         Command::DeadLetters(command) => dead_letters(command).await?,
+        Command::Secrets(Secrets::Reseal { admin }) => reseal(&admin).await?,
         Command::Config(args) => return Ok(config(&args)),
         Command::Healthcheck { url } => return healthcheck(&url).await,
         Command::Topics(command) => return topics(command).await,
@@ -212,6 +213,11 @@ async fn keys(command: Keys) -> anyhow::Result<()> {
             println!("revoked");
         }
     }
+    Ok(())
+}
+
+async fn reseal(admin: &Admin) -> anyhow::Result<()> {
+    print_json(&api(admin).post("/api/v1/admin/secrets/reseal", &json!({})).await?);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Settings: the defaults file, a file of one's own, the environment, in this order. All errors are told at once.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -74,7 +75,10 @@ sections! {
         delivery_delay_ms: u32, reaction_delay_ms: u32,
     }
     /// Webhooks.
-    Webhooks { allow_http: bool, allow_private_networks: Vec<IpNet>, concurrency_per_destination: usize }
+    Webhooks {
+        allow_http: bool, allow_private_networks: Vec<IpNet>, ports: Vec<u16>, concurrency_per_destination: usize, concurrency: usize,
+        dns_servers: Vec<SocketAddr>, proxy: String, ca_location: PathBuf,
+    }
     /// The Parquet archive.
     Archive { dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
     /// Queries.
@@ -90,7 +94,7 @@ sections! {
     /// Large message bodies.
     Blobs { dir: PathBuf, retention_days: u32 }
     /// Keys.
-    Secrets { key: String }
+    Secrets { key: String, previous_keys: Vec<String> }
     /// What is logged.
     Telemetry { log: String, format: String }
 }
@@ -224,7 +228,11 @@ impl Config {
         let shares =
             [shares.permanent_bounce_ppm, shares.delay_ppm, shares.complaint_ppm, shares.open_ppm, shares.click_ppm];
         need(shares.iter().all(|share| *share <= 1_000_000), "simulator: shares are at most 1000000 parts per million");
-        need(self.webhooks.concurrency_per_destination > 0, "webhooks.concurrency_per_destination: at least 1");
+        let webhooks = &self.webhooks;
+        need(webhooks.concurrency_per_destination > 0, "webhooks.concurrency_per_destination: at least 1");
+        need((1..=65_536).contains(&webhooks.concurrency), "webhooks.concurrency: 1 to 65536");
+        let proxy = webhooks.proxy.is_empty() || self.webhook_proxy().is_some();
+        need(proxy, "webhooks.proxy: not an http:// address");
         need(self.archive.commit_rows >= 1_000, "archive.commit_rows: at least 1000");
         need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
         need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
@@ -242,6 +250,8 @@ impl Config {
         need(clickhouse.max_query_memory_bytes >= 1 << 20, "clickhouse.max_query_memory_bytes: at least 1048576");
         need(self.blobs.retention_days > 0, "blobs.retention_days: at least 1");
         need(self.secrets.key.is_empty() || self.secret_key().is_some(), "secrets.key: not 32 bytes in base64");
+        let previous = self.previous_secret_keys().len() == self.secrets.previous_keys.len();
+        need(previous, "secrets.previous_keys: not 32 bytes in base64, each");
         need(
             ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
             "telemetry.format: auto, pretty or json",
@@ -289,8 +299,18 @@ impl Config {
 
     /// The key that was given to seal secrets with.
     pub fn secret_key(&self) -> Option<[u8; 32]> {
-        use base64::Engine;
-        base64::prelude::BASE64_STANDARD.decode(&self.secrets.key).ok()?.try_into().ok()
+        read_key(&self.secrets.key)
+    }
+
+    /// Keys that secrets were sealed with before.
+    pub fn previous_secret_keys(&self) -> Vec<[u8; 32]> {
+        self.secrets.previous_keys.iter().filter_map(|key| read_key(key)).collect()
+    }
+
+    /// The proxy for webhooks, if there is one.
+    pub fn webhook_proxy(&self) -> Option<http::Uri> {
+        let uri: http::Uri = self.webhooks.proxy.parse().ok()?;
+        (uri.scheme_str() == Some("http") && uri.host().is_some()).then_some(uri)
     }
 
     /// The settings as a file; secrets are not shown.
@@ -299,6 +319,7 @@ impl Config {
         if !shown.secrets.key.is_empty() {
             shown.secrets.key = "(set)".into();
         }
+        shown.secrets.previous_keys.fill("(set)".into());
         for secret in [&mut shown.kafka.sasl_password, &mut shown.clickhouse.password] {
             if !secret.is_empty() {
                 *secret = "(set)".into();
@@ -406,3 +427,9 @@ fn gather(path: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
 
 #[cfg(test)]
 mod tests;
+
+/// Thirty-two bytes in base64.
+fn read_key(text: &str) -> Option<[u8; 32]> {
+    use base64::Engine;
+    base64::prelude::BASE64_STANDARD.decode(text).ok()?.try_into().ok()
+}

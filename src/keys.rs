@@ -49,6 +49,18 @@ pub fn admin_key(data: &Path, preset: Option<String>) -> anyhow::Result<AdminKey
 /// # Errors
 /// When the folder cannot be read or written, or the file in it is not a key.
 pub fn vault(data: &Path, config: &Config) -> anyhow::Result<Vault> {
+    let vault = vault_of(data, config)?;
+    let mut previous = config.previous_secret_keys();
+    // Who begins to give a key has secrets that were sealed with the folder's.
+    if config.secret_key().is_some()
+        && let Some(key) = fs::read_to_string(data.join("secret.key")).ok().and_then(|text| unhex(text.trim()))
+    {
+        previous.push(key);
+    }
+    Ok(vault.with_previous(&previous))
+}
+
+fn vault_of(data: &Path, config: &Config) -> anyhow::Result<Vault> {
     if let Some(key) = config.secret_key() {
         return Ok(Vault::new(&key));
     }
@@ -117,5 +129,22 @@ mod tests {
         let config = Config::defaults();
         let sealed = vault(folder.path(), &config).unwrap().seal(b"s", [1; 24], b"x");
         assert_eq!(vault(folder.path(), &config).unwrap().open(&sealed, b"x").unwrap(), b"s");
+    }
+
+    #[test]
+    fn secrets_open_after_the_key_was_changed() {
+        use base64::Engine;
+        let folder = tempfile::TempDir::new().unwrap();
+        let mut config = Config::defaults();
+        let first = vault(folder.path(), &config).unwrap().seal(b"s", [1; 24], b"x");
+        let encoded = |byte| base64::prelude::BASE64_STANDARD.encode([byte; 32]);
+        config.secrets.key = encoded(1);
+        let second = vault(folder.path(), &config).unwrap();
+        assert_eq!((second.open(&first, b"x").unwrap(), second.is_outdated(&first)), (b"s".to_vec(), true));
+        let sealed = second.seal(b"t", [1; 24], b"x");
+        config.secrets.key = encoded(2);
+        assert!(vault(folder.path(), &config).unwrap().open(&sealed, b"x").is_err());
+        config.secrets.previous_keys = vec![encoded(1)];
+        assert_eq!(vault(folder.path(), &config).unwrap().open(&sealed, b"x").unwrap(), b"t");
     }
 }

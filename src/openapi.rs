@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use axum::Json;
 use axum::response::Html;
 use sendtrail_ingest::Ingest;
+use sendtrail_ingest::style::{SendcommsProblem, ZmailerProblem};
 use sendtrail_query_api::Query;
 use sendtrail_schemas::problem;
 use utoipa::openapi::path::Operation;
@@ -53,6 +54,11 @@ fn build() -> OpenApi {
     let mut components = Components::new();
     components.security_schemes.insert("key".into(), bearer.into());
     components.schemas.insert(problem::Body::name().into(), problem::Body::schema());
+    components.schemas.insert(SendcommsProblem::name().into(), SendcommsProblem::schema());
+    components.schemas.insert(ZmailerProblem::name().into(), ZmailerProblem::schema());
+    let mut inner = Vec::new();
+    SendcommsProblem::schemas(&mut inner);
+    components.schemas.extend(inner);
     let document = OpenApiBuilder::new()
         .info(info)
         .components(Some(components))
@@ -72,7 +78,7 @@ fn build() -> OpenApi {
         for (method, operation) in methods {
             if let Some(operation) = operation {
                 operation.operation_id = Some(operation_id(method, path));
-                complete(operation);
+                complete(path, operation);
             }
         }
     }
@@ -82,7 +88,12 @@ fn build() -> OpenApi {
 /// A name for an operation, from its method and path: `get_partner_email_emails_by_message_id`.
 fn operation_id(method: &str, path: &str) -> String {
     let mut id = method.to_owned();
-    for segment in path.trim_start_matches("/api/v1").split('/').filter(|segment| !segment.is_empty()) {
+    // What is at the root would have the name of what is below the API's.
+    let below = path.strip_prefix("/api/v1").unwrap_or_else(|| {
+        id.push_str("_root");
+        path
+    });
+    for segment in below.split('/').filter(|segment| !segment.is_empty()) {
         let parameter = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
         id.push_str(if parameter.is_some() { "_by_" } else { "_" });
         id.push_str(&parameter.unwrap_or(segment).replace('-', "_"));
@@ -90,8 +101,21 @@ fn operation_id(method: &str, path: &str) -> String {
     id
 }
 
+/// The form of errors below a path.
+fn problem_of(path: &str) -> std::borrow::Cow<'static, str> {
+    match path {
+        path if path.starts_with("/api/v1/webhooks") => SendcommsProblem::name(),
+        path if path.starts_with("/webhooks") => ZmailerProblem::name(),
+        _ => problem::Body::name(),
+    }
+}
+
 /// Says what goes for every route: a success says so, an error has one form.
-fn complete(operation: &mut Operation) {
+fn complete(path: &str, operation: &mut Operation) {
+    if path.starts_with("/api/v1/inbound") {
+        // The token is in the path.
+        operation.security = Some(Vec::new());
+    }
     let responses = &mut operation.responses.responses;
     let with_a_body = WITH_A_BODY.iter().filter(|_| operation.request_body.is_some());
     for (status, description) in EVERYWHERE.iter().chain(with_a_body) {
@@ -107,7 +131,7 @@ fn complete(operation: &mut Operation) {
         let schema = if status.starts_with('2') {
             success(told)
         } else {
-            told.unwrap_or_else(|| Ref::from_schema_name(problem::Body::name()).into())
+            told.unwrap_or_else(|| Ref::from_schema_name(problem_of(path)).into())
         };
         response.content.insert(JSON.into(), RefOr::T(ContentBuilder::new().schema(Some(schema)).build()));
     }
@@ -126,7 +150,10 @@ fn success(fields: Option<RefOr<Schema>>) -> RefOr<Schema> {
 fn documented_routes() -> (OpenApiRouter<Ingest>, OpenApiRouter<Query>) {
     let ingest = OpenApiRouter::new()
         .nest("/api/v1/partner/email", sendtrail_ingest::partner_routes())
-        .nest("/api/v1/admin", sendtrail_ingest::admin_routes());
+        .nest("/api/v1/admin", sendtrail_ingest::admin_routes())
+        .nest("/api/v1/webhooks", sendtrail_ingest::sendcomms_routes())
+        .nest("/api/v1/inbound", sendtrail_ingest::inbound_routes())
+        .merge(sendtrail_ingest::zmailer_routes());
     let query = OpenApiRouter::new()
         .nest("/api/v1/partner/email", sendtrail_query_api::partner_routes())
         .nest("/api/v1/admin", sendtrail_query_api::admin_routes());

@@ -7,18 +7,24 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::{EventLog, Pulse, SETTLE, read};
-use sendtrail_ingest::SuppressionQuery;
+use sendtrail_ingest::{Ingest, Sampled, SuppressionQuery};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{ProjectionReader, SinkHandle, Views};
+use sendtrail_processor::dispatch::{History, HistoryPage, Redelivery, Sender};
+use sendtrail_processor::{DeliveryQuery, LastAttempt, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::analytics::EventQuery;
-use sendtrail_query_api::{DataFusionAnalytics, DeliveryOf, DeliveryState};
-use sendtrail_schemas::account::Suppression;
+use sendtrail_query_api::{
+    DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Query,
+};
+use sendtrail_schemas::account::{AccountConfig, Suppression};
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::codec;
+use sendtrail_schemas::destination::{Destination, ReplayQuery};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
-use sendtrail_schemas::record::SourcePosition;
+use sendtrail_schemas::problem::Problem;
+use sendtrail_schemas::record::{Change, SourcePosition};
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
@@ -305,7 +311,12 @@ impl sendtrail_query_api::Analytics for FollowedArchive {
 }
 
 /// Webhook deliveries, from the projections.
-pub struct DeliveryStates(pub ProjectionReader);
+pub struct DeliveryStates {
+    /// Who keeps them.
+    pub reader: ProjectionReader,
+    /// How many partitions there are.
+    pub partitions: u32,
+}
 
 #[async_trait]
 impl sendtrail_query_api::Deliveries for DeliveryStates {
@@ -317,8 +328,8 @@ impl sendtrail_query_api::Deliveries for DeliveryStates {
         let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
         let mut found = HashMap::new();
         for of in wanted {
-            let last = self.0.last_attempt(of.partition, of.seq, of.destination).map_err(|error| port(&error))?;
-            let state = last.map(|last| DeliveryState {
+            let last = self.reader.last_attempt(of.partition, of.seq, of.destination).map_err(|error| port(&error))?;
+            let state = last.filter(|last| last.attempts > 0).map(|last| DeliveryState {
                 status: DeliveryStatus::try_from(last.status).unwrap_or(DeliveryStatus::Pending),
                 attempts: last.attempts,
                 last_status_code: last.status_code,
@@ -328,18 +339,97 @@ impl sendtrail_query_api::Deliveries for DeliveryStates {
         }
         Ok(Some(found))
     }
+
+    async fn page(
+        &self,
+        account: AccountId,
+        query: &DeliveriesQuery,
+    ) -> Result<Option<DeliveryPage>, sendtrail_query_api::Error> {
+        let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
+        let partition = partition_of(account, self.partitions);
+        let wanted = DeliveryQuery {
+            destination: query.destination,
+            status: query.status,
+            before: query.before,
+            limit: query.limit,
+        };
+        let reader = self.reader.clone();
+        let read = tokio::task::spawn_blocking(move || reader.deliveries(partition, &wanted)).await;
+        let (found, next) = read.map_err(|error| port(&error))?.map_err(|error| port(&error))?;
+        let row = |(seq, last): (u64, LastAttempt)| DeliveryRow {
+            partition,
+            seq,
+            status: DeliveryStatus::try_from(last.status).unwrap_or(DeliveryStatus::Pending),
+            attempts: last.attempts,
+            last_status_code: last.status_code,
+            created_at: Millis(last.created_at),
+            event_type: EventType::try_from(last.event_type).unwrap_or(EventType::Unspecified),
+            finished_at: (last.attempts > 0).then_some(Millis(last.finished_at)),
+            next_due_at: last.next_due_at.map(Millis),
+        };
+        Ok(Some(DeliveryPage { rows: found.into_iter().map(row).collect(), next }))
+    }
 }
 
-/// Webhook deliveries where nobody here knows of any.
-pub struct NoDeliveries;
+/// Changes that the read side asks for, by way of the write side.
+pub struct AskedChanges(pub Ingest);
 
 #[async_trait]
-impl sendtrail_query_api::Deliveries for NoDeliveries {
-    async fn states(
+impl sendtrail_query_api::Changes for AskedChanges {
+    async fn make(&self, account: AccountId, change: Change) -> Result<(), Problem> {
+        self.0.change(account, change).await
+    }
+}
+
+/// Events that are told once more, from wherever queries find them.
+pub struct Events(pub Query);
+
+#[async_trait]
+impl History for Events {
+    async fn page(
         &self,
-        _: AccountId,
-        _: &[DeliveryOf],
-    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, sendtrail_query_api::Error> {
-        Ok(None)
+        account: AccountId,
+        query: &ReplayQuery,
+        cursor: &str,
+        limit: usize,
+    ) -> Result<HistoryPage, String> {
+        // A cursor is a time, and how many deliveries of its slice were told.
+        let (from, told) = cursor.split_once('+').unwrap_or((cursor, "0"));
+        let (from, told) = (from.parse().unwrap_or(i64::MIN), told.parse().unwrap_or(0usize));
+        let found = self.0.again(account, query, Millis(from)).await.map_err(|error| error.to_string())?;
+        let (all, events, next) = found;
+        let rest = all.len().saturating_sub(told);
+        let more = rest > limit;
+        let next = if more { Some(format!("{from}+{}", told + limit)) } else { next.map(|next| next.0.to_string()) };
+        let deliveries = all.into_iter().skip(told).take(limit);
+        let deliveries = deliveries.map(|again| Redelivery {
+            event: again.event,
+            destination: again.destination,
+            attempts: again.attempts,
+        });
+        // Events are counted with the first of their deliveries.
+        Ok(HistoryPage { deliveries: deliveries.collect(), events: if told == 0 { events } else { 0 }, next })
+    }
+}
+
+/// Posts samples.
+pub struct Sampler(pub Sender);
+
+#[async_trait]
+impl sendtrail_ingest::Samples for Sampler {
+    async fn post(&self, account: &AccountConfig, to: &Destination, kind: EventType) -> Option<Sampled> {
+        let (event_name, answer) = self.0.sample(account, to, kind).await?;
+        Some(Sampled {
+            event_name,
+            status_code: answer.status.as_ref().ok().copied(),
+            failure: answer.class().name(),
+            latency: answer.took,
+            response: String::from_utf8_lossy(&answer.body).into_owned(),
+            error: answer.status.err().map(|failed| failed.message),
+        })
+    }
+
+    fn refusal(&self, url: &url::Url) -> Option<String> {
+        self.0.poster.refusal(url)
     }
 }

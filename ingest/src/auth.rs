@@ -35,12 +35,23 @@ pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: N
     if !is_native(key) {
         return Err(Problem::new(Code::InvalidKeyFormat, "a key is pk_live_ and 56 letters and digits"));
     }
-    let unknown = || Problem::new(Code::KeyNotFound, "the key was revoked or never existed");
-    let owner = ingest.parts().directory.authenticate(key).ok_or_else(unknown)?;
-    if owner.account.suspended {
-        return Err(Problem::new(Code::KeyInactive, "the account is suspended"));
+    let owner = ingest.owner(key)?;
+    request.extensions_mut().insert(owner);
+    Ok(next.run(request).await)
+}
+
+/// The same on surfaces whose keys have another form (S3, S4): `X-API-Key`, or a bearer token, of whatever form but those
+/// that only stand in paths.
+pub async fn any_key(State(ingest): State<Ingest>, mut request: Request, next: Next) -> Result<Response, Problem> {
+    let headers = request.headers();
+    let key = match headers.get("x-api-key") {
+        Some(value) => value.to_str().map_err(|_| Problem::new(Code::InvalidKeyFormat, "the key is not text"))?,
+        None => bearer(headers)?,
+    };
+    let owner = ingest.owner(key.trim())?;
+    if owner.form.is_inbound() {
+        return Err(Problem::new(Code::KeyNotFound, "this token opens nothing but its own path"));
     }
-    ingest.note_use(&owner);
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
 }
@@ -58,6 +69,17 @@ pub async fn admin(State(ingest): State<Ingest>, request: Request, next: Next) -
 const REMEMBERED: usize = 100_000;
 
 impl Ingest {
+    /// Whose key this is.
+    pub(crate) fn owner(&self, key: &str) -> Result<KeyOwner, Problem> {
+        let unknown = || Problem::new(Code::KeyNotFound, "the key was revoked or never existed");
+        let owner = self.parts().directory.authenticate(key).ok_or_else(unknown)?;
+        if owner.account.suspended {
+            return Err(Problem::new(Code::KeyInactive, "the account is suspended"));
+        }
+        self.note_use(&owner);
+        Ok(owner)
+    }
+
     /// Notes, once an hour, that a key is used.
     fn note_use(&self, owner: &KeyOwner) {
         let now = self.parts().clock.now();

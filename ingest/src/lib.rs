@@ -17,15 +17,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sendtrail_eventlog::{Blobs, Clock, EventLog, Pulse, Replies};
-use sendtrail_schemas::account::Suppression;
+use sendtrail_schemas::account::{AccountConfig, Suppression};
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, KeyId};
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Hour;
 
 pub use intake::Format;
-pub use routes::{admin_routes, partner_routes};
+pub use routes::{admin_routes, inbound_routes, partner_routes, sendcomms_routes, style, zmailer_routes};
 pub use submit::SIMULATED_TIME;
 
 /// What can go wrong at the door, besides what is the client's.
@@ -40,6 +42,33 @@ pub enum Error {
     /// Something behind a port failed.
     #[error("{0}")]
     Port(String),
+}
+
+/// What posts to webhooks.
+#[async_trait]
+pub trait Samples: Send + Sync + 'static {
+    /// Posts a made-up event of a type to a destination, signed, once; `None` when the destination has no name for such.
+    async fn post(&self, account: &AccountConfig, to: &Destination, kind: EventType) -> Option<Sampled>;
+
+    /// Why a URL may not be posted to, if that can be told from it alone.
+    fn refusal(&self, url: &url::Url) -> Option<String>;
+}
+
+/// What came of a sample.
+#[derive(Clone, Debug)]
+pub struct Sampled {
+    /// The event's name in the destination's dialect.
+    pub event_name: String,
+    /// The receiver's status code.
+    pub status_code: Option<u16>,
+    /// What went wrong before there was one.
+    pub error: Option<String>,
+    /// What kind of failure it is; `none` for a success.
+    pub failure: &'static str,
+    /// How long the receiver took.
+    pub latency: Duration,
+    /// What it said, its first 4 KiB.
+    pub response: String,
 }
 
 /// Suppression lists, as whoever keeps them shows them.
@@ -104,8 +133,6 @@ pub struct Limits {
     pub mail_domain: String,
     /// The DKIM selector in them.
     pub dkim_selector: String,
-    /// Whether webhooks may be posted to `http://`.
-    pub allow_http_webhooks: bool,
     /// Content larger than this goes to the blob store.
     pub inline_bytes: usize,
 }
@@ -143,6 +170,8 @@ pub struct Parts {
     pub suppressions: Arc<dyn Suppressions>,
     /// Dead letters.
     pub dead_letters: Arc<dyn DeadLetters>,
+    /// Posts samples to webhooks.
+    pub samples: Arc<dyn Samples>,
     /// How the messages of sources are read, by the sources' names.
     pub sources: HashMap<String, Arc<sources::Rule>>,
     /// SHA-256 of the administrator's key.

@@ -168,6 +168,15 @@ impl Ingest {
         }
     }
 
+    /// Makes a change that another part of the server asks for, and waits until it is made.
+    ///
+    /// # Errors
+    /// Why it is refused, or that nobody knows whether it was made.
+    pub async fn change(&self, account: AccountId, change: Change) -> Result<(), Problem> {
+        self.command(account, Stamp::default(), change).await?;
+        Ok(())
+    }
+
     /// Makes a change and waits until it is made; whether anything is other than before.
     pub(crate) async fn command(&self, account: AccountId, stamp: Stamp, change: Change) -> Result<bool, Problem> {
         let body = Body::Command(Command { change: Some(change) });

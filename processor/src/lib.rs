@@ -15,7 +15,7 @@ mod store;
 mod views;
 
 pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
-pub use projections::{LastAttempt, ProjectionReader, Projections, total};
+pub use projections::{DeliveryQuery, LastAttempt, ProjectionReader, Projections, total};
 pub use rebuild::{Rebuilt, rebuild_projections};
 pub use said::{Said, ViewOf};
 pub use sink::{Sink, SinkHandle, SinkOptions};

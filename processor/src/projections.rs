@@ -10,7 +10,7 @@ use foldhash::fast::RandomState;
 use prost::Message;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
-use sendtrail_schemas::mail::{Attempt, DeadLetter};
+use sendtrail_schemas::mail::{Attempt, DeadLetter, DeliveryStatus};
 use sendtrail_schemas::rollup::{HourRows, MAX_ROWS, Rollup, Sums, dims, dims_hash, sums};
 use sendtrail_schemas::time::{DAY, Hour, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
@@ -21,8 +21,12 @@ use crate::Error;
 const CACHED_ROWS: usize = 200_000;
 /// How long the last attempt of a delivery is shown, milliseconds (S2: "30 days").
 const ATTEMPT_HORIZON: i64 = 30 * DAY;
-/// The keyspace of attempts, whose rows expire.
-pub(crate) const ATTEMPTS: &str = "proj.attempts";
+/// The keyspaces of deliveries, whose rows expire.
+pub(crate) const DELIVERIES: &str = "proj.deliveries";
+/// See [`DELIVERIES`]: those that were tried and are not delivered.
+pub(crate) const TROUBLED: &str = "proj.troubled";
+/// What was kept of deliveries by the order of events.
+const BEFORE: &str = "proj.attempts";
 /// The name of an hour's own row, before those of its dimensions.
 const HEAD: u128 = 0;
 
@@ -30,13 +34,14 @@ const HEAD: u128 = 0;
 pub struct Projections {
     database: Database,
     rollups: Keyspace,
-    attempts: Keyspace,
+    deliveries: Keyspace,
+    troubled: Keyspace,
     dead_letters: Keyspace,
     marks: Keyspace,
     hours: HashMap<(AccountId, Hour), HourState, RandomState>,
     cached: usize,
     passed: HashMap<TopicPartition, u64>,
-    pending_attempts: Vec<(Vec<u8>, Vec<u8>)>,
+    pending_deliveries: HashMap<DeliveryKey, LastAttempt, RandomState>,
     pending_letters: Vec<([u8; 10], Vec<u8>)>,
 }
 
@@ -52,11 +57,12 @@ struct HourState {
 #[derive(Clone)]
 pub struct ProjectionReader {
     rollups: Keyspace,
-    attempts: Keyspace,
+    deliveries: Keyspace,
+    troubled: Keyspace,
     dead_letters: Keyspace,
 }
 
-/// The last attempt of a delivery.
+/// How a delivery stands: its last attempt, or nothing yet but that it is to be made.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct LastAttempt {
     /// How it stands; the code of a [`sendtrail_schemas::mail::DeliveryStatus`].
@@ -71,7 +77,55 @@ pub struct LastAttempt {
     /// When it ended, milliseconds since the epoch.
     #[prost(int64, tag = "4")]
     pub finished_at: i64,
+    /// When the event was received, milliseconds since the epoch.
+    #[prost(int64, tag = "5")]
+    pub created_at: i64,
+    /// The event's type; the code of an [`sendtrail_schemas::kind::EventType`].
+    #[prost(int32, tag = "6")]
+    pub event_type: i32,
+    /// When the next attempt is due, milliseconds since the epoch.
+    #[prost(int64, optional, tag = "7")]
+    pub next_due_at: Option<i64>,
+    /// The number of the attempt among those of its partition.
+    #[prost(uint64, tag = "8")]
+    pub offset: u64,
 }
+
+impl LastAttempt {
+    fn status(&self) -> DeliveryStatus {
+        DeliveryStatus::try_from(self.status).unwrap_or(DeliveryStatus::Pending)
+    }
+
+    /// As it is written: begins like a row of the state, so that the same filter drops it.
+    fn value(&self) -> Vec<u8> {
+        let last = self.finished_at.max(self.created_at).max(self.next_due_at.unwrap_or(0));
+        let expires = Millis(last + ATTEMPT_HORIZON).hour().max(0) as u32;
+        let mut value = expires.to_be_bytes().to_vec();
+        // A vector takes whatever is encoded.
+        let _ = self.encode(&mut value);
+        value
+    }
+
+    fn read(value: &[u8]) -> Option<Self> {
+        Self::decode(value.get(4..)?).ok()
+    }
+}
+
+/// Which deliveries of a destination.
+#[derive(Clone, Debug)]
+pub struct DeliveryQuery {
+    /// Where to.
+    pub destination: DestinationId,
+    /// That stand so.
+    pub status: Option<DeliveryStatus>,
+    /// Of events before this number.
+    pub before: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// Deliveries that are looked at for one page: of those that stand otherwise there may be many.
+const LOOKED_AT: usize = 20_000;
 
 impl Projections {
     /// Opens the projections in a database.
@@ -80,25 +134,46 @@ impl Projections {
     /// [`Error::Store`].
     pub fn open(database: &Database) -> Result<Self, Error> {
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
-        Ok(Self {
+        let mut projections = Self {
             database: database.clone(),
             rollups: keyspace("proj.rollups")?,
-            attempts: keyspace(ATTEMPTS)?,
+            deliveries: keyspace(DELIVERIES)?,
+            troubled: keyspace(TROUBLED)?,
             dead_letters: keyspace("proj.dead-letters")?,
             marks: keyspace("proj.marks")?,
             hours: HashMap::default(),
             cached: 0,
             passed: HashMap::new(),
-            pending_attempts: Vec::new(),
+            pending_deliveries: HashMap::default(),
             pending_letters: Vec::new(),
-        })
+        };
+        projections.take_over(&keyspace(BEFORE)?)?;
+        Ok(projections)
+    }
+
+    /// Brings what an earlier program kept of deliveries into the order of now.
+    fn take_over(&mut self, before: &Keyspace) -> Result<(), Error> {
+        for row in before.iter() {
+            let (key, value) = row.into_inner()?;
+            let (Some((partition, seq, destination)), Some(last)) = (read_key_of_before(&key), LastAttempt::read(&value))
+            else {
+                continue;
+            };
+            self.note_delivery(delivery_key(partition, seq, destination), last);
+        }
+        if !self.pending_deliveries.is_empty() {
+            self.flush(true)?;
+            before.clear()?;
+        }
+        Ok(())
     }
 
     /// A reader.
     pub fn reader(&self) -> ProjectionReader {
         ProjectionReader {
             rollups: self.rollups.clone(),
-            attempts: self.attempts.clone(),
+            deliveries: self.deliveries.clone(),
+            troubled: self.troubled.clone(),
             dead_letters: self.dead_letters.clone(),
         }
     }
@@ -112,13 +187,14 @@ impl Projections {
         Ok(value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes))
     }
 
-    /// Forgets every sum and every attempt, and the marks of both, for a rebuild.
+    /// Forgets every sum and every delivery, and the marks of both, for a rebuild.
     ///
     /// # Errors
     /// [`Error::Store`].
     pub fn clear(&mut self, partitions: u32) -> Result<(), Error> {
         self.rollups.clear()?;
-        self.attempts.clear()?;
+        self.deliveries.clear()?;
+        self.troubled.clear()?;
         for partition in 0..partitions {
             for topic in [Topic::Events, Topic::Attempts] {
                 self.marks.remove(mark_key(TopicPartition::new(topic, partition)))?;
@@ -133,7 +209,27 @@ impl Projections {
     /// [`Error::Store`].
     pub fn add_event(&mut self, event: &Event) -> Result<(), Error> {
         self.add_sums(event)?;
+        self.add_pending(event)?;
         self.passed.insert(TopicPartition::new(Topic::Events, event.partition), event.seq + 1);
+        Ok(())
+    }
+
+    /// Keeps that an event is to be delivered, unless an attempt at it is known already.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn add_pending(&mut self, event: &Event) -> Result<(), Error> {
+        for destination in event.destinations() {
+            let key = delivery_key(event.partition, event.seq, destination);
+            if !self.pending_deliveries.contains_key(&key) && self.deliveries.get(key)?.is_none() {
+                let pending = LastAttempt {
+                    created_at: event.received_at,
+                    event_type: event.kind,
+                    ..LastAttempt::default()
+                };
+                self.pending_deliveries.insert(key, pending);
+            }
+        }
         Ok(())
     }
 
@@ -172,20 +268,23 @@ impl Projections {
     /// Keeps the last attempt of a delivery.
     pub fn add_attempt(&mut self, partition: u32, offset: u64, attempt: &Attempt) {
         self.passed.insert(TopicPartition::new(Topic::Attempts, partition), offset + 1);
+        let Ok(destination) = DestinationId::from_slice(&attempt.destination_id) else { return };
         let last = LastAttempt {
             status: attempt.status,
             attempts: attempt.number,
             status_code: attempt.status_code,
             finished_at: attempt.finished_at,
+            // Attempts of before do not tell: none was before its event.
+            created_at: if attempt.event_received_at > 0 { attempt.event_received_at } else { attempt.first_started_at },
+            event_type: attempt.event_type,
+            next_due_at: attempt.next_due_at,
+            offset,
         };
-        let Ok(destination) = DestinationId::from_slice(&attempt.destination_id) else { return };
-        let key = attempt_key(partition, attempt.event_seq, destination);
-        // Begins like a row of the state, so that the same filter drops it.
-        let expires = Millis(attempt.finished_at + ATTEMPT_HORIZON).hour().max(0) as u32;
-        let mut value = expires.to_be_bytes().to_vec();
-        // A vector takes whatever is encoded.
-        let _ = last.encode(&mut value);
-        self.pending_attempts.push((key.to_vec(), value));
+        self.note_delivery(delivery_key(partition, attempt.event_seq, destination), last);
+    }
+
+    fn note_delivery(&mut self, key: DeliveryKey, last: LastAttempt) {
+        self.pending_deliveries.insert(key, last);
     }
 
     /// Keeps a dead letter.
@@ -221,8 +320,15 @@ impl Projections {
                 }
             }
         }
-        for (key, value) in self.pending_attempts.drain(..) {
-            batch.insert(&self.attempts, key, value);
+        for (key, last) in self.pending_deliveries.drain() {
+            let value = last.value();
+            match last.status() {
+                DeliveryStatus::Failed | DeliveryStatus::GaveUp => batch.insert(&self.troubled, key, &value[..]),
+                // Most are delivered at once, and were never in trouble.
+                DeliveryStatus::Delivered if last.attempts > 1 => batch.remove(&self.troubled, key),
+                DeliveryStatus::Delivered | DeliveryStatus::Pending => {}
+            }
+            batch.insert(&self.deliveries, key, value);
         }
         for (key, value) in self.pending_letters.drain(..) {
             batch.insert(&self.dead_letters, key, value);
@@ -279,12 +385,21 @@ fn hash_of(key: &[u8]) -> Option<u128> {
     Some(u128::from_be_bytes(key.get(20..)?.try_into().ok()?))
 }
 
-fn attempt_key(partition: u32, seq: u64, destination: DestinationId) -> [u8; 26] {
+/// Partition, destination, and the event's number so that the newest comes first.
+type DeliveryKey = [u8; 26];
+
+fn delivery_key(partition: u32, seq: u64, destination: DestinationId) -> DeliveryKey {
     let mut key = [0u8; 26];
     key[..2].copy_from_slice(&(partition as u16).to_be_bytes());
-    key[2..10].copy_from_slice(&seq.to_be_bytes());
-    key[10..].copy_from_slice(destination.bytes());
+    key[2..18].copy_from_slice(destination.bytes());
+    key[18..].copy_from_slice(&(!seq).to_be_bytes());
     key
+}
+
+fn read_key_of_before(key: &[u8]) -> Option<(u32, u64, DestinationId)> {
+    let partition = u16::from_be_bytes(key.get(..2)?.try_into().ok()?);
+    let seq = u64::from_be_bytes(key.get(2..10)?.try_into().ok()?);
+    Some((u32::from(partition), seq, DestinationId::from_slice(key.get(10..)?).ok()?))
 }
 
 fn letter_key(partition: u32, seq: u64) -> [u8; 10] {
@@ -324,7 +439,7 @@ impl ProjectionReader {
         Ok(hours)
     }
 
-    /// The last attempt of a delivery; `None` before the first.
+    /// How a delivery stands; `None` when it is not known.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -334,8 +449,43 @@ impl ProjectionReader {
         seq: u64,
         destination: DestinationId,
     ) -> Result<Option<LastAttempt>, Error> {
-        let value = self.attempts.get(attempt_key(partition, seq, destination))?;
-        Ok(value.and_then(|value| LastAttempt::decode(value.get(4..)?).ok()))
+        let value = self.deliveries.get(delivery_key(partition, seq, destination))?;
+        Ok(value.and_then(|value| LastAttempt::read(&value)))
+    }
+
+    /// Deliveries to a destination, of the newest events first, by the events' numbers; and the number to go on before, if
+    /// there may be more.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn deliveries(
+        &self,
+        partition: u32,
+        query: &DeliveryQuery,
+    ) -> Result<(Vec<(u64, LastAttempt)>, Option<u64>), Error> {
+        let troubled = matches!(query.status, Some(DeliveryStatus::Failed | DeliveryStatus::GaveUp));
+        let keyspace = if troubled { &self.troubled } else { &self.deliveries };
+        // Keys turn numbers round, so what comes after a key is before it.
+        let start = match query.before {
+            Some(0) => return Ok((Vec::new(), None)),
+            Some(before) => delivery_key(partition, before - 1, query.destination),
+            None => delivery_key(partition, u64::MAX, query.destination),
+        };
+        let end = delivery_key(partition, 0, query.destination);
+        let mut found = Vec::new();
+        for (count, row) in keyspace.range(start..=end).enumerate() {
+            let (key, value) = row.into_inner()?;
+            let Some(seq) = key.get(18..).and_then(|seq| seq.try_into().ok()).map(u64::from_be_bytes) else { continue };
+            let seq = !seq;
+            if count >= LOOKED_AT || found.len() >= query.limit {
+                return Ok((found, Some(seq + 1)));
+            }
+            let Some(last) = LastAttempt::read(&value) else { continue };
+            if query.status.is_none_or(|status| status == last.status()) {
+                found.push((seq, last));
+            }
+        }
+        Ok((found, None))
     }
 
     /// Dead letters from a place on.

@@ -44,6 +44,7 @@ fn add_events(table: &Table, projections: &mut Projections) -> Result<u64, Error
         for batch in read_file(table.layout(), table.root(), &file)? {
             for event in read_events(&batch?)? {
                 projections.add_sums(&event)?;
+                projections.add_pending(&event)?;
                 rows += 1;
             }
         }
@@ -52,8 +53,8 @@ fn add_events(table: &Table, projections: &mut Projections) -> Result<u64, Error
     Ok(rows)
 }
 
-/// Files are in the order of accounts and times, and one delivery's attempts may be in several: the last is the one with
-/// the greatest number.
+/// Files are in the order of accounts and times, and one delivery's attempts may be in several: the last is the one that
+/// was recorded last.
 fn add_attempts(table: &Table, projections: &mut Projections) -> Result<u64, Error> {
     let reader = projections.reader();
     let mut rows = 0;
@@ -63,15 +64,14 @@ fn add_attempts(table: &Table, projections: &mut Projections) -> Result<u64, Err
             for logged in read_attempts(&batch?)? {
                 rows += 1;
                 let name = (logged.partition, logged.attempt.event_seq, logged.attempt.destination_id.clone());
-                let place = |logged: &LoggedAttempt| (logged.attempt.number, logged.offset);
-                if last.get(&name).is_none_or(|kept| place(kept) < place(&logged)) {
+                if last.get(&name).is_none_or(|kept| kept.offset < logged.offset) {
                     last.insert(name, logged);
                 }
             }
             for logged in last.into_values() {
                 let attempt = &logged.attempt;
                 let known = reader.last_attempt(logged.partition, attempt.event_seq, attempt.destination()?)?;
-                if known.is_none_or(|known| known.attempts < attempt.number) {
+                if known.is_none_or(|known| known.attempts == 0 || known.offset < logged.offset) {
                     projections.add_attempt(logged.partition, logged.offset, attempt);
                 }
             }

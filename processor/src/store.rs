@@ -16,7 +16,7 @@ use crate::core::account::Account;
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::{Overlay, Progress, StoreKey};
 use crate::core::rows::{Row, RowKey, RowKind, is_expired};
-use crate::projections::ATTEMPTS;
+use crate::projections::{DELIVERIES, TROUBLED};
 
 const ROWS: &str = "state.rows";
 /// Rows are looked up more often than written, mostly in vain: small tables in memory and filters on disk tell so soonest.
@@ -89,7 +89,7 @@ impl Store {
             .cache_size(cache_bytes)
             .with_compaction_filter_factories(Arc::new(move |name| {
                 let factory: Arc<dyn Factory> = Arc::new(Expiry(of_rows.clone()));
-                [ROWS, ATTEMPTS].contains(&name).then_some(factory)
+                [ROWS, DELIVERIES, TROUBLED].contains(&name).then_some(factory)
             }))
             .open()?;
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);

@@ -56,6 +56,17 @@ impl TagFilter {
     }
 }
 
+/// One event, by its place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its partition.
+    pub partition: u32,
+    /// Its number there.
+    pub seq: u64,
+    /// When it was received, by which it is found sooner.
+    pub received_at: Millis,
+}
+
 /// Which events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventQuery {
@@ -75,6 +86,8 @@ pub struct EventQuery {
     pub configuration_set_name: Option<String>,
     /// With this tag.
     pub tag: Option<TagFilter>,
+    /// This one only.
+    pub place: Option<Place>,
     /// After this one, in the order of the page.
     pub before: Option<Position>,
     /// At most so many.
@@ -93,6 +106,7 @@ impl EventQuery {
             message_id: None,
             configuration_set_name: None,
             tag: None,
+            place: None,
             before: None,
             limit,
         }

@@ -1,5 +1,6 @@
 //! The read side: what happened, answered from views, sums, and the archive with its tail.
 
+mod again;
 pub mod analytics;
 mod archive;
 mod clickhouse;
@@ -17,8 +18,10 @@ use sendtrail_eventlog::Clock;
 use sendtrail_schemas::clickhouse::is_code;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::record::Change;
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
@@ -26,6 +29,8 @@ use turns::Turns;
 
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
+pub use archive::attempts::ArchivedAttempts;
+pub use again::{OldestFirst, Again};
 pub use clickhouse::{ClickHouseAnalytics, ClickHouseBounds, Replica};
 pub use routes::{admin_routes, partner_routes};
 
@@ -124,6 +129,63 @@ pub struct DeliveryOf {
     pub destination: DestinationId,
 }
 
+/// Which deliveries of a destination are listed.
+#[derive(Clone, Debug)]
+pub struct DeliveriesQuery {
+    /// Where to.
+    pub destination: DestinationId,
+    /// That stand so.
+    pub status: Option<DeliveryStatus>,
+    /// Of events before this number.
+    pub before: Option<u64>,
+    /// At most so many.
+    pub limit: usize,
+    /// What time it is.
+    pub now: Millis,
+}
+
+/// A delivery in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryRow {
+    /// The event's partition.
+    pub partition: u32,
+    /// Its number there.
+    pub seq: u64,
+    /// How it stands.
+    pub status: DeliveryStatus,
+    /// How many attempts there were.
+    pub attempts: u32,
+    /// The receiver's last status code.
+    pub last_status_code: Option<u32>,
+    /// When the event was received.
+    pub created_at: Millis,
+    /// The event's type; unspecified when that is not known.
+    pub event_type: EventType,
+    /// When the last attempt ended.
+    pub finished_at: Option<Millis>,
+    /// When the next one is due.
+    pub next_due_at: Option<Millis>,
+}
+
+/// Some deliveries of a destination, of the newest events first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeliveryPage {
+    /// They.
+    pub rows: Vec<DeliveryRow>,
+    /// The number to go on before, if there may be more.
+    pub next: Option<u64>,
+}
+
+/// Changes of accounts that the read side asks for, with what it has read.
+#[async_trait]
+pub trait Changes: Send + Sync + 'static {
+    /// Makes a change and waits until it is made.
+    ///
+    /// # Errors
+    /// Why it is refused, or that it is not known whether it was made.
+    async fn make(&self, account: AccountId, change: Change) -> Result<(), Problem>;
+}
+
 /// Webhook deliveries.
 #[async_trait]
 pub trait Deliveries: Send + Sync + 'static {
@@ -136,6 +198,12 @@ pub trait Deliveries: Send + Sync + 'static {
         account: AccountId,
         wanted: &[DeliveryOf],
     ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error>;
+
+    /// Deliveries of a destination, of the newest events first. None: nobody here knows.
+    ///
+    /// # Errors
+    /// [`Error::Port`], [`Error::Engine`].
+    async fn page(&self, account: AccountId, query: &DeliveriesQuery) -> Result<Option<DeliveryPage>, Error>;
 }
 
 /// Where answers come from.
@@ -174,6 +242,12 @@ pub struct Parts {
     pub accounts: Arc<dyn Accounts>,
     /// Webhook deliveries.
     pub deliveries: Arc<dyn Deliveries>,
+    /// Every attempt at them.
+    pub attempts: Arc<ArchivedAttempts>,
+    /// Changes of accounts.
+    pub changes: Arc<dyn Changes>,
+    /// How many partitions there are.
+    pub partitions: u32,
     /// The archive and its sums.
     pub source: Source,
     /// What is asked before it.

@@ -161,6 +161,8 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        // For surfaces that tell it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

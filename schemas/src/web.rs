@@ -59,6 +59,17 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     }
 }
 
+/// A body that may be left out.
+///
+/// # Errors
+/// `INVALID_REQUEST` when it is not what is asked for.
+pub fn optional_json<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Problem> {
+    if body.trim_ascii().is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|cause| invalid(format!("the body is not what is asked for: {cause}")))
+}
+
 /// INVALID_PARAM.
 pub fn invalid_param(message: impl Into<String>) -> Problem {
     Problem::new(Code::InvalidParam, message)

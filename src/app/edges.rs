@@ -1,5 +1,6 @@
 //! What clients speak to: the write side and the read side, over what is here and what is elsewhere.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 use std::time::Duration;
@@ -8,8 +9,10 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use sendtrail_ingest::sources::Source as KafkaSource;
 use sendtrail_ingest::{DeadLetters, Ingest, Limits};
-use sendtrail_processor::archive::{EVENTS, Follower};
-use sendtrail_query_api::{DataFusionAnalytics, Deliveries, Preferred, Query, Replica, Source};
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Follower, Layout};
+use sendtrail_query_api::{ArchivedAttempts, DataFusionAnalytics, Deliveries, Preferred, Query, Replica, Source};
+
+use sendtrail_schemas::archive::ArchiveCell;
 
 use super::Tasks;
 use super::filing::Filing;
@@ -21,8 +24,8 @@ use crate::health::{self, Health};
 use crate::keys::{ADMIN_KEY_VARIABLE, AdminKey, admin_key};
 use crate::metrics;
 use crate::ports::{
-    ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, NoDeliveries, OwnedAccounts,
-    Sums,
+    AskedChanges, ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, OwnedAccounts,
+    Sampler, Sums,
 };
 use crate::roles::{Role, Roles};
 use crate::sources;
@@ -36,6 +39,7 @@ pub struct Edges {
     source: Source,
     preferred: Option<Preferred>,
     deliveries: Arc<dyn Deliveries>,
+    attempts: Arc<ArchivedAttempts>,
     dead_letters: Arc<dyn DeadLetters>,
 }
 
@@ -54,6 +58,7 @@ impl Edges {
         };
         let archive =
             Arc::new(DataFusionAnalytics::new(filing.cell.clone(), config.query.cache_bytes, config.query.threads));
+        let attempts = Arc::new(ArchivedAttempts::new(filing.attempts.clone(), config.query.threads));
         let patience = Duration::from_millis(config.clickhouse.max_wait_ms);
         let replica: Arc<dyn Replica> = match &filing.clickhouse {
             Some((sink, _)) => Arc::new(ClickHouseReplica {
@@ -69,33 +74,31 @@ impl Edges {
         let (source, deliveries): (Source, Arc<dyn Deliveries>) = match &filing.reader {
             Some(reader) => (
                 Source { rollups: Arc::new(Sums(reader.clone())), analytics: archive },
-                Arc::new(DeliveryStates(reader.clone())),
+                Arc::new(DeliveryStates { reader: reader.clone(), partitions: config.log.partitions }),
             ),
             None => {
                 let as_of = Arc::<AtomicI64>::default();
-                if config.server.roles.has(Role::Query) {
+                let roles = &config.server.roles;
+                // Whoever posts webhooks reads events that are to be told once more.
+                if roles.has(Role::Query) || roles.has(Role::Dispatcher) {
                     let elsewhere = shared.elsewhere.clone();
-                    let follower = Follower {
-                        layout: &EVENTS,
-                        root: config.archive_folder().join(EVENTS.name),
-                        cell: filing.cell.clone(),
-                        ends: Box::new(move || elsewhere.ends()),
-                        clock: shared.clock.clone(),
-                        as_of: as_of.clone(),
-                        every: FOLLOW_EVERY,
-                    };
-                    // Nobody asks before it was looked at.
-                    tasks.spawn(follower.begin().await.run(tasks.stop.clone()));
+                    let of_events = follower(config, shared, &EVENTS, &filing.cell, as_of.clone());
+                    let of_events = Follower { ends: Box::new(move || elsewhere.ends()), ..of_events };
+                    let of_attempts = follower(config, shared, &ATTEMPTS, &filing.attempts, Arc::default());
+                    for follower in [of_events, of_attempts] {
+                        // Nobody asks before it was looked at.
+                        tasks.spawn(follower.begin().await.run(tasks.stop.clone()));
+                    }
                 }
                 let analytics_here = Arc::new(FollowedArchive { archive: archive.clone(), as_of });
                 let deliveries: Arc<dyn Deliveries> = match analytics {
                     Some(clickhouse) => clickhouse,
-                    None => Arc::new(NoDeliveries),
+                    None => attempts.clone(),
                 };
                 (Source { rollups: archive, analytics: analytics_here }, deliveries)
             }
         };
-        Self { accounts, source, preferred, deliveries, dead_letters }
+        Self { accounts, source, preferred, deliveries, attempts, dead_letters }
     }
 
     /// The write side; also what knows keys.
@@ -116,6 +119,7 @@ impl Edges {
             clock: shared.clock.clone(),
             suppressions: Arc::new(shared.suppressions(config)),
             dead_letters: self.dead_letters.clone(),
+            samples: Arc::new(Sampler(shared.sender.clone())),
             sources: sources::rules(sources),
             admin_key_hash,
             limits: limits(config),
@@ -123,18 +127,40 @@ impl Edges {
     }
 
     /// The read side.
-    pub fn query(self, config: &Config, shared: &Shared) -> Query {
+    pub fn query(self, config: &Config, shared: &Shared, ingest: &Ingest) -> Query {
         Query::new(sendtrail_query_api::Parts {
             directory: shared.directory.clone(),
             accounts: self.accounts,
             source: self.source,
             preferred: self.preferred,
             deliveries: self.deliveries,
+            attempts: self.attempts,
+            changes: Arc::new(AskedChanges(ingest.clone())),
+            partitions: config.log.partitions,
             clock: shared.clock.clone(),
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
             concurrency_per_account: config.query.concurrency_per_account,
         })
+    }
+}
+
+/// What follows a table that another server writes.
+fn follower(
+    config: &Config,
+    shared: &Shared,
+    layout: &'static Layout,
+    cell: &Arc<ArchiveCell>,
+    as_of: Arc<AtomicI64>,
+) -> Follower {
+    Follower {
+        layout,
+        root: config.archive_folder().join(layout.name),
+        cell: cell.clone(),
+        ends: Box::new(BTreeMap::new),
+        clock: shared.clock.clone(),
+        as_of,
+        every: FOLLOW_EVERY,
     }
 }
 
@@ -162,7 +188,6 @@ fn limits(config: &Config) -> Limits {
         max_events: config.intake.max_events,
         mail_domain: config.identities.mail_domain.clone(),
         dkim_selector: config.identities.dkim_selector.clone(),
-        allow_http_webhooks: config.webhooks.allow_http,
         inline_bytes: config.intake.inline_bytes,
     }
 }
@@ -179,6 +204,16 @@ pub fn routes(roles: &Roles, ingest: Ingest, query: Query, health: Health) -> Ro
         admin = admin.merge(Router::from(sendtrail_query_api::admin_routes()).with_state(query));
     }
     let mut router = Router::new();
+    if roles.has(Role::Ingest) {
+        let any_key = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::any_key);
+        let of = |routes| Router::from(routes).with_state(ingest.clone());
+        let sendcomms = of(sendtrail_ingest::sendcomms_routes()).layer(any_key.clone());
+        let zmailer = of(sendtrail_ingest::zmailer_routes()).layer(any_key);
+        router = router
+            .nest("/api/v1/webhooks", sendcomms.layer(from_fn(sendtrail_ingest::style::sendcomms)))
+            .nest("/api/v1/inbound", of(sendtrail_ingest::inbound_routes()))
+            .merge(zmailer.layer(from_fn(sendtrail_ingest::style::zmailer)));
+    }
     if roles.has_clients() {
         let partner = partner.layer(from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::partner));
         let admin = admin.layer(from_fn_with_state(ingest, sendtrail_ingest::auth::admin));

@@ -27,6 +27,8 @@ const FLUSH_EVERY: Duration = Duration::from_millis(250);
 pub struct Filing {
     /// What readers see of events.
     pub cell: Arc<ArchiveCell>,
+    /// What they see of attempts at webhooks.
+    pub attempts: Arc<ArchiveCell>,
     /// The reader of all events.
     pub sink: Option<Arc<SinkHandle>>,
     /// Sums, last attempts, dead letters.
@@ -77,7 +79,7 @@ impl Filing {
             let upkeep = Upkeep { table, cell, clock: shared.clock.clone(), options };
             tasks.spawn(upkeep.run(tasks.stop.clone()));
         }
-        let cells = clickhouse::Cells { events: cell.clone(), attempts: attempts_cell };
+        let cells = clickhouse::Cells { events: cell.clone(), attempts: attempts_cell.clone() };
         let clickhouse = clickhouse::sink(config, &cells, &shared.clock).map(|sink| {
             let (handle, running) = sink.start(tasks.stop.clone());
             tasks.spawn(running);
@@ -87,7 +89,7 @@ impl Filing {
             }
             (handle, clickhouse::is_needed(config))
         });
-        Ok(Self { cell, sink: Some(sink), reader: Some(reader), clickhouse })
+        Ok(Self { cell, attempts: attempts_cell, sink: Some(sink), reader: Some(reader), clickhouse })
     }
 }
 

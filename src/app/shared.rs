@@ -6,6 +6,7 @@ use anyhow::Context;
 use rand::Rng;
 use sendtrail_eventlog::kafka::Exchange;
 use sendtrail_eventlog::{Announce, Blobs, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Retention};
+use sendtrail_processor::dispatch::{Poster, PosterOptions, Reach, Sender};
 use sendtrail_processor::{Store, Views};
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::secret::Vault;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub clock: Clock,
     pub blobs: Blobs,
     pub vault: Vault,
+    /// Posts to webhooks.
+    pub sender: Sender,
 }
 
 impl Shared {
@@ -71,11 +74,19 @@ impl Shared {
             .zip(own.clone())
             .map(|(exchange, views)| Arc::new(Steward::new(exchange, views, count, ownership.clone())));
         let pulses: Vec<Arc<Pulse>> = (0..count).map(|_| Arc::default()).collect();
+        let vault = vault(data, config)?;
+        let sender = Sender {
+            directory: directory.clone(),
+            vault: vault.clone(),
+            poster: poster(config)?,
+            concurrency: config.webhooks.concurrency_per_destination,
+        };
         Ok(Self {
             elsewhere: Arc::new(Elsewhere::new(pulses.clone(), ownership.clone())),
             retention: Arc::new(Retention::new(log.clone())),
             blobs: Blobs::open(&config.blobs_folder())?,
-            vault: vault(data, config)?,
+            vault,
+            sender,
             owners: Owners { ownership: ownership.clone(), questions },
             log,
             exchange,
@@ -131,6 +142,21 @@ impl Shared {
         .await?
         .context("speak with other servers")
     }
+}
+
+fn poster(config: &Config) -> anyhow::Result<Poster> {
+    let webhooks = &config.webhooks;
+    let options = PosterOptions {
+        reach: Reach {
+            allow_http: webhooks.allow_http,
+            allow_private_networks: webhooks.allow_private_networks.clone(),
+            ports: webhooks.ports.clone(),
+        },
+        dns_servers: webhooks.dns_servers.clone(),
+        proxy: config.webhook_proxy(),
+        ca_file: (!webhooks.ca_location.as_os_str().is_empty()).then(|| webhooks.ca_location.clone()),
+    };
+    Poster::new(options).context("set up posting to webhooks")
 }
 
 /// A simulated clock goes on from where the state stands.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use sendtrail_eventlog::{Blobs, Clock};
 use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
-use sendtrail_processor::dispatch::{Dispatcher, Poster, Reach};
+use sendtrail_processor::dispatch::{Dispatcher, History};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
@@ -14,7 +15,7 @@ use crate::config::Config;
 use crate::roles::Role;
 
 /// Starts what the roles ask for, for every partition.
-pub fn start(config: &Config, shared: &Shared, tasks: &mut Tasks) {
+pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks: &mut Tasks) {
     let roles = &config.server.roles;
     if roles.has(Role::Delivery) {
         let days = config.blobs.retention_days;
@@ -35,21 +36,18 @@ pub fn start(config: &Config, shared: &Shared, tasks: &mut Tasks) {
         }
     }
     if roles.has(Role::Dispatcher) {
-        let poster = Poster::new(Reach {
-            allow_http: config.webhooks.allow_http,
-            allow_private_networks: config.webhooks.allow_private_networks.clone(),
-        });
+        let turns = Arc::new(Semaphore::new(config.webhooks.concurrency));
         for (number, pulse) in (0..).zip(&shared.pulses) {
             let dispatcher = Dispatcher {
                 partition: number,
+                partitions: config.log.partitions,
                 log: shared.log.clone(),
                 store: shared.store.clone(),
-                directory: shared.directory.clone(),
                 pulse: pulse.clone(),
-                vault: shared.vault.clone(),
-                poster: poster.clone(),
+                sender: shared.sender.clone(),
+                turns: turns.clone(),
+                history: history.clone(),
                 retention: shared.retention.clone(),
-                concurrency: config.webhooks.concurrency_per_destination,
                 checkpoint_every: config.checkpoint_every(),
             };
             tasks.spawn(dispatcher.run(tasks.stop.clone()));

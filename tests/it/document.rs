@@ -15,15 +15,18 @@ async fn every_documented_route_is_there_and_asks_for_a_key() {
         for method in methods.as_object().unwrap().keys() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let reply = nobody.call(method.clone(), &path.replace(['{', '}'], "x"), &[], "").await.unwrap();
-            assert_eq!(
-                (reply.status.as_u16(), &reply.json()["error"]),
-                (401, &json!("MISSING_AUTH")),
-                "{method} {path}"
-            );
+            // A callback's key is in its path.
+            let code = if path.starts_with("/api/v1/inbound") { "KEY_NOT_FOUND" } else { "MISSING_AUTH" };
+            assert_eq!((reply.status.as_u16(), told_code(&reply.json())), (401, json!(code)), "{method} {path}");
             routes += 1;
         }
     }
     assert!(routes >= 41, "{routes} routes");
+}
+
+/// The code of an error, in the form of whichever surface.
+fn told_code(body: &Value) -> Value {
+    [&body["error"]["code"], &body["code"], &body["error"]].into_iter().find(|code| code.is_string()).unwrap().clone()
 }
 
 /// A schema with its references followed, and the parts it is made of joined: the names of its fields.
@@ -63,10 +66,15 @@ async fn every_answer_is_documented_field_by_field() {
         for (method, operation) in methods.as_object().unwrap() {
             assert!(names.insert(operation["operationId"].as_str().unwrap()), "{method} {path}: its name is taken");
             for (status, response) in operation["responses"].as_object().unwrap() {
+                if response["content"]["text/plain"].is_object() {
+                    continue;
+                }
                 let fields = fields(&document, &response["content"]["application/json"]["schema"]);
                 assert!(fields.iter().any(|field| field == "success"), "{method} {path} {status}: {fields:?}");
-                let bare = method == "delete" || path.ends_with("/clock");
-                let told = if status.starts_with('2') { bare || fields.len() > 1 } else { fields.len() > 2 };
+                let bare = method == "delete" || ["/clock", "/lifecycle-events", "/inbound/rcs/{token}", "/inbound/whatsapp/{token}"].iter().any(|end| path.ends_with(end));
+                // S3's has its code one level further down.
+                let least = if path.starts_with("/api/v1/webhooks") { 1 } else { 2 };
+                let told = if status.starts_with('2') { bare || fields.len() > 1 } else { fields.len() > least };
                 assert!(told, "{method} {path} {status}: {fields:?}");
             }
             assert!(operation["responses"]["401"].is_object(), "{method} {path}");

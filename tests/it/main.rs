@@ -9,6 +9,7 @@ mod codes;
 mod crash;
 mod cursors;
 mod dead_letters;
+mod dialects;
 mod document;
 mod events;
 mod grafana;

@@ -263,10 +263,20 @@ async fn private_addresses_are_reached_only_when_allowed() {
     })
     .await;
     let receiver = Receiver::start_ok().await;
-    let (partner, _) = hooked(&server, "inside", &receiver, "splashify", json!({})).await;
+    // What a literal leads to is seen at once, what a name leads to when it is resolved.
+    let named = receiver.named("localhost");
+    let (partner, set) = hooked(&server, "inside", &named, "splashify", json!({})).await;
     partner.stream(&[in_set(partner.event("Send"))]).await;
     eventually("refused", async || partner.log().await[0]["deliveries"][0]["attempts"] == 1).await;
-    assert_eq!(receiver.posts("/inside").len(), 0);
+    assert_eq!(named.posts("/inside").len(), 0);
+    let delivery = partner.log().await[0]["deliveries"][0]["delivery_id"].as_str().unwrap().to_owned();
+    let attempt = partner.get(&format!("/deliveries/{delivery}")).await["delivery"]["attempt_log"][0].clone();
+    assert_eq!((&attempt["failure"], &attempt["status_code"]), (&json!("refused"), &Value::Null));
+    assert!(attempt["error"].as_str().unwrap().contains("no public address"), "{attempt}");
+    let body = json!({"name": "x", "webhook_url": "https://169.254.169.254/latest"}).to_string();
+    let path = format!("/configuration-sets/{set}/event-destinations");
+    let reply = partner.call(http::Method::POST, &path, &[], body).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["error"]), (400, &json!("INVALID_REQUEST")));
     let server = Server::start_with(|config| config.webhooks.allow_http = false).await;
     let partner = server.partner("plain").await;
     let set = partner.set(json!({"name": "set"})).await;

@@ -217,8 +217,10 @@ pub(super) async fn patch(
 #[derive(Deserialize, ToSchema)]
 pub(super) struct KeyRequest {
     name: Option<String>,
-    /// `pk_live` (default), `zm_live`, `zm_test` or `sk_live`.
+    /// `pk_live` (default), `zm_live`, `zm_test` or `sk_live`; `in_rcs` or `in_wa` for the token of a callback's path.
     form: Option<String>,
+    /// Whose callbacks come with an `in_rcs` token.
+    customer_id: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -237,6 +239,10 @@ struct KeyView {
     api_key: Option<String>,
     revoked_at: Option<Millis>,
     last_used_at: Option<Millis>,
+    customer_id: Option<String>,
+    /// Where callbacks are to be sent that this token lets in; shown once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_path: Option<String>,
 }
 
 fn key_view(key: &ApiKey) -> KeyView {
@@ -249,6 +255,17 @@ fn key_view(key: &ApiKey) -> KeyView {
         api_key: None,
         revoked_at: key.revoked_at.map(Millis),
         last_used_at: key.last_used_at.map(Millis),
+        customer_id: key.customer_id.clone(),
+        callback_path: None,
+    }
+}
+
+/// Where callbacks come to that a token of a form lets in.
+fn callback_path(form: KeyForm, token: &str) -> Option<String> {
+    match form {
+        KeyForm::InRcs => Some(format!("/api/v1/inbound/rcs/{token}")),
+        KeyForm::InWhatsapp => Some(format!("/api/v1/inbound/whatsapp/{token}")),
+        _ => None,
     }
 }
 
@@ -270,10 +287,13 @@ pub(super) async fn create_key(
     let account = account_id(&account)?;
     let form = request.form.as_deref().unwrap_or("pk_live");
     let form = KeyForm::parse(form)
-        .ok_or_else(|| invalid(format!("form {form:?} is none of pk_live, zm_live, zm_test, sk_live")))?;
+        .ok_or_else(|| invalid(format!("form {form:?} is none of {}", KeyForm::ALL.map(KeyForm::name).join(", "))))?;
     let name = request.name.unwrap_or_default();
     if name.len() > 256 {
         return Err(invalid("name has at most 256 bytes"));
+    }
+    if request.customer_id.as_ref().is_some_and(|id| id.len() > 256) {
+        return Err(invalid("customer_id has at most 256 bytes"));
     }
     let (key_id, api_key) = (KeyId(fresh()), make_key(form));
     let key = ApiKey {
@@ -282,12 +302,14 @@ pub(super) async fn create_key(
         name,
         form: form as i32,
         prefix: api_key.chars().take(12).collect(),
+        customer_id: request.customer_id,
         ..ApiKey::default()
     };
     ingest.command(account, stamp, Change::CreateKey(key)).await?;
     let config = ingest.account(account)?;
     let key = config.keys.iter().find(|key| key.key_id == key_id.bytes()).ok_or_else(Problem::internal)?;
-    Ok(created(NewKey { key: KeyView { api_key: Some(api_key), ..key_view(key) } }))
+    let callback_path = callback_path(form, &api_key);
+    Ok(created(NewKey { key: KeyView { api_key: Some(api_key), callback_path, ..key_view(key) } }))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -14,7 +14,7 @@ use sendtrail_schemas::web::{Nothing, Path, Query, created, id, invalid, ok, pag
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::destinations::{DestinationView, view as destination_view};
+use super::destinations::DestinationView;
 use super::fresh;
 use crate::Ingest;
 use crate::body::Json;
@@ -72,7 +72,7 @@ struct SetView {
     event_destinations: Vec<DestinationView>,
 }
 
-fn view(set: &ConfigSet) -> SetView {
+fn view(account: &AccountConfig, set: &ConfigSet) -> SetView {
     SetView {
         config_set_id: set.id().map(|id| id.to_string()).unwrap_or_default(),
         name: set.name.clone(),
@@ -83,7 +83,7 @@ fn view(set: &ConfigSet) -> SetView {
         suppression_options: set.suppression_options().name(),
         tags: set.tags.clone(),
         created_at: Millis(set.created_at),
-        event_destinations: set.destinations.iter().map(destination_view).collect(),
+        event_destinations: set.destinations.iter().map(|dest| DestinationView::of(account, dest)).collect(),
     }
 }
 
@@ -127,7 +127,8 @@ pub(super) async fn create(
     };
     let account = owner.account.id();
     ingest.command(account, stamp, Change::CreateConfigSet(set)).await?;
-    Ok(created(One { configuration_set: view(find(&*ingest.account(account)?, set_id)?) }))
+    let config = ingest.account(account)?;
+    Ok(created(One { configuration_set: view(&config, find(&config, set_id)?) }))
 }
 
 #[derive(Deserialize)]
@@ -157,7 +158,7 @@ pub(super) async fn list(
     let mut found = account.config_sets.iter().filter(|set| set.name > after);
     let sets: Vec<_> = found.by_ref().take(limit).collect();
     let next_cursor = found.next().and(sets.last()).map(|last| last.name.clone());
-    Ok(ok(Sets { configuration_sets: sets.into_iter().map(view).collect(), next_cursor }))
+    Ok(ok(Sets { configuration_sets: sets.into_iter().map(|set| view(&account, set)).collect(), next_cursor }))
 }
 
 /// Show a configuration set.
@@ -169,7 +170,7 @@ pub(super) async fn get(
     Path(set): Path<String>,
 ) -> Result<Response, Problem> {
     let account = ingest.account(owner.account.id())?;
-    Ok(ok(One { configuration_set: view(find(&account, set_id(&set)?)?) }))
+    Ok(ok(One { configuration_set: view(&account, find(&account, set_id(&set)?)?) }))
 }
 
 /// Change a configuration set; what is absent stays.
@@ -198,7 +199,8 @@ pub(super) async fn patch(
     };
     let account = owner.account.id();
     ingest.command(account, stamp, Change::PatchConfigSet(patch)).await?;
-    Ok(ok(One { configuration_set: view(find(&*ingest.account(account)?, set)?) }))
+    let config = ingest.account(account)?;
+    Ok(ok(One { configuration_set: view(&config, find(&config, set)?) }))
 }
 
 /// Delete a configuration set with its destinations.

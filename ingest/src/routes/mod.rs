@@ -6,8 +6,12 @@ mod dead_letters;
 mod destinations;
 mod events;
 mod identities;
+mod inbound;
 mod send;
+mod sendcomms;
+pub mod style;
 mod suppression;
+mod zmailer;
 
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::web::invalid;
@@ -15,6 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::Ingest;
+use destinations::{of_sets, own, secrets};
 
 /// What a partner may write, below `/api/v1/partner/email`. To be put behind [`crate::auth::partner`].
 pub fn partner_routes() -> OpenApiRouter<Ingest> {
@@ -26,8 +31,15 @@ pub fn partner_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(identities::verify))
         .routes(routes!(config_sets::create, config_sets::list))
         .routes(routes!(config_sets::get, config_sets::patch, config_sets::delete))
-        .routes(routes!(destinations::create, destinations::list))
-        .routes(routes!(destinations::get, destinations::patch, destinations::delete))
+        .routes(routes!(of_sets::create, of_sets::list))
+        .routes(routes!(of_sets::get, of_sets::patch, of_sets::delete))
+        .routes(routes!(own::list))
+        .routes(routes!(own::get, own::patch, own::delete))
+        .routes(routes!(own::test))
+        .routes(routes!(secrets::rotate))
+        .routes(routes!(secrets::switch))
+        .routes(routes!(own::put_webhook, own::get_webhook, own::delete_webhook))
+        .routes(routes!(own::put_operational, own::get_operational, own::delete_operational))
         .routes(routes!(suppression::list))
         .routes(routes!(suppression::get, suppression::put, suppression::delete))
 }
@@ -45,7 +57,28 @@ pub fn admin_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::get))
         .routes(routes!(dead_letters::retry))
+        .routes(routes!(inbound::lifecycle))
+        .routes(routes!(secrets::reseal))
         .routes(routes!(accounts::tick))
+}
+
+/// S3's surface, below `/api/v1/webhooks`. To be put behind [`crate::auth::any_key`] and [`style::sendcomms`].
+pub fn sendcomms_routes() -> OpenApiRouter<Ingest> {
+    OpenApiRouter::new().routes(routes!(sendcomms::create, sendcomms::list, sendcomms::delete))
+}
+
+/// S4's surface, at the root. To be put behind [`crate::auth::any_key`] and [`style::zmailer`].
+pub fn zmailer_routes() -> OpenApiRouter<Ingest> {
+    OpenApiRouter::new()
+        .routes(routes!(zmailer::create, zmailer::list))
+        .routes(routes!(zmailer::get, zmailer::put, zmailer::delete))
+}
+
+/// Callbacks of others, below `/api/v1/inbound`: each has its token in its path.
+pub fn inbound_routes() -> OpenApiRouter<Ingest> {
+    OpenApiRouter::new()
+        .routes(routes!(inbound::rcs))
+        .routes(routes!(inbound::whatsapp, inbound::whatsapp_challenge))
 }
 
 /// An identifier for something new.

@@ -16,7 +16,7 @@ const BLOOM_FPP: f64 = 0.01;
 ///
 /// In each, the first column is the account, the fourth the time by which an account's rows are sorted, and the fifth
 /// the time whose UTC day the row is filed under.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Its name, and the first word of its files'.
     pub name: &'static str,
@@ -64,6 +64,12 @@ pub const TIME: usize = 3;
 pub const FILED_BY: usize = 4;
 
 impl Layout {
+    /// With other columns: as a program of before knew it.
+    #[cfg(test)]
+    pub(super) fn with_schema(self, schema: fn() -> SchemaRef) -> Self {
+        Self { schema, ..self }
+    }
+
     /// How its files are written. `rows` bounds the distinct values that a bloom filter is made for.
     pub fn properties(&self, rows: usize) -> WriterProperties {
         let column = |name: &str| ColumnPath::from(name.to_owned());

@@ -61,11 +61,11 @@ impl Table {
     pub async fn open(layout: &'static Layout, root: &Path) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", root.display()), cause };
         std::fs::create_dir_all(root).map_err(io)?;
-        if let Some(there) = Self::find(layout, root).await? {
-            return Ok(there);
-        }
         let (root, log_store) = locate(root)?;
-        let table = create(layout, log_store.clone()).await?;
+        let table = match load(&log_store).await? {
+            Some(there) => with_new_columns(layout, there).await?,
+            None => create(layout, log_store.clone()).await?,
+        };
         Self::of(layout, root, log_store, &table).await
     }
 
@@ -78,12 +78,10 @@ impl Table {
             return Ok(None);
         }
         let (root, log_store) = locate(root)?;
-        let mut table = DeltaTable::new(log_store.clone());
-        if !table.verify_deltatable_existence().await? {
-            return Ok(None);
+        match load(&log_store).await? {
+            Some(table) => Ok(Some(Self::of(layout, root, log_store, &table).await?)),
+            None => Ok(None),
         }
-        table.load().await?;
-        Ok(Some(Self::of(layout, root, log_store, &table).await?))
     }
 
     async fn of(
@@ -245,6 +243,28 @@ fn locate(root: &Path) -> Result<(PathBuf, LogStoreRef), Error> {
         .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
     let log_store = default_logstore(below, anywhere, &location, &StorageConfig::default());
     Ok((root, log_store))
+}
+
+async fn load(log_store: &LogStoreRef) -> Result<Option<DeltaTable>, Error> {
+    let mut table = DeltaTable::new(log_store.clone());
+    if !table.verify_deltatable_existence().await? {
+        return Ok(None);
+    }
+    table.load().await?;
+    Ok(Some(table))
+}
+
+/// The table with the columns that an earlier program did not know; in its rows they are null.
+async fn with_new_columns(layout: &Layout, table: DeltaTable) -> Result<DeltaTable, Error> {
+    let columns: StructType = (layout.schema)().as_ref().try_into_kernel().map_err(DeltaTableError::from)?;
+    let known = table.snapshot()?.schema();
+    let missing: Vec<StructField> =
+        columns.fields().filter(|column| known.field(column.name()).is_none()).cloned().collect();
+    if missing.is_empty() {
+        return Ok(table);
+    }
+    tracing::info!(of = layout.name, columns = missing.len(), "the archive gets columns that it did not have");
+    Ok(table.add_columns().with_fields(missing).await?)
 }
 
 async fn create(layout: &Layout, log_store: LogStoreRef) -> Result<DeltaTable, Error> {

@@ -1,7 +1,7 @@
 //! Files, table and upkeep on a real folder.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -206,4 +206,44 @@ async fn merging_keeps_every_row_in_order_and_vacuum_what_is_listed() {
     let table = Table::open(&EVENTS, folder.path()).await.unwrap();
     assert_eq!(table.files(), *files);
     assert_eq!(table.mark(0).await.unwrap(), 10_000);
+}
+
+/// The events' table as a program of before knew it: without the two blocks that came with webhooks.
+static BEFORE: LazyLock<Layout> = LazyLock::new(|| EVENTS.with_schema(schema_of_before));
+
+fn schema_of_before() -> arrow::datatypes::SchemaRef {
+    let schema = (EVENTS.schema)();
+    let known = schema.fields().iter().filter(|field| !["webhook", "lifecycle"].contains(&field.name().as_str()));
+    Arc::new(arrow::datatypes::Schema::new(known.cloned().collect::<Vec<_>>()))
+}
+
+#[tokio::test]
+async fn a_table_of_before_gets_its_columns_and_its_files_merge_with_those_of_now() {
+    use sendtrail_schemas::block::{Block, WebhookChange};
+    let folder = TempDir::new().unwrap();
+    let noon = TODAY * DAY + 12 * HOUR;
+    let mut table = Table::open(&BEFORE, folder.path()).await.unwrap();
+    let old: Vec<Event> = (0..5).map(|n| event(n, 1, noon, noon + n as i64)).collect();
+    let rows = merge::conform(&batch(&old), schema_of_before()).unwrap();
+    let mut files = write_files(&BEFORE, table.root(), "a", &[rows]).unwrap();
+    table.append(&files, &BTreeMap::from([(0, (0, 4))])).await.unwrap();
+    drop(table);
+    let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
+    let change = WebhookChange { to: Some("failing".into()), ..WebhookChange::default() };
+    let new = Event { block: Some(Block::WebhookChange(change)), ..event(5, 1, noon, noon) };
+    files.extend(write_files(&EVENTS, table.root(), "b", &[batch(std::slice::from_ref(&new))]).unwrap());
+    table.append(&files[1..], &BTreeMap::from([(0, (5, 5))])).await.unwrap();
+    let all: Vec<Arc<ArchivedFile>> = table.files();
+    let path = "dt=2024-10-04/events-m.parquet".to_owned();
+    let into = parquet_file::SortedFile::create(&EVENTS, table.root(), path, TODAY as i32, 6).unwrap();
+    let merged = merge::merge(&EVENTS, table.root(), &all, into).unwrap();
+    table.replace(&all, merged.clone()).await.unwrap();
+    let mut read = read(table.root(), &merged);
+    read.sort_by_key(|event| event.seq);
+    assert_eq!(read[5], new);
+    assert_eq!(read[..5], old[..]);
+    // It has them once, however often it is opened.
+    let version = table.version();
+    drop(table);
+    assert_eq!(Table::open(&EVENTS, folder.path()).await.unwrap().version(), version);
 }

@@ -9,6 +9,7 @@ use sendtrail_schemas::destination::{Destination, Dialect, Envelope as Around, R
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId, delivery_id};
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{FailureClass, Trigger};
 use sendtrail_schemas::secret::Vault;
 use sendtrail_schemas::time::Millis;
@@ -16,6 +17,7 @@ use sendtrail_schemas::time::Millis;
 use super::book::Waiting;
 use super::client::{Answer, Poster};
 use super::lane::{Job, Limits};
+use super::sample;
 use crate::Error;
 use crate::core::webhook::envelope::{Envelope, render};
 use crate::core::webhook::retry::{Plan, timeout_millis};
@@ -139,7 +141,8 @@ impl Sender {
     }
 
     /// Posts a sample of an event, once; nothing is recorded. `None`: the destination has no name for such events.
-    pub async fn sample(&self, account: &AccountConfig, to: &Destination, event: &Event) -> Option<(String, Answer)> {
+    pub async fn sample(&self, account: &AccountConfig, to: &Destination, kind: EventType) -> Option<(String, Answer)> {
+        let event = &sample::event(account, kind, Millis::wall());
         let envelope = render(to.dialect(), to.envelope(), event)?;
         let id = to.id()?;
         let message = Message {
@@ -172,7 +175,7 @@ pub(super) fn waiting(event: &Event, to: Option<&Destination>, now: i64) -> Opti
     let (dialect, around) = to.map_or((Dialect::Splashify, Around::Dialect), |to| (to.dialect(), to.envelope()));
     let Envelope { event_name, body, signed, once } = render(dialect, around, event)?;
     // Lifecycle posts are S2's, whatever the account's webhook speaks otherwise.
-    let lifecycle = event.kind() == sendtrail_schemas::kind::EventType::Lifecycle;
+    let lifecycle = event.kind() == EventType::Lifecycle;
     let (dialect, around) = if lifecycle { (Dialect::Splashify, Around::Dialect) } else { (dialect, around) };
     Some(Waiting {
         account_id: event.account_id.clone(),

@@ -16,6 +16,7 @@ mod desk;
 mod lane;
 mod outcome;
 mod replay;
+mod sample;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

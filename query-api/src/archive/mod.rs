@@ -1,5 +1,6 @@
 //! Events from the Parquet archive and its tail, by DataFusion.
 
+pub mod attempts;
 mod lookup;
 mod provider;
 
@@ -27,7 +28,7 @@ use sendtrail_schemas::time::{Day, Hour, Millis};
 use crate::analytics::{Analytics, EventQuery, Position};
 use crate::{Error, Rollups};
 use lookup::{LookUp, Wanted};
-use provider::EventsTable;
+use provider::ArchiveTable;
 
 /// Files of the first round of a page; each round takes twice as many.
 const FIRST_FILES: usize = 4;
@@ -69,6 +70,17 @@ impl Part {
     }
 }
 
+/// What runs queries over files of ours.
+fn context(threads: usize, bloom_filters: bool) -> SessionContext {
+    let mut config = SessionConfig::new().with_target_partitions(threads).with_batch_size(4_096);
+    let parquet = &mut config.options_mut().execution.parquet;
+    parquet.pushdown_filters = true;
+    parquet.reorder_filters = true;
+    parquet.schema_force_view_types = false;
+    parquet.bloom_filter_on_read = bloom_filters;
+    SessionContext::new_with_config(config)
+}
+
 /// Answers from the archive of one process.
 pub struct DataFusionAnalytics {
     context: SessionContext,
@@ -79,14 +91,8 @@ pub struct DataFusionAnalytics {
 impl DataFusionAnalytics {
     /// Over an archive; `cache_bytes` bounds what is remembered of files.
     pub fn new(cell: Arc<ArchiveCell>, cache_bytes: usize, threads: usize) -> Self {
-        let mut config = SessionConfig::new().with_target_partitions(threads).with_batch_size(4_096);
-        let parquet = &mut config.options_mut().execution.parquet;
-        parquet.pushdown_filters = true;
-        parquet.reorder_filters = true;
-        parquet.schema_force_view_types = false;
         // Ours are looked at before, and remembered.
-        parquet.bloom_filter_on_read = false;
-        let context = SessionContext::new_with_config(config);
+        let context = context(threads, false);
         Self { context, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
     }
 
@@ -97,7 +103,8 @@ impl DataFusionAnalytics {
         files: Vec<provider::Chosen>,
         tail: Vec<RecordBatch>,
     ) -> Result<DataFrame, Error> {
-        let table = EventsTable::new(view.root.clone(), files, tail);
+        let schema = sendtrail_schemas::columns::schema();
+        let table = ArchiveTable { schema, root: view.root.clone(), files, tail };
         Ok(self.context.read_table(Arc::new(table))?)
     }
 
@@ -267,6 +274,10 @@ fn predicate(query: &EventQuery, part: Part) -> Expr {
             None => has_key(key),
         };
         all.extend(tag.meanings().map(meaning).reduce(Expr::or));
+    }
+    if let Some(place) = &query.place {
+        let of = col("partition").eq(lit(i64::from(place.partition))).and(col("seq").eq(lit(place.seq as i64)));
+        all.push(col("received_at").eq(time(place.received_at)).and(of));
     }
     if let Some(before) = &query.before {
         all.push(comes_after(before));

@@ -25,7 +25,6 @@ use datafusion::physical_plan::union::UnionExec;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 use sendtrail_schemas::archive::ArchivedFile;
-use sendtrail_schemas::columns::schema;
 
 /// A file, and the row groups of it that may hold what is wanted.
 #[derive(Clone, Debug)]
@@ -44,18 +43,18 @@ impl Chosen {
 }
 
 /// See the module.
-pub struct EventsTable {
-    root: PathBuf,
-    files: Vec<Chosen>,
-    tail: Vec<RecordBatch>,
+pub struct ArchiveTable {
+    /// Its columns; a file of before may lack some.
+    pub schema: SchemaRef,
+    /// Where the files are.
+    pub root: PathBuf,
+    /// The files.
+    pub files: Vec<Chosen>,
+    /// What is in none yet.
+    pub tail: Vec<RecordBatch>,
 }
 
-impl EventsTable {
-    /// A table of these.
-    pub fn new(root: PathBuf, files: Vec<Chosen>, tail: Vec<RecordBatch>) -> Self {
-        Self { root, files, tail }
-    }
-
+impl ArchiveTable {
     /// Files dealt out to as many readers as there are threads.
     fn groups(&self, threads: usize) -> Result<Vec<FileGroup>> {
         let mut groups = vec![Vec::new(); threads.clamp(1, self.files.len().max(1))];
@@ -80,16 +79,16 @@ impl EventsTable {
     }
 }
 
-impl fmt::Debug for EventsTable {
+impl fmt::Debug for ArchiveTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "EventsTable({} files, {} batches)", self.files.len(), self.tail.len())
+        write!(f, "ArchiveTable({} files, {} batches)", self.files.len(), self.tail.len())
     }
 }
 
 #[async_trait]
-impl TableProvider for EventsTable {
+impl TableProvider for ArchiveTable {
     fn schema(&self) -> SchemaRef {
-        schema()
+        self.schema.clone()
     }
 
     fn table_type(&self) -> TableType {
@@ -111,7 +110,7 @@ impl TableProvider for EventsTable {
         if !self.tail.is_empty() || self.files.is_empty() {
             inputs.push(MemorySourceConfig::try_new_exec(
                 std::slice::from_ref(&self.tail),
-                schema(),
+                self.schema.clone(),
                 projection.cloned(),
             )?);
         }
@@ -123,7 +122,7 @@ impl TableProvider for EventsTable {
                 environment.object_store(&store_url)?,
                 environment.cache_manager.get_file_metadata_cache(),
             );
-            let mut source = ParquetSource::new(schema())
+            let mut source = ParquetSource::new(self.schema.clone())
                 .with_table_parquet_options(datafusion::config::TableParquetOptions {
                     global: options.execution.parquet.clone(),
                     ..Default::default()
@@ -131,7 +130,7 @@ impl TableProvider for EventsTable {
                 .with_parquet_file_reader_factory(Arc::new(reader))
                 .with_pushdown_filters(true);
             if let Some(filter) = conjunction(filters.to_vec()) {
-                let schema = DFSchema::try_from(schema())?;
+                let schema = DFSchema::try_from(self.schema.clone())?;
                 source = source.with_predicate(state.create_physical_expr(filter, &schema)?);
             }
             let scan = FileScanConfigBuilder::new(store_url, Arc::new(source))

@@ -5,12 +5,13 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use clickhouse::Row;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::time::Millis;
 use serde::Deserialize;
 
 use super::ClickHouseAnalytics;
-use crate::{Deliveries, DeliveryOf, DeliveryState, Error};
+use crate::{Deliveries, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Error};
 
 /// Deliveries that are asked for at once.
 const TOGETHER: usize = 1_000;
@@ -28,6 +29,22 @@ struct Last {
     ended_at: i64,
 }
 
+impl Listed {
+    fn read(self) -> DeliveryRow {
+        DeliveryRow {
+            partition: self.partition,
+            seq: self.event_seq,
+            status: DeliveryStatus::parse(&self.last_status).unwrap_or(DeliveryStatus::Pending),
+            attempts: self.attempts,
+            last_status_code: self.last_code.map(u32::from),
+            created_at: Millis(self.created_at),
+            event_type: self.kind.and_then(|kind| EventType::parse(&kind)).unwrap_or(EventType::Unspecified),
+            finished_at: Some(Millis(self.ended_at)),
+            next_due_at: self.due_at.map(Millis),
+        }
+    }
+}
+
 /// The last attempt of each delivery. The time by which the first event was received keeps it to the days since.
 const LAST: &str = "SELECT event_seq, destination_id, argMax(toString(status), offset) AS last_status, \
     argMax(`number`, offset) AS attempts, argMax(tuple(status_code), offset).1 AS last_code, \
@@ -35,8 +52,45 @@ const LAST: &str = "SELECT event_seq, destination_id, argMax(toString(status), o
     WHERE account_id = {account:UUID} AND `partition` = {partition:UInt32} AND has({numbers:Array(UInt64)}, event_seq) \
     AND finished_at >= fromUnixTimestamp64Milli({since:Int64}, 'UTC') GROUP BY event_seq, destination_id";
 
+#[derive(Row, Deserialize)]
+struct Listed {
+    partition: u32,
+    event_seq: u64,
+    last_status: String,
+    attempts: u32,
+    last_code: Option<u16>,
+    ended_at: i64,
+    due_at: Option<i64>,
+    created_at: i64,
+    kind: Option<String>,
+}
+
+/// The last attempt of each delivery of a destination, of the newest events first.
+const LISTED: &str = "SELECT `partition`, event_seq, argMax(toString(status), offset) AS last_status, \
+    argMax(`number`, offset) AS attempts, argMax(tuple(status_code), offset).1 AS last_code, \
+    toUnixTimestamp64Milli(argMax(finished_at, offset)) AS ended_at, \
+    argMax(tuple(toUnixTimestamp64Milli(next_due_at)), offset).1 AS due_at, \
+    toUnixTimestamp64Milli(min(ifNull(event_received_at, first_started_at))) AS created_at, \
+    CAST(any(event_type), 'Nullable(String)') AS kind FROM deliveries \
+    WHERE account_id = {account:UUID} AND destination_id = {destination:UUID} AND event_seq < {before:UInt64} \
+    GROUP BY `partition`, event_seq HAVING {status:String} IN ('', last_status) \
+    ORDER BY event_seq DESC LIMIT {limit:UInt64}";
+
 #[async_trait]
 impl Deliveries for ClickHouseAnalytics {
+    async fn page(&self, account: AccountId, query: &DeliveriesQuery) -> Result<Option<DeliveryPage>, Error> {
+        let asked = self
+            .query(LISTED, account)
+            .param("destination", query.destination.to_string())
+            .param("before", query.before.unwrap_or(u64::MAX))
+            .param("status", query.status.map_or("", DeliveryStatus::name))
+            .param("limit", query.limit as u64 + 1);
+        let mut rows: Vec<DeliveryRow> = asked.fetch_all::<Listed>().await?.into_iter().map(Listed::read).collect();
+        let next = (rows.len() > query.limit).then(|| rows.get(query.limit - 1).map(|row| row.seq)).flatten();
+        rows.truncate(query.limit);
+        Ok(Some(DeliveryPage { rows, next }))
+    }
+
     async fn states(
         &self,
         account: AccountId,

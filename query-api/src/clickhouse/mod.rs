@@ -245,6 +245,12 @@ impl Filter {
             }
             self.conditions.push(format!("({})", meanings.join(" OR ")));
         }
+        if let Some(place) = &query.place {
+            let at = self.time(place.received_at);
+            let partition = self.value("Int64", Value::Number(i64::from(place.partition)));
+            let seq = self.value("Int64", Value::Number(place.seq as i64));
+            self.conditions.push(format!("received_at = {at} AND partition = {partition} AND seq = {seq}"));
+        }
         if let Some(before) = &query.before {
             let at = self.time(before.occurred_at);
             let id = self.text_value(&before.event_id);

@@ -1,12 +1,18 @@
 //! The routes of the read side.
 
+mod deliveries;
 mod events;
 mod standing;
 mod stats;
 
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request};
 use axum::http::HeaderValue;
 use axum::response::Response;
+use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
+use tokio::time::timeout;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -17,6 +23,12 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
     OpenApiRouter::new()
         .routes(routes!(events::list))
         .routes(routes!(events::message))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::get))
+        .routes(routes!(deliveries::retry))
+        .routes(routes!(deliveries::recover))
+        .routes(routes!(deliveries::replay, deliveries::replays))
+        .routes(routes!(deliveries::get_replay, deliveries::cancel_replay))
         .routes(routes!(stats::stats))
         .routes(routes!(standing::reputation))
         .routes(routes!(standing::quotas))
@@ -36,4 +48,24 @@ fn dated(mut response: Response, as_of: Option<Millis>) -> Response {
         response.headers_mut().insert(AS_OF, value);
     }
     response
+}
+
+/// Bytes of a small body.
+const SMALL: usize = 64 << 10;
+/// How long a small body may take to arrive.
+const SMALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// A small body, as it came.
+struct Body(bytes::Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+        let read = axum::body::to_bytes(request.into_body(), SMALL);
+        let late = |_| Problem::new(Code::RequestTimeout, "the body took too long to arrive");
+        let read = timeout(SMALL_WITHIN, read).await.map_err(late)?;
+        let large = |_| Problem::new(Code::PayloadTooLarge, format!("the body has more than {SMALL} bytes"));
+        Ok(Self(read.map_err(large)?))
+    }
 }

@@ -14,7 +14,7 @@ use sendtrail_schemas::time::Millis;
 pub use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub use self::receiver::{Answer, Receiver};
+pub use self::receiver::{Answer, Post, Receiver};
 
 pub const ADMIN: &str = "/api/v1/admin";
 pub const PARTNER: &str = "/api/v1/partner/email";

@@ -78,6 +78,11 @@ impl Receiver {
         Self::start(|_, _| Answer::status(200)).await
     }
 
+    /// The same under another name.
+    pub fn named(&self, name: &str) -> Self {
+        Self { base: self.base.replace("127.0.0.1", name), posts: self.posts.clone() }
+    }
+
     /// What came to a path.
     pub fn posts(&self, path: &str) -> Vec<Post> {
         self.posts.lock().iter().filter(|post| post.path == path).cloned().collect()

@@ -122,6 +122,11 @@ impl Poster {
         Ok(Self { through, reach, names })
     }
 
+    /// Why a URL may not be posted to, if that can be told from it alone.
+    pub fn refusal(&self, url: &Url) -> Option<String> {
+        self.reach.check(url).err()
+    }
+
     /// Posts a body, within a time for everything up to the status. Headers must hold no line breaks.
     pub async fn post(
         &self,
