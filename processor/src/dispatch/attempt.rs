@@ -124,8 +124,7 @@ impl Sender {
     }
 
     async fn post(&self, to: &Destination, id: DestinationId, message: &Message<'_>, body: Bytes) -> Answer {
-        let now = message.signed.timestamp * 1_000;
-        let opened = to.signing_secrets(now).map(|sealed| self.vault.open(sealed, id.bytes())).collect();
+        let opened = to.signing_secrets(Millis::wall().0).map(|sealed| self.vault.open(sealed, id.bytes())).collect();
         let secrets: Result<Vec<Vec<u8>>, _> = if message.unsigned { Ok(Vec::new()) } else { opened };
         let secrets = match secrets {
             Ok(secrets) => secrets,

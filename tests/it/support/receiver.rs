@@ -19,11 +19,12 @@ pub struct Answer {
     pub status: u16,
     pub after: Duration,
     pub headers: Vec<(&'static str, String)>,
+    pub body: String,
 }
 
 impl Answer {
     pub fn status(status: u16) -> Self {
-        Self { status, after: Duration::ZERO, headers: Vec::new() }
+        Self { status, after: Duration::ZERO, headers: Vec::new(), body: String::new() }
     }
 }
 
@@ -114,5 +115,5 @@ async fn receive(
     for (name, value) in &answer.headers {
         response = response.header(*name, value);
     }
-    Ok(response.body(Full::new(Bytes::new())).unwrap())
+    Ok(response.body(Full::new(Bytes::from(answer.body))).unwrap())
 }
