@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use sendtrail_eventlog::embedded::Options;
 use sendtrail_eventlog::kafka;
 use sendtrail_processor::core::step::LOGIC_VERSION;
+use sendtrail_processor::dispatch::Patience;
+use sendtrail_schemas::time::{HOUR, SECOND};
 use sendtrail_schemas::topic::Topic;
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +79,8 @@ sections! {
     /// Webhooks.
     Webhooks {
         allow_http: bool, allow_private_networks: Vec<IpNet>, ports: Vec<u16>, concurrency_per_destination: usize, concurrency: usize,
-        dns_servers: Vec<SocketAddr>, proxy: String, ca_location: PathBuf,
+        failing_after_failures: u32, failing_after_seconds: u64, probe_seconds: u64, disabled_after_hours: u64, dns_servers: Vec<SocketAddr>,
+        proxy: String, ca_location: PathBuf,
     }
     /// The Parquet archive.
     Archive { dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
@@ -231,6 +234,13 @@ impl Config {
         let webhooks = &self.webhooks;
         need(webhooks.concurrency_per_destination > 0, "webhooks.concurrency_per_destination: at least 1");
         need((1..=65_536).contains(&webhooks.concurrency), "webhooks.concurrency: 1 to 65536");
+        need(webhooks.failing_after_failures > 0, "webhooks.failing_after_failures: at least 1");
+        let times = [webhooks.failing_after_seconds, webhooks.probe_seconds, webhooks.disabled_after_hours * 3_600];
+        let within = times.into_iter().all(|seconds| seconds <= 365 * 86_400);
+        need(
+            within && webhooks.probe_seconds > 0,
+            "webhooks: probe_seconds is at least 1, and no time longer than a year",
+        );
         let proxy = webhooks.proxy.is_empty() || self.webhook_proxy().is_some();
         need(proxy, "webhooks.proxy: not an http:// address");
         need(self.archive.commit_rows >= 1_000, "archive.commit_rows: at least 1000");
@@ -305,6 +315,19 @@ impl Config {
     /// Keys that secrets were sealed with before.
     pub fn previous_secret_keys(&self) -> Vec<[u8; 32]> {
         self.secrets.previous_keys.iter().filter_map(|key| read_key(key)).collect()
+    }
+
+    /// How much is borne of webhooks that fail.
+    pub fn webhook_patience(&self) -> Patience {
+        let webhooks = &self.webhooks;
+        let first_probe = webhooks.probe_seconds as i64 * SECOND;
+        Patience {
+            failures: webhooks.failing_after_failures,
+            lasting: webhooks.failing_after_seconds as i64 * SECOND,
+            first_probe,
+            last_probe: first_probe.max(Patience::default().last_probe),
+            disabled_after: webhooks.disabled_after_hours as i64 * HOUR,
+        }
     }
 
     /// The proxy for webhooks, if there is one.

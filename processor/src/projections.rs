@@ -111,6 +111,9 @@ impl LastAttempt {
     }
 }
 
+/// An event's number in its partition, and the last attempt at a delivery of it.
+pub type Delivered = (u64, LastAttempt);
+
 /// Which deliveries of a destination.
 #[derive(Clone, Debug)]
 pub struct DeliveryQuery {
@@ -155,7 +158,8 @@ impl Projections {
     fn take_over(&mut self, before: &Keyspace) -> Result<(), Error> {
         for row in before.iter() {
             let (key, value) = row.into_inner()?;
-            let (Some((partition, seq, destination)), Some(last)) = (read_key_of_before(&key), LastAttempt::read(&value))
+            let (Some((partition, seq, destination)), Some(last)) =
+                (read_key_of_before(&key), LastAttempt::read(&value))
             else {
                 continue;
             };
@@ -222,11 +226,8 @@ impl Projections {
         for destination in event.destinations() {
             let key = delivery_key(event.partition, event.seq, destination);
             if !self.pending_deliveries.contains_key(&key) && self.deliveries.get(key)?.is_none() {
-                let pending = LastAttempt {
-                    created_at: event.received_at,
-                    event_type: event.kind,
-                    ..LastAttempt::default()
-                };
+                let pending =
+                    LastAttempt { created_at: event.received_at, event_type: event.kind, ..LastAttempt::default() };
                 self.pending_deliveries.insert(key, pending);
             }
         }
@@ -275,7 +276,11 @@ impl Projections {
             status_code: attempt.status_code,
             finished_at: attempt.finished_at,
             // Attempts of before do not tell: none was before its event.
-            created_at: if attempt.event_received_at > 0 { attempt.event_received_at } else { attempt.first_started_at },
+            created_at: if attempt.event_received_at > 0 {
+                attempt.event_received_at
+            } else {
+                attempt.first_started_at
+            },
             event_type: attempt.event_type,
             next_due_at: attempt.next_due_at,
             offset,
@@ -458,11 +463,7 @@ impl ProjectionReader {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn deliveries(
-        &self,
-        partition: u32,
-        query: &DeliveryQuery,
-    ) -> Result<(Vec<(u64, LastAttempt)>, Option<u64>), Error> {
+    pub fn deliveries(&self, partition: u32, query: &DeliveryQuery) -> Result<(Vec<Delivered>, Option<u64>), Error> {
         let troubled = matches!(query.status, Some(DeliveryStatus::Failed | DeliveryStatus::GaveUp));
         let keyspace = if troubled { &self.troubled } else { &self.deliveries };
         // Keys turn numbers round, so what comes after a key is before it.

@@ -27,10 +27,10 @@ use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
 use turns::Turns;
 
+pub use again::{Again, OldestFirst};
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
 pub use archive::attempts::ArchivedAttempts;
-pub use again::{OldestFirst, Again};
 pub use clickhouse::{ClickHouseAnalytics, ClickHouseBounds, Replica};
 pub use routes::{admin_routes, partner_routes};
 

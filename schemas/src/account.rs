@@ -142,8 +142,7 @@ pub enum KeyForm {
 
 impl KeyForm {
     /// Every form.
-    pub const ALL: [Self; 6] =
-        [Self::PkLive, Self::ZmLive, Self::ZmTest, Self::SkLive, Self::InRcs, Self::InWhatsapp];
+    pub const ALL: [Self; 6] = [Self::PkLive, Self::ZmLive, Self::ZmTest, Self::SkLive, Self::InRcs, Self::InWhatsapp];
 
     /// `pk_live`, `zm_live`, `zm_test`, `sk_live`, `in_rcs` or `in_wa`.
     pub fn name(self) -> &'static str {

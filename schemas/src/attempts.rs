@@ -68,7 +68,7 @@ impl Fields for LoggedAttempt {
         put(attempt.next_due_at.map(FieldValue::Integer));
         put(Some(FieldValue::Integer(attempt.first_started_at)));
         let response = String::from_utf8_lossy(&attempt.response);
-        put((!response.is_empty()).then(|| FieldValue::Text(response)));
+        put((!response.is_empty()).then_some(FieldValue::Text(response)));
         let failure = attempt.failure();
         put((failure != FailureClass::None).then(|| FieldValue::Text(failure.name().into())));
         put((attempt.event_received_at != 0).then_some(FieldValue::Integer(attempt.event_received_at)));

@@ -50,10 +50,11 @@ impl Dialect {
         use EventType::*;
         match self {
             Self::Splashify => (kind.is_streamable() && kind != Subscription).then(|| kind.name()),
-            Self::Standard => (kind.is_streamable() || kind.is_status() || kind.is_webhook_change()).then(|| kind.dotted()),
-            Self::Securesmtp => {
-                matches!(kind, Send | Delivery | Open | Click | Bounce | Complaint | DeliveryDelay).then(|| kind.dotted())
+            Self::Standard => {
+                (kind.is_streamable() || kind.is_status() || kind.is_webhook_change()).then(|| kind.dotted())
             }
+            Self::Securesmtp => matches!(kind, Send | Delivery | Open | Click | Bounce | Complaint | DeliveryDelay)
+                .then(|| kind.dotted()),
             Self::Sendcomms => {
                 matches!(kind, Send | Delivery | Bounce | Complaint | Open | Click).then(|| kind.dotted())
             }
@@ -130,7 +131,9 @@ impl Surface {
         match self {
             Self::Operational => kind.is_webhook_change(),
             Self::Account => !kind.is_webhook_change(),
-            Self::ConfigSet | Self::Sendcomms | Self::Zmailer => !kind.is_webhook_change() && kind != EventType::Lifecycle,
+            Self::ConfigSet | Self::Sendcomms | Self::Zmailer => {
+                !kind.is_webhook_change() && kind != EventType::Lifecycle
+            }
         }
     }
 }

@@ -196,7 +196,11 @@ impl EventType {
 
     /// The format of an event of this type; see [`crate::codec`].
     pub fn version(self) -> u32 {
-        if self.is_webhook_change() || self == Self::Lifecycle { crate::codec::OF_WEBHOOKS } else { crate::codec::VERSION }
+        if self.is_webhook_change() || self == Self::Lifecycle {
+            crate::codec::OF_WEBHOOKS
+        } else {
+            crate::codec::VERSION
+        }
     }
 }
 

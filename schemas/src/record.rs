@@ -209,7 +209,10 @@ pub struct Idempotency {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// Which.
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26")]
+    #[prost(
+        oneof = "Change",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
+    )]
     pub change: Option<Change>,
 }
 

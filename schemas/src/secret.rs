@@ -125,7 +125,10 @@ mod tests {
         let vault = Vault::new(&new).with_previous([&old]);
         assert_eq!((vault.open(&sealed, b"d").unwrap(), vault.is_outdated(&sealed)), (b"whsec_x".to_vec(), true));
         let anew = vault.seal(b"whsec_x", [2; NONCE_LENGTH], b"d");
-        assert_eq!((Vault::new(&new).open(&anew, b"d").unwrap(), vault.is_outdated(&anew)), (b"whsec_x".to_vec(), false));
+        assert_eq!(
+            (Vault::new(&new).open(&anew, b"d").unwrap(), vault.is_outdated(&anew)),
+            (b"whsec_x".to_vec(), false)
+        );
         assert_eq!(Vault::new(&old).open(&anew, b"d"), Err(Error::Sealed));
     }
 }

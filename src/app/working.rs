@@ -46,6 +46,7 @@ pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks
                 pulse: pulse.clone(),
                 sender: shared.sender.clone(),
                 turns: turns.clone(),
+                patience: config.webhook_patience(),
                 history: history.clone(),
                 retention: shared.retention.clone(),
                 checkpoint_every: config.checkpoint_every(),

@@ -23,7 +23,16 @@ pub fn python_with(package: &str) -> Option<PathBuf> {
         return Some(python);
     }
     let made = run(Command::new("python3").args(["-m", "venv"]).arg(&home))
-        && run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "deltalake>=1.6", "pyarrow", "duckdb", "standardwebhooks"]));
+        && run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "deltalake>=1.6",
+            "pyarrow",
+            "duckdb",
+            "standardwebhooks",
+        ]));
     if made {
         return Some(python);
     }

@@ -45,7 +45,8 @@ async fn s4_registers_endpoints_at_the_root() {
     assert!(live.starts_with("zm_live_"));
     let with = ("x-api-key", live.as_str());
     let url = format!("{}/s4", receiver.base);
-    let body = json!({"url": url, "events": ["email.sent", "email.bounced", "email.failed"], "description": "production"});
+    let body =
+        json!({"url": url, "events": ["email.sent", "email.bounced", "email.failed"], "description": "production"});
     let made = call(&server, with, Method::POST, "/webhooks", body).await;
     assert_eq!(made.status, 201, "{}", made.json());
     let endpoint = made.json()["endpoint"].clone();
@@ -62,7 +63,11 @@ async fn s4_registers_endpoints_at_the_root() {
     // Once a call, and for each recipient what is each one's; of no set.
     let body = json!({"from": format!("n@{}", partner.domain), "to": ["a@x.example", "b@x.example"], "subject": "s", "text_body": "t",
         "tags": {"welcome": ""}, "metadata": {"userId": "u_1"}});
-    partner.api.call(Method::PUT, &format!("{PARTNER}/suppression/s@x.example"), &[], json!({"reason": "MANUAL"}).to_string()).await.unwrap();
+    partner
+        .api
+        .call(Method::PUT, &format!("{PARTNER}/suppression/s@x.example"), &[], json!({"reason": "MANUAL"}).to_string())
+        .await
+        .unwrap();
     let mut with_rejected = body.clone();
     with_rejected["to"] = json!(["s@x.example", "c@x.example"]);
     partner.post("/send", &body).await;
@@ -75,7 +80,10 @@ async fn s4_registers_endpoints_at_the_root() {
     for post in &posts {
         verify_zmailer(post, &secret);
         let body = post.json();
-        assert_eq!((body["sendId"].clone(), post.header("x-zmailer-event")), (body["messageId"].clone(), body["event"].as_str().unwrap()));
+        assert_eq!(
+            (body["sendId"].clone(), post.header("x-zmailer-event")),
+            (body["messageId"].clone(), body["event"].as_str().unwrap())
+        );
     }
     let sent = posts.iter().map(Post::json).find(|body| body["event"] == "email.sent").unwrap();
     assert_eq!((&sent["tags"], &sent["metadata"]), (&json!(["welcome"]), &json!({"userId": "u_1"})));
@@ -98,7 +106,10 @@ async fn s4_registers_endpoints_at_the_root() {
     ] {
         let reply = call(&server, with, Method::POST, "/webhooks", body).await;
         let told = reply.json();
-        assert_eq!((reply.status.as_u16(), &told["code"], &told["success"]), (400, &json!("INVALID_REQUEST"), &json!(false)));
+        assert_eq!(
+            (reply.status.as_u16(), &told["code"], &told["success"]),
+            (400, &json!("INVALID_REQUEST"), &json!(false))
+        );
         assert!(told["error"].as_str().unwrap().contains(what), "{told}");
     }
     let reply = call(&server, ("x-api-key", "zm_live_nobody"), Method::GET, "/webhooks", Value::Null).await;
@@ -123,7 +134,10 @@ async fn s3_registers_webhooks_and_shows_a_secret_once() {
     let secret = data["secret"].as_str().unwrap().to_owned();
     assert!(secret.starts_with("whsec_") && secret.len() == 6 + 64 && data["active"] == true);
     let list = call(&server, with, Method::GET, PATH, Value::Null).await.json();
-    assert_eq!((list["success"].clone(), &list["data"][0]["id"], &list["data"][0]["secret"]), (json!(true), &data["id"], &Value::Null));
+    assert_eq!(
+        (list["success"].clone(), &list["data"][0]["id"], &list["data"][0]["secret"]),
+        (json!(true), &data["id"], &Value::Null)
+    );
     assert!(!list.to_string().contains(&secret));
     let given = json!({"url": format!("{}/given", receiver.base), "events": [], "secret": "your_webhook_secret"});
     let given = call(&server, with, Method::POST, PATH, given).await.json()["data"].clone();
@@ -132,14 +146,19 @@ async fn s3_registers_webhooks_and_shows_a_secret_once() {
     let post = receiver.wait("/s3", 1).await.remove(0);
     assert_eq!(post.header("x-sendcomms-signature"), format!("sha256={}", hmac_hex(&secret, &post.body)));
     let both = receiver.wait("/given", 2).await;
-    assert_eq!(both[0].header("x-sendcomms-signature"), format!("sha256={}", hmac_hex("your_webhook_secret", &both[0].body)));
+    assert_eq!(
+        both[0].header("x-sendcomms-signature"),
+        format!("sha256={}", hmac_hex("your_webhook_secret", &both[0].body))
+    );
     let same = both.iter().map(Post::json).find(|body| body["event"] == "email.delivered").unwrap();
     assert_eq!(same["transaction_id"], post.json()["transaction_id"], "one an event, whoever is told");
-    let reply = call(&server, with, Method::DELETE, &format!("{PATH}?id={}", data["id"].as_str().unwrap()), Value::Null).await;
+    let reply =
+        call(&server, with, Method::DELETE, &format!("{PATH}?id={}", data["id"].as_str().unwrap()), Value::Null).await;
     assert_eq!((reply.status.as_u16(), reply.json()), (200, json!({"success": true})));
     let missing = call(&server, with, Method::DELETE, PATH, Value::Null).await;
     assert_eq!((missing.status.as_u16(), &missing.json()["error"]["code"]), (400, &json!("MISSING_PARAM")));
-    let gone = call(&server, with, Method::DELETE, &format!("{PATH}?id={}", data["id"].as_str().unwrap()), Value::Null).await;
+    let gone =
+        call(&server, with, Method::DELETE, &format!("{PATH}?id={}", data["id"].as_str().unwrap()), Value::Null).await;
     assert_eq!((gone.status.as_u16(), &gone.json()["error"]["code"]), (404, &json!("NOT_FOUND")));
 }
 
@@ -156,7 +175,10 @@ async fn the_account_level_webhook_gets_every_event_whatever_its_set_and_lifecyc
         reply.json()["webhook"].clone()
     };
     let made = put(json!({"webhook_url": format!("{}/all", receiver.base), "webhook_secret": "ours"})).await;
-    assert_eq!((&made["surface"], &made["dialect"], &made["has_secret"]), (&json!("account"), &json!("splashify"), &json!(true)));
+    assert_eq!(
+        (&made["surface"], &made["dialect"], &made["has_secret"]),
+        (&json!("account"), &json!("splashify"), &json!(true))
+    );
     // Again is a change, not another one.
     assert_eq!(put(json!({"description": "everything"})).await["destination_id"], made["destination_id"]);
     assert_eq!(partner.get("/webhook").await["webhook"]["description"], "everything");
@@ -193,7 +215,10 @@ async fn the_account_level_webhook_gets_every_event_whatever_its_set_and_lifecyc
     tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
     assert_eq!(receiver.posts("/down").len(), 1);
     let event = last().await;
-    assert_eq!((&event["event_type"], &event["lifecycle"]["event_type"]), (&json!("Lifecycle"), &json!("production_access.approved")));
+    assert_eq!(
+        (&event["event_type"], &event["lifecycle"]["event_type"]),
+        (&json!("Lifecycle"), &json!("production_access.approved"))
+    );
     let reply = partner.call(Method::DELETE, "/webhook", &[], "").await;
     assert_eq!(reply.status, 200);
     assert_eq!(partner.call(Method::GET, "/webhook", &[], "").await.status, 404);
@@ -204,7 +229,14 @@ async fn callbacks_of_others_come_with_a_token_and_go_out_wrapped_or_as_they_cam
     let server = Server::start().await;
     let receiver = Receiver::start_ok().await;
     let partner = server.partner("inbound").await;
-    partner.call(Method::PUT, "/webhook", &[], json!({"webhook_url": format!("{}/in", receiver.base), "webhook_secret": "s"}).to_string()).await;
+    partner
+        .call(
+            Method::PUT,
+            "/webhook",
+            &[],
+            json!({"webhook_url": format!("{}/in", receiver.base), "webhook_secret": "s"}).to_string(),
+        )
+        .await;
     let rcs = key(&server, &partner, "in_rcs", json!({"customer_id": "8f3b2a1e"})).await;
     let whatsapp = key(&server, &partner, "in_wa", json!({})).await;
     let nobody = Api::new(server.admin.base(), "");
@@ -215,13 +247,27 @@ async fn callbacks_of_others_come_with_a_token_and_go_out_wrapped_or_as_they_cam
     let told = receiver.wait("/in", 1).await.remove(0);
     assert!(String::from_utf8_lossy(&told.body).contains(callback), "untouched");
     let body = told.json();
-    assert_eq!((&body["event_type"], &body["data"]["customer_id"], &body["data"]["bot_name"]), (&json!("rcs.status.delivered"), &json!("8f3b2a1e"), &json!("Bot_promo")));
+    assert_eq!(
+        (&body["event_type"], &body["data"]["customer_id"], &body["data"]["bot_name"]),
+        (&json!("rcs.status.delivered"), &json!("8f3b2a1e"), &json!("Bot_promo"))
+    );
     let meta = "{\n  \"object\": \"whatsapp_business_account\", \"entry\":[{\"changes\":[{\"value\":{\"messages\":[{\"type\":\"text\",\"text\":{\"body\":\"Hi 🚀 \\u00e9\"}}]}}]}]}\n";
     assert_eq!(post(wa_path, meta).await.status, 200);
     let told = receiver.wait("/in", 2).await.remove(1);
-    assert_eq!((told.body.as_ref(), told.header("x-splashify-event"), told.header("x-splashify-signature")), (meta.as_bytes(), "whatsapp.text", ""));
+    assert_eq!(
+        (told.body.as_ref(), told.header("x-splashify-event"), told.header("x-splashify-signature")),
+        (meta.as_bytes(), "whatsapp.text", "")
+    );
     // Meta asks first whether the path is ours.
-    let asked = nobody.call(Method::GET, &format!("{wa_path}?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=x"), &[], "").await.unwrap();
+    let asked = nobody
+        .call(
+            Method::GET,
+            &format!("{wa_path}?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=x"),
+            &[],
+            "",
+        )
+        .await
+        .unwrap();
     assert_eq!((asked.status.as_u16(), asked.body.as_ref()), (200, b"1158201444".as_slice()));
     // A token opens its own path only, and an account's key opens none.
     for (path, status) in [
@@ -233,8 +279,25 @@ async fn callbacks_of_others_come_with_a_token_and_go_out_wrapped_or_as_they_cam
     }
     let token = rcs["api_key"].as_str().unwrap();
     assert_eq!(call(&server, ("x-api-key", token), Method::GET, "/webhooks", Value::Null).await.status, 401);
-    assert_eq!(call(&server, ("authorization", &format!("Bearer {token}")), Method::GET, &format!("{PARTNER}/quotas"), Value::Null).await.status, 401);
-    assert_eq!((post(rcs_path, "not json").await.status.as_u16(), post(rcs_path, &format!("\"{}\"", "x".repeat(300_000))).await.status.as_u16()), (400, 413));
+    assert_eq!(
+        call(
+            &server,
+            ("authorization", &format!("Bearer {token}")),
+            Method::GET,
+            &format!("{PARTNER}/quotas"),
+            Value::Null
+        )
+        .await
+        .status,
+        401
+    );
+    assert_eq!(
+        (
+            post(rcs_path, "not json").await.status.as_u16(),
+            post(rcs_path, &format!("\"{}\"", "x".repeat(300_000))).await.status.as_u16()
+        ),
+        (400, 413)
+    );
     // Revoked is revoked.
     let path = format!("{}/keys/{}", partner.account, rcs["key_id"].as_str().unwrap());
     server.admin.call(Method::DELETE, &path, &[], "").await.unwrap().success().unwrap();
@@ -259,26 +322,44 @@ async fn every_destination_is_seen_tried_and_changed_in_one_place() {
     let made = partner.post(&path, &body).await["event_destination"].clone();
     let secret = made["webhook_secret"].as_str().unwrap().to_owned();
     let one = made["destination_id"].as_str().unwrap().to_owned();
-    assert_eq!(partner.get(&format!("/destinations/{one}")).await["destination"]["webhook_secret"], Value::Null, "shown once");
+    assert_eq!(
+        partner.get(&format!("/destinations/{one}")).await["destination"]["webhook_secret"],
+        Value::Null,
+        "shown once"
+    );
     let all = partner.rows("/destinations", "destinations").await;
     assert_eq!((all.len(), &all[0]["config_set_id"], &all[0]["health"]), (1, &json!(set), &json!("working")));
 
     // A signed sample of each type, and what the receiver makes of it.
     for kind in ["Bounce", "email.opened", "Delivery"] {
-        let told = partner.post(&format!("/destinations/{one}/test"), &json!({"event_type": kind})).await["test"].clone();
-        assert_eq!((&told["delivered"], &told["status_code"], &told["failure"]), (&json!(true), &json!(200), &json!("none")), "{told}");
+        let told =
+            partner.post(&format!("/destinations/{one}/test"), &json!({"event_type": kind})).await["test"].clone();
+        assert_eq!(
+            (&told["delivered"], &told["status_code"], &told["failure"]),
+            (&json!(true), &json!(200), &json!("none")),
+            "{told}"
+        );
     }
     let posts = receiver.posts("/one");
     let verifier = standardwebhooks::Webhook::new(&secret).unwrap();
     for post in &posts {
         verifier.verify(&post.body, &post.headers).unwrap();
-        assert_eq!((post.header("x-tenant"), post.header("x-trace"), post.header("webhook-attempt")), ("acme", "a b", "1"));
+        assert_eq!(
+            (post.header("x-tenant"), post.header("x-trace"), post.header("webhook-attempt")),
+            ("acme", "a b", "1")
+        );
     }
-    assert_eq!(posts.iter().map(|post| post.json()["type"].clone()).collect::<Vec<_>>(), ["email.bounced", "email.opened", "email.delivered"]);
+    assert_eq!(
+        posts.iter().map(|post| post.json()["type"].clone()).collect::<Vec<_>>(),
+        ["email.bounced", "email.opened", "email.delivered"]
+    );
     let moved = json!({"webhook_url": format!("{}/broken", receiver.base)});
     partner.api.send(Method::PATCH, &format!("{PARTNER}/destinations/{one}"), &moved).await.unwrap();
     let told = partner.post(&format!("/destinations/{one}/test"), &json!({})).await["test"].clone();
-    assert_eq!((&told["delivered"], &told["status_code"], &told["failure"], &told["event"]), (&json!(false), &json!(503), &json!("status"), &json!("email.delivered")));
+    assert_eq!(
+        (&told["delivered"], &told["status_code"], &told["failure"], &told["event"]),
+        (&json!(false), &json!(503), &json!("status"), &json!("email.delivered"))
+    );
     assert!(told["latency_ms"].is_u64() && told["response"].is_string());
     // Nothing of it is an event or a delivery.
     assert!(partner.log().await.is_empty());
@@ -341,7 +422,8 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
     let set = partner.set(json!({"name": "set"})).await;
     let mut hooks = std::collections::HashMap::new();
     for dialect in ["standard", "securesmtp", "splashify", "zmailer"] {
-        let fields = json!({"webhook_url": format!("{}/{dialect}", receiver.base), "webhook_secret": OLD, "dialect": dialect});
+        let fields =
+            json!({"webhook_url": format!("{}/{dialect}", receiver.base), "webhook_secret": OLD, "dialect": dialect});
         hooks.insert(dialect, partner.destination(&set, fields).await);
     }
     let mut count = 0;
@@ -366,25 +448,49 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
     }
     let posts = round(&partner).await;
     for secret in [OLD, &new["standard"]] {
-        standardwebhooks::Webhook::new(secret).unwrap().verify(&posts["standard"].body, &posts["standard"].headers).unwrap();
+        standardwebhooks::Webhook::new(secret)
+            .unwrap()
+            .verify(&posts["standard"].body, &posts["standard"].headers)
+            .unwrap();
     }
     assert_eq!(posts["securesmtp"].header("svix-signature").split(' ').count(), 2);
-    assert_eq!(posts["splashify"].header("x-splashify-signature"), format!("sha256={}", hmac_hex(OLD, &posts["splashify"].body)));
+    assert_eq!(
+        posts["splashify"].header("x-splashify-signature"),
+        format!("sha256={}", hmac_hex(OLD, &posts["splashify"].body))
+    );
     verify_zmailer(&posts["zmailer"], OLD);
     // Once the overlap is over, only the new one; the others wait until they are asked.
     tokio::time::sleep(std::time::Duration::from_millis(2_100)).await;
     let posts = round(&partner).await;
-    assert!(standardwebhooks::Webhook::new(OLD).unwrap().verify(&posts["standard"].body, &posts["standard"].headers).is_err());
-    standardwebhooks::Webhook::new(&new["standard"]).unwrap().verify(&posts["standard"].body, &posts["standard"].headers).unwrap();
+    assert!(
+        standardwebhooks::Webhook::new(OLD)
+            .unwrap()
+            .verify(&posts["standard"].body, &posts["standard"].headers)
+            .is_err()
+    );
+    standardwebhooks::Webhook::new(&new["standard"])
+        .unwrap()
+        .verify(&posts["standard"].body, &posts["standard"].headers)
+        .unwrap();
     verify_zmailer(&posts["zmailer"], OLD);
     for id in hooks.values() {
         let told = partner.post(&format!("/destinations/{id}/switch-secret"), &json!({})).await;
         assert_eq!(told["destination"]["rotation"], Value::Null);
     }
     let posts = round(&partner).await;
-    assert_eq!(posts["splashify"].header("x-splashify-signature"), format!("sha256={}", hmac_hex(&new["splashify"], &posts["splashify"].body)));
+    assert_eq!(
+        posts["splashify"].header("x-splashify-signature"),
+        format!("sha256={}", hmac_hex(&new["splashify"], &posts["splashify"].body))
+    );
     verify_zmailer(&posts["zmailer"], &new["zmailer"]);
-    let reply = partner.call(Method::POST, &format!("/destinations/{}/rotate-secret", hooks["standard"]), &[], r#"{"webhook_secret":"x"}"#).await;
+    let reply = partner
+        .call(
+            Method::POST,
+            &format!("/destinations/{}/rotate-secret", hooks["standard"]),
+            &[],
+            r#"{"webhook_secret":"x"}"#,
+        )
+        .await;
     assert_eq!(reply.status, 400);
 }
 
@@ -396,7 +502,9 @@ async fn secrets_are_sealed_anew_when_the_key_changes() {
     let receiver = Receiver::start_ok().await;
     let partner = server.partner("reseal").await;
     let set = partner.set(json!({"name": "set"})).await;
-    let id = partner.destination(&set, json!({"webhook_url": format!("{}/r", receiver.base), "webhook_secret": "first"})).await;
+    let id = partner
+        .destination(&set, json!({"webhook_url": format!("{}/r", receiver.base), "webhook_secret": "first"}))
+        .await;
     partner.post(&format!("/destinations/{id}/rotate-secret"), &json!({"webhook_secret": "second"})).await;
     let mut stopped = server.stop().await;
     stopped.config.secrets.key = encoded(2);

@@ -58,7 +58,8 @@ fn hard(partner: &Partner) -> Vec<Value> {
 
 /// The same as lines, with metadata that a program would rather not parse.
 fn lines(events: &[Value]) -> String {
-    const METADATA: &str = r#"{"big":12345678901234567890123,"small":1e-400,"exact":1.10,"e":{},"a":[],"s":"é\u00e9🚀","":0}"#;
+    const METADATA: &str =
+        r#"{"big":12345678901234567890123,"small":1e-400,"exact":1.10,"e":{},"a":[],"s":"é\u00e9🚀","":0}"#;
     let line = |event: &Value| {
         let text = event.to_string();
         format!("{},\"metadata\":{METADATA}}}\n", &text[..text.len() - 1])
@@ -200,8 +201,7 @@ fn told(post: &Post, dialect: &str) -> Value {
 
 /// Gives posts to a verifier, a line each, and wants it to say "ok" to each.
 fn judged(mut command: Command, posts: &[Value]) {
-    let mut process =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = process.stdin.take().unwrap();
     let lines: String = posts.iter().map(|post| format!("{post}\n")).collect();
     let writing = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
@@ -271,9 +271,14 @@ async fn what_receivers_are_told_to_do_verifies_in_four_languages() {
         assert!(!documented::verify(dialect, "whsec_AAAA", header, &post.body, now), "{dialect}");
     }
     // Metadata came as it was, where it is told.
-    for (dialect, post) in sent.iter().filter(|(dialect, _)| ["standard", "nexuspromail", "zmailer"].contains(&&**dialect)) {
+    for (dialect, post) in
+        sent.iter().filter(|(dialect, _)| ["standard", "nexuspromail", "zmailer"].contains(&&**dialect))
+    {
         let body = String::from_utf8(post.body.to_vec()).unwrap();
-        assert!(body.contains(r#""big":12345678901234567890123,"small":1e-400,"exact":1.10,"e":{}"#), "{dialect}: {body}");
+        assert!(
+            body.contains(r#""big":12345678901234567890123,"small":1e-400,"exact":1.10,"e":{}"#),
+            "{dialect}: {body}"
+        );
     }
 }
 
@@ -281,7 +286,9 @@ async fn what_receivers_are_told_to_do_verifies_in_four_languages() {
 fn npm() -> Option<PathBuf> {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm");
     std::fs::create_dir_all(&home).unwrap();
-    if home.join("node_modules/svix/package.json").exists() && home.join("node_modules/standardwebhooks/package.json").exists() {
+    if home.join("node_modules/svix/package.json").exists()
+        && home.join("node_modules/standardwebhooks/package.json").exists()
+    {
         return Some(home);
     }
     std::fs::write(home.join("package.json"), r#"{"private":true}"#).unwrap();

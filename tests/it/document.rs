@@ -71,7 +71,10 @@ async fn every_answer_is_documented_field_by_field() {
                 }
                 let fields = fields(&document, &response["content"]["application/json"]["schema"]);
                 assert!(fields.iter().any(|field| field == "success"), "{method} {path} {status}: {fields:?}");
-                let bare = method == "delete" || ["/clock", "/lifecycle-events", "/inbound/rcs/{token}", "/inbound/whatsapp/{token}"].iter().any(|end| path.ends_with(end));
+                let bare = method == "delete"
+                    || ["/clock", "/lifecycle-events", "/inbound/rcs/{token}", "/inbound/whatsapp/{token}"]
+                        .iter()
+                        .any(|end| path.ends_with(end));
                 // S3's has its code one level further down.
                 let least = if path.starts_with("/api/v1/webhooks") { 1 } else { 2 };
                 let told = if status.starts_with('2') { bare || fields.len() > 1 } else { fields.len() > least };

@@ -87,7 +87,8 @@ async fn traffic(server: &Server, partner: &Partner, receiver: &Receiver) {
     partner.destination(&set, json!({"webhook_url": format!("{}/ok", receiver.base), "dialect": "standard"})).await;
     let failing = json!({"name": "failing", "webhook_url": format!("{}/no", receiver.base), "dialect": "standard"});
     partner.destination(&set, failing).await;
-    let away = json!({"name": "away", "webhook_url": "http://127.0.0.1:1/", "dialect": "standard"});
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let away = json!({"name": "away", "webhook_url": format!("http://{closed}/"), "dialect": "standard"});
     partner.destination(&set, away).await;
     let now = Millis::wall();
     let at = |hours: i64| Millis(now.0 - hours * HOUR);

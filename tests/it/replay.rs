@@ -45,24 +45,43 @@ async fn what_was_given_up_is_kept_with_every_attempt_and_can_be_recovered() {
     eventually("all are given up", async || deliveries(&partner, &id, "gave_up").await.len() == 5).await;
     assert_eq!(deliveries(&partner, &id, "delivered").await.len(), 0);
     let listed = deliveries(&partner, &id, "").await;
-    assert_eq!(listed.iter().map(|row| row["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [4, 3, 2, 1, 0], "newest first");
+    assert_eq!(
+        listed.iter().map(|row| row["seq"].as_u64().unwrap()).collect::<Vec<_>>(),
+        [4, 3, 2, 1, 0],
+        "newest first"
+    );
     // Page by page it is the same.
     let page = partner.get(&format!("/destinations/{id}/deliveries?status=gave_up&limit=2")).await;
     assert_eq!(page["deliveries"].as_array().unwrap().len(), 2);
-    let rest = partner.get(&format!("/destinations/{id}/deliveries?status=gave_up&limit=1000&cursor={}", page["next_cursor"].as_str().unwrap())).await;
+    let rest = partner
+        .get(&format!(
+            "/destinations/{id}/deliveries?status=gave_up&limit=1000&cursor={}",
+            page["next_cursor"].as_str().unwrap()
+        ))
+        .await;
     assert_eq!(rest["deliveries"].as_array().unwrap().len(), 3);
 
     let one = &listed[2];
-    assert_eq!((&one["status"], &one["attempts"], &one["last_status_code"], &one["event_type"]), (&json!("gave_up"), &json!(2), &json!(500), &json!("Delivery")));
+    assert_eq!(
+        (&one["status"], &one["attempts"], &one["last_status_code"], &one["event_type"]),
+        (&json!("gave_up"), &json!(2), &json!(500), &json!("Delivery"))
+    );
     let delivery = one["delivery_id"].as_str().unwrap().to_owned();
     let told = partner.get(&format!("/deliveries/{delivery}")).await["delivery"].clone();
     let log = told["attempt_log"].as_array().unwrap();
     assert_eq!(log.len(), 2);
     for (n, attempt) in log.iter().enumerate() {
-        assert_eq!((&attempt["number"], &attempt["status_code"], &attempt["failure"], &attempt["trigger"]), (&json!(n + 1), &json!(500), &json!("status"), &json!("schedule")));
+        assert_eq!(
+            (&attempt["number"], &attempt["status_code"], &attempt["failure"], &attempt["trigger"]),
+            (&json!(n + 1), &json!(500), &json!("status"), &json!("schedule"))
+        );
         assert!(attempt["latency_ms"].is_i64() && attempt["started_at"].is_string());
         let response = attempt["response"].as_str().unwrap();
-        assert!(response.starts_with("out of order – später") && (4_000..=4_100).contains(&response.len()), "{}", response.len());
+        assert!(
+            response.starts_with("out of order – später") && (4_000..=4_100).contains(&response.len()),
+            "{}",
+            response.len()
+        );
     }
     assert!(log[0]["next_attempt_at"].is_string() && log[1]["next_attempt_at"].is_null());
 
@@ -109,7 +128,10 @@ async fn events_are_replayed_from_files_and_tail_alike_to_whom_and_of_what_is_as
     let at = |partner: &Partner, hours: i64| partner.at(noon().plus(hours * HOUR));
     // Over three days, half of them in files by the restart.
     for hours in [0, 1, 30, 50] {
-        let events: Vec<Value> = ["Send", "Delivery", "Open"].into_iter().map(|kind| in_set(event(kind, &format!("m{hours}-{kind}")))).collect();
+        let events: Vec<Value> = ["Send", "Delivery", "Open"]
+            .into_iter()
+            .map(|kind| in_set(event(kind, &format!("m{hours}-{kind}"))))
+            .collect();
         at(&partner, hours).stream(&events).await;
     }
     receiver.wait("/first", 12).await;
@@ -118,7 +140,8 @@ async fn events_are_replayed_from_files_and_tail_alike_to_whom_and_of_what_is_as
     at(&partner, 51).stream(&[in_set(event("Delivery", "late"))]).await;
     receiver.wait("/first", 13).await;
     // Another one comes later, and wants what was before.
-    let second = hook(&partner, &set, format!("{}/second", receiver.base), json!({"matching_event_types": ["delivered"]})).await;
+    let second =
+        hook(&partner, &set, format!("{}/second", receiver.base), json!({"matching_event_types": ["delivered"]})).await;
 
     let replay = async |body: Value| {
         let reply = partner.call(Method::POST, "/events/replay", &[], body.to_string()).await;
@@ -134,7 +157,8 @@ async fn events_are_replayed_from_files_and_tail_alike_to_whom_and_of_what_is_as
     assert_eq!(dry["dry_run"]["deliveries"], 0);
     assert_eq!((receiver.posts("/first").len(), receiver.posts("/second").len()), (13, 0), "a dry run posts nothing");
 
-    let ids: Vec<String> = receiver.posts("/first").iter().map(|post| post.header("x-splashify-delivery-id").to_owned()).collect();
+    let ids: Vec<String> =
+        receiver.posts("/first").iter().map(|post| post.header("x-splashify-delivery-id").to_owned()).collect();
     let started = replay(json!({"from": from, "to": "2026-05-03", "destination_ids": [first]})).await;
     let posts = receiver.wait("/first", 13 + 6).await;
     for post in &posts[13..] {
@@ -150,9 +174,12 @@ async fn events_are_replayed_from_files_and_tail_alike_to_whom_and_of_what_is_as
     let posts = receiver.wait("/second", 5).await;
     assert_eq!(replay_done(&partner, &started).await["deliveries"], 5);
     assert!(posts.iter().all(|post| post.json()["eventType"] == "Delivery"));
-    let order: Vec<String> = posts.iter().map(|post| post.json()["mail"]["messageId"].as_str().unwrap().to_owned()).collect();
+    let order: Vec<String> =
+        posts.iter().map(|post| post.json()["mail"]["messageId"].as_str().unwrap().to_owned()).collect();
     let mut sorted = order.clone();
-    sorted.sort_by_key(|id| ["m0-Delivery", "m1-Delivery", "m30-Delivery", "m50-Delivery", "late"].iter().position(|known| known == id));
+    sorted.sort_by_key(|id| {
+        ["m0-Delivery", "m1-Delivery", "m30-Delivery", "m50-Delivery", "late"].iter().position(|known| known == id)
+    });
     assert_eq!(order.len(), sorted.len());
     assert_eq!(partner.rows("/events/replay", "replays").await.len(), 2);
 
@@ -173,7 +200,8 @@ async fn events_are_replayed_from_files_and_tail_alike_to_whom_and_of_what_is_as
 #[tokio::test]
 async fn a_replay_is_bounded_comes_behind_what_is_new_and_ends_when_its_owner_says_so() {
     let server = Server::start().await;
-    let receiver = Receiver::start(|_, _| Answer { after: std::time::Duration::from_millis(20), ..Answer::status(200) }).await;
+    let receiver =
+        Receiver::start(|_, _| Answer { after: std::time::Duration::from_millis(20), ..Answer::status(200) }).await;
     let partner = server.partner("slow").await;
     let set = partner.set(json!({"name": "set"})).await;
     let id = hook(&partner, &set, format!("{}/hook", receiver.base), json!({"concurrency": 1})).await;

@@ -110,8 +110,7 @@ pub(super) async fn rcs(
         rm_event: serde_json::from_str(text).map_err(|_| Problem::internal())?,
     };
     let data = serde_json::to_string(&data).map_err(|_| Problem::internal())?;
-    let lifecycle =
-        Lifecycle { event_type: Some(rcs_name(&event).into()), data: Some(data), passthrough: Some(false) };
+    let lifecycle = Lifecycle { event_type: Some(rcs_name(&event).into()), data: Some(data), passthrough: Some(false) };
     ingest.pass_on(&owner, stamp, lifecycle).await?;
     Ok(ok(Nothing {}))
 }
@@ -119,7 +118,8 @@ pub(super) async fn rcs(
 /// The name of a callback of WhatsApp, for the header beside it.
 fn whatsapp_name(body: &Value) -> String {
     let value = &body["entry"][0]["changes"][0]["value"];
-    let word = |value: &Value| value.as_str().filter(|word| word.bytes().all(|b| b.is_ascii_lowercase())).map(str::to_owned);
+    let word =
+        |value: &Value| value.as_str().filter(|word| word.bytes().all(|b| b.is_ascii_lowercase())).map(str::to_owned);
     let status = word(&value["statuses"][0]["status"]);
     match status.or_else(|| word(&value["messages"][0]["type"])) {
         Some(name) if name.len() <= 64 => format!("whatsapp.{name}"),
@@ -225,6 +225,9 @@ mod tests {
         let of = |value: Value| whatsapp_name(&json!({"entry": [{"changes": [{"value": value}]}]}));
         assert_eq!(of(json!({"statuses": [{"status": "read"}]})), "whatsapp.read");
         assert_eq!(of(json!({"messages": [{"type": "text"}]})), "whatsapp.text");
-        assert_eq!((of(json!({})), of(json!({"messages": [{"type": "a\r\nb"}]}))), ("whatsapp".into(), "whatsapp".into()));
+        assert_eq!(
+            (of(json!({})), of(json!({"messages": [{"type": "a\r\nb"}]}))),
+            ("whatsapp".into(), "whatsapp".into())
+        );
     }
 }

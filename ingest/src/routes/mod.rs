@@ -69,16 +69,16 @@ pub fn sendcomms_routes() -> OpenApiRouter<Ingest> {
 
 /// S4's surface, at the root. To be put behind [`crate::auth::any_key`] and [`style::zmailer`].
 pub fn zmailer_routes() -> OpenApiRouter<Ingest> {
-    OpenApiRouter::new()
-        .routes(routes!(zmailer::create, zmailer::list))
-        .routes(routes!(zmailer::get, zmailer::put, zmailer::delete))
+    OpenApiRouter::new().routes(routes!(zmailer::create, zmailer::list)).routes(routes!(
+        zmailer::get,
+        zmailer::put,
+        zmailer::delete
+    ))
 }
 
 /// Callbacks of others, below `/api/v1/inbound`: each has its token in its path.
 pub fn inbound_routes() -> OpenApiRouter<Ingest> {
-    OpenApiRouter::new()
-        .routes(routes!(inbound::rcs))
-        .routes(routes!(inbound::whatsapp, inbound::whatsapp_challenge))
+    OpenApiRouter::new().routes(routes!(inbound::rcs)).routes(routes!(inbound::whatsapp, inbound::whatsapp_challenge))
 }
 
 /// An identifier for something new.

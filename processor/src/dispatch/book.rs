@@ -96,6 +96,9 @@ pub struct Waiting {
 /// Where a delivery stands in a backlog: when it was due, and its event.
 pub type Place = (i64, u64);
 
+/// An account, sixteen bytes, and a destination of it.
+pub type Owned = (Vec<u8>, DestinationId);
+
 /// How far the dispatcher of a partition is.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Marks {
@@ -279,11 +282,7 @@ impl Book {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn ripen(
-        &self,
-        now: i64,
-        limit: usize,
-    ) -> Result<(BTreeSet<(Vec<u8>, DestinationId)>, Option<i64>), Error> {
+    pub fn ripen(&self, now: i64, limit: usize) -> Result<(BTreeSet<Owned>, Option<i64>), Error> {
         let mut destinations = BTreeSet::new();
         for (count, timer) in self.timers.prefix(self.partition).enumerate() {
             let key = timer.key()?;
@@ -397,6 +396,7 @@ fn read_timer(key: &[u8]) -> Option<(i64, DeliveryKey)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::webhook::breaker::Patience;
     use sendtrail_schemas::destination::Health;
     use tempfile::TempDir;
     use uuid::Uuid;
@@ -435,10 +435,7 @@ mod tests {
         let replay = Waiting { waits: Waits::Replay as i32, ..waiting(5) };
         book.put(key(3), &replay).unwrap();
         assert_eq!((seqs(&book, Waits::Backlog), seqs(&book, Waits::Replay)), (vec![1, 2], vec![3]));
-        assert_eq!(
-            book.destinations().unwrap(),
-            [(vec![1], id(9), Waits::Backlog), (vec![1], id(9), Waits::Replay)]
-        );
+        assert_eq!(book.destinations().unwrap(), [(vec![1], id(9), Waits::Backlog), (vec![1], id(9), Waits::Replay)]);
         assert_eq!(other.destinations().unwrap(), []);
         book.remove(key(1)).unwrap();
         book.remove(key(1)).unwrap();
@@ -480,10 +477,10 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let book = Book::open(&Database::builder(folder.path()).open().unwrap(), 3).unwrap();
         let mut standing = Standing { account_id: vec![1], next_attempt: 8, ..Standing::default() };
-        standing.breaker.note(false, 1_000);
+        standing.breaker.note(&Patience::default(), false, 1_000);
         book.put_standing(id(9), &standing).unwrap();
         assert_eq!(book.standings().unwrap(), [(id(9), standing.clone())]);
-        standing.breaker.note(true, 2_000);
+        standing.breaker.note(&Patience::default(), true, 2_000);
         assert_eq!(standing.breaker.health(), Health::Working);
         book.put_standing(id(9), &standing).unwrap();
         assert_eq!(book.standings().unwrap(), []);

@@ -9,6 +9,7 @@ use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 use super::book::{Book, DeliveryKey, Waiting, Waits};
 use super::lane::{Job, Lane, Limits, Next};
 use crate::Error;
+use crate::core::webhook::breaker::Patience;
 use crate::core::webhook::turns::Turns;
 
 /// Deliveries of all destinations kept in memory; further ones wait in the book.
@@ -27,6 +28,7 @@ pub struct Desk {
     /// When the next timer ends; none: there is none.
     next_due: Option<i64>,
     in_memory: isize,
+    patience: Patience,
 }
 
 impl Desk {
@@ -34,7 +36,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn open(book: Book) -> Result<Self, Error> {
+    pub fn open(book: Book, patience: Patience) -> Result<Self, Error> {
         let mut desk = Self {
             book,
             lanes: HashMap::new(),
@@ -42,6 +44,7 @@ impl Desk {
             sleeping: BTreeSet::new(),
             next_due: Some(0),
             in_memory: 0,
+            patience,
         };
         for (destination, standing) in desk.book.standings()? {
             let account = AccountId::from_slice(&standing.account_id)?;
@@ -97,13 +100,7 @@ impl Desk {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn replay(
-        &mut self,
-        account: AccountId,
-        key: DeliveryKey,
-        waiting: Waiting,
-        now: i64,
-    ) -> Result<(), Error> {
+    pub fn replay(&mut self, account: AccountId, key: DeliveryKey, waiting: Waiting, now: i64) -> Result<(), Error> {
         let (waits, waiting) = match self.book.get(key)? {
             Some(there) if there.waits() == Waits::Held => return Ok(()),
             Some(there) => (Waits::Backlog, there),
@@ -163,7 +160,7 @@ impl Desk {
         now: i64,
         mut limits: impl FnMut(AccountId, DestinationId) -> Limits,
     ) -> Result<Option<(DestinationId, Job)>, Error> {
-        while let Some((account, destination)) = self.turns.next() {
+        while let Some((account, destination)) = self.turns.take() {
             let Some(lane) = self.lanes.get_mut(&destination) else { continue };
             let limits = limits(account, destination);
             if lane.standing.breaker.revive(limits.revival) {
@@ -273,6 +270,7 @@ impl Desk {
             return Ok(None);
         }
         let delivered = attempt.status() == DeliveryStatus::Delivered;
+        let patience = self.patience;
         let lane = self.lane(account, destination);
         let standing = &mut lane.standing;
         if delivered && standing.breaker.is_closed() || offset < standing.next_attempt {
@@ -281,7 +279,7 @@ impl Desk {
         standing.next_attempt = offset + 1;
         let change = match attempt.failure() {
             FailureClass::Gone => standing.breaker.end(attempt.finished_at),
-            _ => standing.breaker.note(delivered, attempt.finished_at),
+            _ => standing.breaker.note(&patience, delivered, attempt.finished_at),
         };
         let standing = standing.clone();
         self.book.put_standing(destination, &standing)?;

@@ -36,6 +36,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::core::webhook::breaker::Patience;
 pub use attempt::Sender;
 pub use client::{Answer, Failed, Poster, PosterOptions, Reach, is_public};
 pub use replay::{History, HistoryPage, Redelivery};
@@ -71,6 +72,8 @@ pub struct Dispatcher {
     pub sender: Sender,
     /// Attempts at once, of all partitions.
     pub turns: Arc<Semaphore>,
+    /// How much is borne of destinations that fail.
+    pub patience: Patience,
     /// Where events are kept that are to be told once more.
     pub history: Arc<dyn History>,
     /// What may be trimmed.
@@ -151,7 +154,7 @@ impl Running {
             crowded: false,
             checkpointed: Instant::now(),
             marked: marks,
-            desk: Desk::open(book)?,
+            desk: Desk::open(book, of.patience)?,
             of,
         };
         running.fold_attempts().await?;
@@ -386,7 +389,10 @@ fn reason(health: sendtrail_schemas::destination::Health, failures: u32, since: 
         Health::Working => "an attempt was delivered".into(),
         Health::Failing => format!("{failures} attempts failed one after the other, since {}", Millis(since)),
         Health::Disabled => {
-            format!("{failures} attempts failed one after the other, since {}, or it said that it is gone", Millis(since))
+            format!(
+                "{failures} attempts failed one after the other, since {}, or it said that it is gone",
+                Millis(since)
+            )
         }
     }
 }

@@ -13,7 +13,6 @@ use sendtrail_schemas::topic::Topic;
 use super::Running;
 use super::attempt::{Outcome, joining, kept, spent};
 use crate::Error;
-use crate::core::webhook::breaker::FIRST_PROBE;
 use crate::core::webhook::retry::{Ended, Next, next};
 
 /// Attempts recorded together.
@@ -48,7 +47,7 @@ impl Running {
         let mut batch = Batch::new();
         let mut decided = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {
-            let attempt = judge(&outcome, self.of.partition);
+            let attempt = judge(&outcome, self.of.partition, self.of.patience.first_probe);
             batch.push(&attempt);
             decided.push((outcome, attempt));
         }
@@ -80,9 +79,7 @@ impl Running {
         if change.is_some() || delivered && self.is_thought_failing(account, destination) {
             self.untold.insert((account, destination), None);
         }
-        if !booked
-            && let Entry::Occupied(mut count) = self.unbooked.entry(key.seq)
-        {
+        if !booked && let Entry::Occupied(mut count) = self.unbooked.entry(key.seq) {
             count.get_mut().0 -= 1;
             if count.get().0 == 0 {
                 count.remove();
@@ -100,7 +97,7 @@ impl Running {
 }
 
 /// What an attempt is recorded as.
-fn judge(outcome: &Outcome, partition: u32) -> Attempt {
+fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Attempt {
     let (waiting, answer) = (&outcome.job.waiting, &outcome.answer);
     let account = AccountId::from_slice(&waiting.account_id).unwrap_or(AccountId(uuid::Uuid::nil()));
     let first_started_at = if waiting.attempts == 0 { outcome.started_at } else { waiting.first_started_at };
@@ -124,7 +121,7 @@ fn judge(outcome: &Outcome, partition: u32) -> Attempt {
     // A probe asks whether anything is taken at all: that this one is not says nothing of it.
     let next = match next {
         Next::GiveUp | Next::Retry(_) if outcome.job.trigger == Trigger::Probe && !waiting.once => {
-            Next::Retry(outcome.finished_at + FIRST_PROBE)
+            Next::Retry(outcome.finished_at + probe_after)
         }
         next => next,
     };

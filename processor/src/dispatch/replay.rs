@@ -63,8 +63,13 @@ pub trait History: Send + Sync + 'static {
     ///
     /// # Errors
     /// Why it cannot be read now, for people.
-    async fn page(&self, account: AccountId, query: &ReplayQuery, cursor: &str, limit: usize)
-    -> Result<HistoryPage, String>;
+    async fn page(
+        &self,
+        account: AccountId,
+        query: &ReplayQuery,
+        cursor: &str,
+        limit: usize,
+    ) -> Result<HistoryPage, String>;
 }
 
 /// A page on its way to the book.

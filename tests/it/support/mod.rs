@@ -1,5 +1,6 @@
 //! A server in this process, partners on it, and a receiver of webhooks.
 
+pub mod adversary;
 pub mod proxy;
 mod receiver;
 

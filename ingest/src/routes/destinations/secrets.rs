@@ -53,7 +53,9 @@ pub(super) fn check(secret: &str, dialect: Dialect) -> Result<(), Problem> {
         let fits = BASE64_STANDARD.decode(encoded).is_ok_and(|key| STANDARD_KEY.contains(&key.len()));
         if !fits {
             let name = dialect.name();
-            return Err(invalid(format!("webhook_secret of the dialect {name} is whsec_ and 24 to 64 bytes in base64")));
+            return Err(invalid(format!(
+                "webhook_secret of the dialect {name} is whsec_ and 24 to 64 bytes in base64"
+            )));
         }
     }
     Ok(())

@@ -259,13 +259,18 @@ impl Step<'_> {
     fn tell_of_webhook(&mut self, account: &Account, change: &WebhookChange, health: Health) {
         let config = account.config.clone();
         let some = |text: &Option<String>| text.clone().unwrap_or_default();
-        let (name, means) = (some(&change.name), match health {
-            Health::Working => "It takes events again; what has waited is being delivered.",
-            Health::Failing => "Deliveries to it wait and none is lost; one is tried now and then until it answers.",
-            Health::Disabled => {
-                "It gets nothing until it is enabled again. What it missed is kept and can be recovered."
-            }
-        });
+        let (name, means) = (
+            some(&change.name),
+            match health {
+                Health::Working => "It takes events again; what has waited is being delivered.",
+                Health::Failing => {
+                    "Deliveries to it wait and none is lost; one is tried now and then until it answers."
+                }
+                Health::Disabled => {
+                    "It gets nothing until it is enabled again. What it missed is kept and can be recovered."
+                }
+            },
+        );
         let subject = format!("Webhook {name:?} of {} is {}", config.name, health.name());
         let text = format!(
             "Account: {} ({})\nWebhook: {name} ({})\nStatus: {} (before: {})\nWhy: {}\n{means}\n",

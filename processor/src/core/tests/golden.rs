@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut};
 use prost::Message;
 use sendtrail_schemas::account::{ConfigSet, Identity, IdentityStatus, IdentityType, Policy};
-use sendtrail_schemas::destination::{Destination, Dialect};
 use sendtrail_schemas::block::{Block, Bounce, Click, Subscription};
 use sendtrail_schemas::codec;
+use sendtrail_schemas::destination::{Destination, Dialect};
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{

@@ -3,8 +3,8 @@
 use sendtrail_schemas::account::{
     ConfigSet, Identity, IdentityStatus, IdentityType, Mode, Policy, Status, SuppressionOptions,
 };
-use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::block::{Block, Bounce, Open, Subscription};
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::event::{Event, EventFact, Tags};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{

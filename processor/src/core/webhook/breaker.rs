@@ -11,17 +11,32 @@
 use sendtrail_schemas::destination::Health;
 use sendtrail_schemas::time::{DAY, MINUTE, SECOND};
 
-/// Failures in a row before a destination is taken for failing, and the shortest time that they take, milliseconds: a
-/// short trouble of a busy destination is none.
-pub const FAILURES: u32 = 10;
-/// See [`FAILURES`].
-pub const FOR: i64 = 30 * SECOND;
-/// How soon the first probe is made, and the longest between two, milliseconds.
-pub const FIRST_PROBE: i64 = 30 * SECOND;
-/// See [`FIRST_PROBE`].
-pub const LAST_PROBE: i64 = 10 * MINUTE;
-/// After so long without a success a destination is disabled, milliseconds.
-pub const DISABLED_AFTER: i64 = 5 * DAY;
+/// How much is borne of a destination. Times are milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Failures in a row before it is taken for failing.
+    pub failures: u32,
+    /// The shortest time that they take: a short trouble of a busy destination is none.
+    pub lasting: i64,
+    /// How soon the first probe is made.
+    pub first_probe: i64,
+    /// The longest between two.
+    pub last_probe: i64,
+    /// After so long without a success it is disabled.
+    pub disabled_after: i64,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            failures: 10,
+            lasting: 30 * SECOND,
+            first_probe: 30 * SECOND,
+            last_probe: 10 * MINUTE,
+            disabled_after: 5 * DAY,
+        }
+    }
+}
 
 /// What is known of a destination's failures. Times are milliseconds since the epoch, by the wall clock.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -68,7 +83,7 @@ impl Breaker {
     }
 
     /// Notes how an attempt ended; what the destination is taken for from now on, if that is another thing.
-    pub fn note(&mut self, succeeded: bool, ended_at: i64) -> Option<Health> {
+    pub fn note(&mut self, patience: &Patience, succeeded: bool, ended_at: i64) -> Option<Health> {
         let before = self.health();
         if succeeded {
             *self = Self { revival: self.revival, ..Self::default() };
@@ -80,18 +95,18 @@ impl Breaker {
         self.failures = self.failures.saturating_add(1);
         let lasts = ended_at - self.failing_since;
         match before {
-            Health::Working if self.failures >= FAILURES && lasts >= FOR => {
+            Health::Working if self.failures >= patience.failures && lasts >= patience.lasting => {
                 self.set_health(Health::Failing);
-                self.probe_at = ended_at + FIRST_PROBE;
+                self.probe_at = ended_at + patience.first_probe;
                 Some(Health::Failing)
             }
-            Health::Failing if lasts >= DISABLED_AFTER => {
+            Health::Failing if lasts >= patience.disabled_after => {
                 self.set_health(Health::Disabled);
                 Some(Health::Disabled)
             }
             Health::Failing => {
                 self.probes = self.probes.saturating_add(1);
-                let wait = FIRST_PROBE.saturating_mul(1 << self.probes.min(10)).min(LAST_PROBE);
+                let wait = patience.first_probe.saturating_mul(1 << self.probes.min(10)).min(patience.last_probe);
                 // Attempts that were under way when it was found to fail end together.
                 self.probe_at = self.probe_at.max(ended_at + wait);
                 None
@@ -123,7 +138,8 @@ mod tests {
     use super::*;
 
     fn failing(breaker: &mut Breaker) -> i64 {
-        let changes: Vec<_> = (0..20).map(|n| (n, breaker.note(false, 1_000 + n * 5 * SECOND))).collect();
+        let changes: Vec<_> =
+            (0..20).map(|n| (n, breaker.note(&Patience::default(), false, 1_000 + n * 5 * SECOND))).collect();
         let (at, _) = *changes.iter().find(|(_, change)| *change == Some(Health::Failing)).unwrap();
         assert_eq!(changes.iter().filter(|(_, change)| change.is_some()).count(), 1);
         assert_eq!(at, 9, "ten failures, more than half a minute apart");
@@ -134,10 +150,10 @@ mod tests {
     fn a_short_trouble_is_none() {
         let mut breaker = Breaker::default();
         for n in 0..100 {
-            assert_eq!(breaker.note(false, n * 100), None);
+            assert_eq!(breaker.note(&Patience::default(), false, n * 100), None);
         }
         assert_eq!(breaker.room(8, 0), Ok(1));
-        assert_eq!(breaker.note(true, 20_000), None);
+        assert_eq!(breaker.note(&Patience::default(), true, 20_000), None);
         assert_eq!((breaker.room(8, 0), breaker.is_closed()), (Ok(8), true));
     }
 
@@ -149,11 +165,11 @@ mod tests {
         for _ in 0..8 {
             let Err(Some(at)) = breaker.room(8, 0) else { panic!("it is probed at once") };
             assert_eq!(breaker.room(8, at), Ok(1));
-            breaker.note(false, at);
+            breaker.note(&Patience::default(), false, at);
             waits.push((breaker.probe_at - at) / SECOND);
         }
         assert!(waits.is_sorted() && waits.last() == Some(&600), "{waits:?}");
-        assert_eq!(breaker.note(true, breaker.probe_at), Some(Health::Working));
+        assert_eq!(breaker.note(&Patience::default(), true, breaker.probe_at), Some(Health::Working));
         assert!(breaker.is_closed());
     }
 
@@ -162,9 +178,18 @@ mod tests {
         let mut breaker = Breaker::default();
         failing(&mut breaker);
         let since = breaker.failing_since;
-        assert_eq!(breaker.note(false, since + DISABLED_AFTER - 1), None);
-        assert_eq!(breaker.note(false, since + DISABLED_AFTER), Some(Health::Disabled));
-        assert_eq!((breaker.note(false, since + DISABLED_AFTER + 1), breaker.room(8, i64::MAX)), (None, Err(None)));
+        assert_eq!(breaker.note(&Patience::default(), false, since + Patience::default().disabled_after - 1), None);
+        assert_eq!(
+            breaker.note(&Patience::default(), false, since + Patience::default().disabled_after),
+            Some(Health::Disabled)
+        );
+        assert_eq!(
+            (
+                breaker.note(&Patience::default(), false, since + Patience::default().disabled_after + 1),
+                breaker.room(8, i64::MAX)
+            ),
+            (None, Err(None))
+        );
         breaker.revive(0);
         assert_eq!(breaker.room(8, i64::MAX), Err(None));
         breaker.revive(1);

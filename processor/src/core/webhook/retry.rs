@@ -94,7 +94,7 @@ pub fn next(plan: &Plan<'_>, ended: Ended) -> Next {
 /// A wait made somewhat longer, by as much each time that it is asked for the same attempt.
 fn lengthened(wait: i64, ended: &Ended) -> i64 {
     let share = hash128(&[&ended.salt.to_le_bytes(), &ended.spent.to_le_bytes()]) as u64;
-    wait + (i128::from(wait / JITTER) * i128::from(share) >> 64) as i64
+    wait + ((i128::from(wait / JITTER) * i128::from(share)) >> 64) as i64
 }
 
 #[cfg(test)]

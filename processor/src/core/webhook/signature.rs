@@ -70,8 +70,7 @@ pub fn headers(dialect: Dialect, secrets: &[Vec<u8>], signed: &Signed<'_>) -> Ve
             headers
         }
         Dialect::Zmailer => {
-            let mut headers =
-                named(["x-zmailer-event", "x-zmailer-delivery-id", "x-zmailer-attempt", ""], USER_AGENT);
+            let mut headers = named(["x-zmailer-event", "x-zmailer-delivery-id", "x-zmailer-attempt", ""], USER_AGENT);
             headers.extend(first.map(|secret| {
                 let signature = hex(&hmac_sha256(secret, &[timestamp.as_bytes(), b".", signed.body]));
                 ("x-zmailer-signature", format!("t={timestamp},v1={signature}"))
@@ -95,8 +94,7 @@ pub fn headers(dialect: Dialect, secrets: &[Vec<u8>], signed: &Signed<'_>) -> Ve
 fn several(secrets: &[Vec<u8>], signed: &Signed<'_>) -> Option<String> {
     let timestamp = signed.timestamp.to_string();
     let parts = [signed.delivery_id.as_bytes(), b".", timestamp.as_bytes(), b".", signed.body];
-    let sign =
-        |secret: &Vec<u8>| format!("v1,{}", BASE64_STANDARD.encode(hmac_sha256(&decoded_key(secret), &parts)));
+    let sign = |secret: &Vec<u8>| format!("v1,{}", BASE64_STANDARD.encode(hmac_sha256(&decoded_key(secret), &parts)));
     let signatures: Vec<String> = secrets.iter().map(sign).collect();
     (!signatures.is_empty()).then(|| signatures.join(" "))
 }

@@ -32,7 +32,7 @@ impl<A: Copy + Eq + Hash, D: Copy + Eq + Hash> Turns<A, D> {
     }
 
     /// Who is next. It waits no longer; if it has more to do, it joins again.
-    pub fn next(&mut self) -> Option<(A, D)> {
+    pub fn take(&mut self) -> Option<(A, D)> {
         let account = self.accounts.pop_front()?;
         let of_account = self.waiting.get_mut(&account)?;
         let destination = of_account.pop_front()?;
@@ -65,7 +65,7 @@ mod tests {
         turns.join('b', 100);
         turns.join('c', 200);
         let mut next = || {
-            let (account, destination) = turns.next()?;
+            let (account, destination) = turns.take()?;
             turns.join(account, destination);
             Some((account, destination))
         };
@@ -73,7 +73,7 @@ mod tests {
         let expected =
             [('a', 0), ('b', 100), ('c', 200), ('a', 1), ('b', 100), ('c', 200), ('a', 2), ('b', 100), ('c', 200)];
         assert_eq!(order, expected);
-        let rest: Vec<_> = std::iter::from_fn(|| turns.next()).collect();
+        let rest: Vec<_> = std::iter::from_fn(|| turns.take()).collect();
         assert_eq!(rest.len(), 12);
         assert!(turns.is_empty());
     }

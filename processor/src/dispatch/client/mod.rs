@@ -227,10 +227,9 @@ fn tls(ca_file: Option<PathBuf>) -> Result<rustls::ClientConfig, Error> {
     }
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
     // Ring supports every default version.
-    let builder = builder.with_safe_default_protocol_versions().map_err(|cause| Error::Io {
-        what: "set up TLS".into(),
-        cause: std::io::Error::other(cause),
-    })?;
+    let builder = builder
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| Error::Io { what: "set up TLS".into(), cause: std::io::Error::other(cause) })?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
@@ -269,24 +268,30 @@ fn class_of(error: &hyper_util::client::legacy::Error) -> FailureClass {
     let mut class = FailureClass::Connection;
     let mut of_names = false;
     while let Some(cause) = next {
-        if cause.downcast_ref::<rustls::Error>().is_some() {
+        if is_of_tls(cause) {
             return FailureClass::Tls;
         }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            match class_of_io(io) {
-                FailureClass::Dns => {}
-                known => class = known,
-            }
-            // An error of TLS stands inside one of the connection.
-            if io.get_ref().is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
-                return FailureClass::Tls;
-            }
+        match cause.downcast_ref::<std::io::Error>().map(class_of_io) {
+            None | Some(FailureClass::Dns) => {}
+            Some(known) => class = known,
         }
         // The only word that the connector has for it.
         of_names |= cause.to_string().contains("dns error");
         next = cause.source();
     }
     if of_names && class == FailureClass::Connection { FailureClass::Dns } else { class }
+}
+
+/// Whether an error is one of TLS, which stands inside errors of IO: their `source` passes over what they hold.
+fn is_of_tls(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let mut held = cause;
+    loop {
+        if held.is::<rustls::Error>() {
+            return true;
+        }
+        let Some(inner) = held.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) else { return false };
+        held = inner;
+    }
 }
 
 fn class_of_io(error: &std::io::Error) -> FailureClass {

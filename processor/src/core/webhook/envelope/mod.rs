@@ -66,7 +66,7 @@ fn lifecycle(event: &Event, block: &Lifecycle) -> Envelope {
             event_type,
             partner_id: event.account().to_string(),
             occurred_at: event.occurred(),
-            data: raw(Some(data)).unwrap_or_else(|| RawValue::NULL),
+            data: raw(Some(data)).unwrap_or(RawValue::NULL),
         })
     };
     Envelope { event_name: event_type.to_owned(), body, signed: false, once: true }
