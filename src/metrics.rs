@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 24] = [
+const COUNTERS: [(&str, &str, bool); 25] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -24,6 +24,11 @@ const COUNTERS: [(&str, &str, bool); 24] = [
     ("sendtrail_archive_merges_total", "Merges of files, by table.", true),
     ("sendtrail_archive_merged_rows_total", "Rows of merged files, by table.", true),
     ("sendtrail_webhook_attempts_total", "Attempts at webhooks, by what came of them.", true),
+    (
+        "sendtrail_webhook_health_changes_total",
+        "Times that a destination was taken for another thing than before.",
+        true,
+    ),
     ("sendtrail_clickhouse_rows_total", "Rows inserted into ClickHouse, by table.", true),
     ("sendtrail_clickhouse_failures_total", "Inserts into ClickHouse that failed, by table.", true),
     ("sendtrail_source_messages_total", "Messages read from a Kafka source.", true),
@@ -39,7 +44,7 @@ const COUNTERS: [(&str, &str, bool); 24] = [
 ];
 
 /// Gauges: name, unit, meaning.
-const GAUGES: [(&str, Unit, &str); 15] = [
+const GAUGES: [(&str, Unit, &str); 19] = [
     ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
     ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
     (
@@ -54,6 +59,14 @@ const GAUGES: [(&str, Unit, &str); 15] = [
     ("sendtrail_archive_files", Unit::Count, "Files of the archive, by table."),
     ("sendtrail_archive_bytes", Unit::Bytes, "Their bytes."),
     ("sendtrail_archive_rows", Unit::Count, "Their rows."),
+    ("sendtrail_webhook_deliveries_in_memory", Unit::Count, "Webhooks in memory that wait for a turn, by partition."),
+    ("sendtrail_webhook_attempts_under_way", Unit::Count, "Attempts that have not ended, by partition."),
+    ("sendtrail_webhook_destinations_failing", Unit::Count, "Destinations that fail or are disabled, by partition."),
+    (
+        "sendtrail_webhook_overdue_seconds",
+        Unit::Seconds,
+        "How long what is due for a destination that works waits at most, by partition.",
+    ),
     ("sendtrail_clickhouse_lag_rows", Unit::Count, "Rows that ClickHouse lacks, by table."),
     (
         "sendtrail_source_lag_messages",
@@ -74,12 +87,13 @@ const GAUGES: [(&str, Unit, &str); 15] = [
 ];
 
 /// Histograms, all in seconds.
-const HISTOGRAMS: [(&str, &str); 7] = [
+const HISTOGRAMS: [(&str, &str); 8] = [
     ("sendtrail_event_visible_seconds", "From an event's receipt until readers see it; the oldest of each batch."),
     ("sendtrail_checkpoint_seconds", "Making the state durable."),
     ("sendtrail_snapshot_seconds", "Writing one snapshot of a partition."),
     ("sendtrail_archive_commit_seconds", "Writing and committing files, by table."),
     ("sendtrail_webhook_attempt_seconds", "One attempt at a webhook."),
+    ("sendtrail_webhook_first_attempt_seconds", "From an event's receipt to the first attempt at a webhook of it."),
     ("sendtrail_clickhouse_insert_seconds", "One insert into ClickHouse, by table."),
     ("sendtrail_http_request_seconds", "One request until the answer's head, by route."),
 ];

@@ -17,6 +17,19 @@ const IN_MEMORY: isize = 16_384;
 /// Timers looked at together.
 const RIPEN_TOGETHER: usize = 1_024;
 
+/// What waits.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Deliveries in memory.
+    pub in_memory: usize,
+    /// Attempts that have not ended.
+    pub under_way: usize,
+    /// Destinations that are left alone.
+    pub failing: usize,
+    /// How long what is due for a destination that works waits already, at most, milliseconds.
+    pub overdue: i64,
+}
+
 /// See the module. Times are milliseconds since the epoch, by the wall clock.
 pub struct Desk {
     /// What waits on the device.
@@ -70,6 +83,19 @@ impl Desk {
     /// What is known of the failures of a destination.
     pub fn lane_of(&self, destination: DestinationId) -> Option<&Lane> {
         self.lanes.get(&destination)
+    }
+
+    /// What waits, for people to see. Looks at every lane.
+    pub fn figures(&self, now: i64) -> Figures {
+        let mut figures = Figures { in_memory: self.in_memory.max(0) as usize, ..Figures::default() };
+        for lane in self.lanes.values() {
+            figures.under_way += lane.under_way;
+            match lane.standing.breaker.health() {
+                Health::Working => figures.overdue = figures.overdue.max(now - lane.oldest_due().unwrap_or(now)),
+                Health::Failing | Health::Disabled => figures.failing += 1,
+            }
+        }
+        figures
     }
 
     /// A new delivery; whether it is in memory only.

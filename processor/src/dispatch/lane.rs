@@ -184,6 +184,11 @@ impl Lane {
         }
     }
 
+    /// Since when the first of what is in memory is due.
+    pub fn oldest_due(&self) -> Option<i64> {
+        self.live.jobs.front().map(|job| job.waiting.due_at)
+    }
+
     /// Whether nothing waits, nothing is under way, and nothing is to be remembered.
     pub fn is_idle(&self) -> bool {
         self.live.is_idle() && self.replays.is_idle() && self.under_way == 0 && self.standing.breaker.is_closed()

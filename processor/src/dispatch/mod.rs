@@ -13,6 +13,7 @@ mod attempt;
 mod book;
 mod client;
 mod desk;
+mod health;
 mod lane;
 mod outcome;
 mod replay;
@@ -29,7 +30,6 @@ use sendtrail_schemas::codec;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::Attempt;
-use sendtrail_schemas::record::{Change, WebhookHealth};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::{Semaphore, watch};
@@ -53,8 +53,6 @@ const READ_BYTES: usize = 512 << 10;
 const GRACE: Duration = Duration::from_secs(3);
 /// How long to wait after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
-/// How soon it is told again how a destination is doing, as long as that is not known.
-const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// The dispatcher of one partition.
 pub struct Dispatcher {
@@ -190,6 +188,7 @@ impl Running {
             self.start_attempts()?;
             self.tell_health();
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
+                self.measure();
                 self.checkpoint(false).await?;
             }
             if stop.is_cancelled() {
@@ -317,21 +316,6 @@ impl Running {
         Ok(())
     }
 
-    /// Tells accounts how their destinations are doing, until they know.
-    fn tell_health(&mut self) {
-        let (of, desk) = (&self.of, &self.desk);
-        self.untold.retain(|(account, destination), told| {
-            let config = of.sender.directory.account(*account);
-            let Some(found) = config.as_ref().and_then(|config| config.destination(*destination)) else { return false };
-            let Some(health) = desk.told_health(*destination, found) else { return false };
-            if told.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
-                *told = Some(Instant::now());
-                of.tell(*account, Change::WebhookHealth(health));
-            }
-            true
-        });
-    }
-
     async fn checkpoint(&mut self, anyway: bool) -> Result<(), Error> {
         let end = (self.next_event, self.next_attempt);
         // Who folds these events again must find the attempts at them.
@@ -359,40 +343,5 @@ impl Running {
         // What hangs still is tried again after the start.
         self.under_way.shutdown().await;
         self.checkpoint(false).await
-    }
-}
-
-impl Desk {
-    /// What is to be told of a destination's health; `None` when that is known, or of a time that is over.
-    fn told_health(
-        &self,
-        destination: DestinationId,
-        known: &sendtrail_schemas::destination::Destination,
-    ) -> Option<WebhookHealth> {
-        let health = self.health(destination);
-        let breaker = self.lane_of(destination).map(|lane| lane.standing.breaker.clone()).unwrap_or_default();
-        let current = breaker.revival == known.revival || breaker.is_closed();
-        (current && health != known.health()).then(|| WebhookHealth {
-            destination_id: destination.bytes().to_vec(),
-            health: health as i32,
-            failing_since: breaker.failing_since,
-            failed_attempts: breaker.failures,
-            reason: reason(health, breaker.failures, breaker.failing_since),
-            revival: known.revival,
-        })
-    }
-}
-
-fn reason(health: sendtrail_schemas::destination::Health, failures: u32, since: i64) -> String {
-    use sendtrail_schemas::destination::Health;
-    match health {
-        Health::Working => "an attempt was delivered".into(),
-        Health::Failing => format!("{failures} attempts failed one after the other, since {}", Millis(since)),
-        Health::Disabled => {
-            format!(
-                "{failures} attempts failed one after the other, since {}, or it said that it is gone",
-                Millis(since)
-            )
-        }
     }
 }

@@ -5,8 +5,7 @@ use std::collections::btree_map::Entry;
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Batch;
 use sendtrail_schemas::codec;
-use sendtrail_schemas::destination::Health;
-use sendtrail_schemas::ids::{AccountId, DestinationId, delivery_id};
+use sendtrail_schemas::ids::{AccountId, delivery_id};
 use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 use sendtrail_schemas::topic::Topic;
 
@@ -69,6 +68,10 @@ impl Running {
         if attempt.next_due_at.is_none() {
             self.replays.ended(&job.waiting.replay_id);
         }
+        if attempt.number == 1 && job.trigger == Trigger::Schedule {
+            let waited = (attempt.started_at - attempt.event_received_at).max(0);
+            histogram!("sendtrail_webhook_first_attempt_seconds").record(waited as f64 / 1e3);
+        }
         let change = self.desk.settle(destination, job, attempt, offset)?;
         let account = AccountId::from_slice(&attempt.account_id)?;
         if let Some(health) = change {
@@ -86,13 +89,6 @@ impl Running {
             }
         }
         Ok(())
-    }
-
-    /// Whether everyone is told that a destination fails.
-    fn is_thought_failing(&self, account: AccountId, destination: DestinationId) -> bool {
-        let config = self.of.sender.directory.account(account);
-        let found = config.as_ref().and_then(|config| config.destination(destination));
-        found.is_some_and(|found| found.health() == Health::Failing)
     }
 }
 
