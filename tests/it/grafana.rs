@@ -150,6 +150,10 @@ async fn every_panel_of_sql_has_rows() {
             .collect()
     };
     eventually("attempts are in ClickHouse", async || rows("SELECT * FROM deliveries").await.len() >= 30).await;
+    eventually("events are", async || {
+        rows("SELECT 1 FROM stats_hourly GROUP BY ALL HAVING sum(deliveries) = 201").await.len() == 1
+    })
+    .await;
 
     let now = Millis::wall();
     let (from, to) = (Millis(now.0 - 7 * DAY), Millis(now.0 + MINUTE));

@@ -91,13 +91,23 @@ pub struct Waiting {
     /// The replay that it belongs to, sixteen bytes; empty: none.
     #[prost(bytes = "vec", tag = "16")]
     pub replay_id: Vec<u8>,
+    /// Of a replay: attempts before this offset are not its.
+    #[prost(uint64, tag = "17")]
+    pub since_attempt: u64,
+}
+
+impl Waiting {
+    /// What it waits for once it is due.
+    pub fn when_due(&self) -> Waits {
+        if self.replay_id.is_empty() { Waits::Backlog } else { Waits::Replay }
+    }
 }
 
 /// Where a delivery stands in a backlog: when it was due, and its event.
 pub type Place = (i64, u64);
 
-/// An account, sixteen bytes, and a destination of it.
-pub type Owned = (Vec<u8>, DestinationId);
+/// An account, sixteen bytes, a destination of it, and whether what waits for it is new or a replay.
+pub type Owned = (Vec<u8>, DestinationId, Waits);
 
 /// How far the dispatcher of a partition is.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -291,8 +301,9 @@ impl Book {
                 return Ok((destinations, Some(due_at)));
             }
             if let Some(waiting) = self.get(delivery)? {
-                destinations.insert((waiting.account_id.clone(), delivery.destination));
-                self.put(delivery, &Waiting { waits: Waits::Backlog as i32, ..waiting })?;
+                let waits = waiting.when_due();
+                destinations.insert((waiting.account_id.clone(), delivery.destination, waits));
+                self.put(delivery, &Waiting { waits: waits as i32, ..waiting })?;
             }
         }
         Ok((destinations, None))
@@ -323,7 +334,7 @@ impl Book {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn destinations(&self) -> Result<Vec<(Vec<u8>, DestinationId, Waits)>, Error> {
+    pub fn destinations(&self) -> Result<Vec<Owned>, Error> {
         let mut found = Vec::new();
         for (keyspace, waits) in [(&self.backlog, Waits::Backlog), (&self.replays, Waits::Replay)] {
             let mut start = self.partition.to_vec();
@@ -393,6 +404,37 @@ fn read_timer(key: &[u8]) -> Option<(i64, DeliveryKey)> {
     Some((number_at(key, 2)? as i64, DeliveryKey { seq: number_at(key, 10)?, destination }))
 }
 
+/// Everything that the book of a partition has.
+#[cfg(test)]
+pub type Dump = Vec<Vec<(Vec<u8>, Vec<u8>)>>;
+
+#[cfg(test)]
+impl Book {
+    fn keyspaces(&self) -> [&Keyspace; 7] {
+        [&self.rows, &self.timers, &self.backlog, &self.replays, &self.order, &self.standings, &self.marks]
+    }
+
+    /// What it has.
+    pub fn dump(&self) -> Dump {
+        let pair = |row: fjall::Guard| row.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap();
+        self.keyspaces().map(|keyspace| keyspace.prefix(self.partition).map(pair).collect()).into()
+    }
+
+    /// Puts what it had in the place of what it has.
+    pub fn restore(&self, dump: &Dump) {
+        for (keyspace, rows) in self.keyspaces().into_iter().zip(dump) {
+            let keys: Vec<_> = keyspace.prefix(self.partition).map(|row| row.key().unwrap()).collect();
+            keys.into_iter().for_each(|key| keyspace.remove(key).unwrap());
+            rows.iter().for_each(|(key, value)| keyspace.insert(key, value).unwrap());
+        }
+    }
+
+    /// Whether anything of a delivery is in it.
+    pub fn has_deliveries(&self) -> bool {
+        self.dump()[..5].iter().any(|rows| !rows.is_empty())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -426,7 +468,7 @@ mod tests {
         book.put(key(2), &waiting(50)).unwrap();
         book.put(key(1), &waiting(20)).unwrap();
         other.put(key(7), &waiting(1)).unwrap();
-        let of = BTreeSet::from([(vec![1], id(9))]);
+        let of = BTreeSet::from([(vec![1], id(9), Waits::Backlog)]);
         assert_eq!(book.ripen(10, 10).unwrap(), (BTreeSet::new(), Some(20)));
         assert_eq!(book.ripen(60, 1).unwrap(), (of.clone(), Some(50)));
         assert_eq!(seqs(&book, Waits::Backlog), [1]);

@@ -1,19 +1,19 @@
 //! What is attempted next, and what follows from what came of it: lanes, turns and the book, without clock or network.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sendtrail_schemas::destination::Health;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 
-use super::book::{Book, DeliveryKey, Waiting, Waits};
+use super::book::{Book, DeliveryKey, Marks, Waiting, Waits};
 use super::lane::{Job, Lane, Limits, Next};
 use crate::Error;
 use crate::core::webhook::breaker::Patience;
 use crate::core::webhook::turns::Turns;
 
 /// Deliveries of all destinations kept in memory; further ones wait in the book.
-const IN_MEMORY: isize = 16_384;
+const IN_MEMORY: isize = if cfg!(test) { 16 } else { 16_384 };
 /// Timers looked at together.
 const RIPEN_TOGETHER: usize = 1_024;
 
@@ -40,6 +40,12 @@ pub struct Desk {
     sleeping: BTreeSet<(i64, DestinationId)>,
     /// When the next timer ends; none: there is none.
     next_due: Option<i64>,
+    /// Deliveries that only memory has, and the attempt before which none of theirs is.
+    unbooked: BTreeMap<DeliveryKey, u64>,
+    /// Attempts recorded after the marks, until the events they belong to are folded again.
+    known: HashMap<DeliveryKey, Attempt>,
+    /// The first of them, while events are folded that they may be of.
+    known_from: Option<u64>,
     in_memory: isize,
     patience: Patience,
 }
@@ -56,6 +62,9 @@ impl Desk {
             turns: Turns::default(),
             sleeping: BTreeSet::new(),
             next_due: Some(0),
+            unbooked: BTreeMap::new(),
+            known: HashMap::new(),
+            known_from: None,
             in_memory: 0,
             patience,
         };
@@ -98,49 +107,95 @@ impl Desk {
         figures
     }
 
-    /// A new delivery; whether it is in memory only.
+    /// A delivery of an event that is read, maybe not for the first time; attempts from `next_attempt` on are not folded.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn offer(&mut self, account: AccountId, key: DeliveryKey, waiting: Waiting) -> Result<bool, Error> {
+    pub fn take_in(
+        &mut self,
+        account: AccountId,
+        key: DeliveryKey,
+        next_attempt: u64,
+        begin: impl FnOnce() -> Option<Waiting>,
+    ) -> Result<(), Error> {
+        if self.book.get(key)?.is_some() {
+            return Ok(());
+        }
+        let known = self.known.remove(&key);
+        if known.as_ref().is_some_and(|attempt| attempt.next_due_at.is_none()) {
+            return Ok(());
+        }
+        let Some(waiting) = begin() else { return Ok(()) };
+        match known {
+            Some(attempt) => self.put_after(account, key, waiting, &attempt),
+            None => self.offer(account, key, waiting, next_attempt),
+        }
+    }
+
+    /// Every event was read: nothing of the past is asked for any more.
+    pub fn caught_up(&mut self) {
+        self.known = HashMap::new();
+        self.known_from = None;
+    }
+
+    /// Where somebody would have to go on who has the book and no more.
+    pub fn marks(&self, next_event: u64, next_attempt: u64) -> Marks {
+        // Who folds these events again must find the attempts at them.
+        match self.unbooked.first_key_value() {
+            Some((key, attempt)) => Marks { event: key.seq, attempt: *attempt },
+            None => Marks { event: next_event, attempt: next_attempt },
+        }
+    }
+
+    fn offer(
+        &mut self,
+        account: AccountId,
+        key: DeliveryKey,
+        waiting: Waiting,
+        next_attempt: u64,
+    ) -> Result<(), Error> {
         if waiting.in_order_of != 0 {
             let first = self.book.first_in_order(key.destination, waiting.in_order_of)?.is_none();
             let waits = if first { Waits::Backlog } else { Waits::Held };
             self.book.put(key, &Waiting { waits: waits as i32, ..waiting })?;
             self.lane(account, key.destination).has_booked(Waits::Backlog);
-            return Ok(false);
+            return Ok(());
         }
         let has_memory = self.in_memory < IN_MEMORY;
         let lane = self.lane(account, key.destination);
         if has_memory && lane.has_room() {
             lane.push(Job { key, waiting, booked: false, trigger: Trigger::Schedule });
             self.in_memory += 1;
-            return Ok(true);
+            self.unbooked.insert(key, self.known_from.unwrap_or(next_attempt));
+            return Ok(());
         }
         lane.has_booked(Waits::Backlog);
-        self.book.put(key, &Waiting { waits: Waits::Backlog as i32, ..waiting })?;
-        Ok(false)
+        self.book.put(key, &Waiting { waits: Waits::Backlog as i32, ..waiting })
     }
 
-    /// A delivery that is to be made once more; one that waits anyway is made as soon as there is room.
+    /// A delivery that is to be made once more, unless it is about to be made anyway; whether it is new. One that waits to be
+    /// tried again is tried as soon as there is room. Attempts before `waiting.since_attempt` are not its.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn replay(&mut self, account: AccountId, key: DeliveryKey, waiting: Waiting, now: i64) -> Result<(), Error> {
-        let (waits, waiting) = match self.book.get(key)? {
-            Some(there) if there.waits() == Waits::Held => return Ok(()),
-            Some(there) => (Waits::Backlog, there),
+    pub fn replay(&mut self, account: AccountId, key: DeliveryKey, waiting: Waiting, now: i64) -> Result<bool, Error> {
+        if self.unbooked.contains_key(&key) {
+            return Ok(false);
+        }
+        let there = self.book.get(key)?;
+        let is_new = there.is_none();
+        let (waits, waiting) = match there {
+            Some(there) if there.waits() == Waits::Timer => (Waits::Backlog, there),
+            Some(_) => return Ok(false),
             None => (Waits::Replay, waiting),
         };
         self.lane(account, key.destination).has_booked(waits);
-        self.book.put(key, &Waiting { waits: waits as i32, due_at: now, ..waiting })
+        self.book.put(key, &Waiting { waits: waits as i32, due_at: now, ..waiting })?;
+        Ok(is_new)
     }
 
     /// A delivery that is due later.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub fn put_off(&mut self, key: DeliveryKey, waiting: &Waiting) -> Result<(), Error> {
+    fn put_off(&mut self, key: DeliveryKey, waiting: &Waiting) -> Result<(), Error> {
         self.next_due = Some(self.next_due.map_or(waiting.due_at, |due| due.min(waiting.due_at)));
         self.book.put(key, waiting)
     }
@@ -159,11 +214,21 @@ impl Desk {
         if self.next_due.is_some_and(|due| due <= now) {
             let (destinations, next) = self.book.ripen(now, RIPEN_TOGETHER)?;
             self.next_due = next;
-            for (account, destination) in destinations {
-                self.lane(AccountId::from_slice(&account)?, destination).has_booked(Waits::Backlog);
+            for (account, destination, waits) in destinations {
+                self.lane(AccountId::from_slice(&account)?, destination).has_booked(waits);
             }
         }
         Ok(())
+    }
+
+    /// Lets destinations take turns again whose owners enabled them anew.
+    pub fn revive(&mut self, revival: impl Fn(AccountId, DestinationId) -> u32) {
+        for (_, destination) in &self.sleeping {
+            let Some(lane) = self.lanes.get(destination) else { continue };
+            if lane.standing.breaker.revival != revival(lane.account, *destination) {
+                self.turns.join(lane.account, *destination);
+            }
+        }
     }
 
     /// When there is something to do by itself.
@@ -186,8 +251,11 @@ impl Desk {
         now: i64,
         mut limits: impl FnMut(AccountId, DestinationId) -> Limits,
     ) -> Result<Option<(DestinationId, Job)>, Error> {
-        while let Some((account, destination)) = self.turns.take() {
-            let Some(lane) = self.lanes.get_mut(&destination) else { continue };
+        while let Some((account, destination)) = self.turns.first() {
+            let Some(lane) = self.lanes.get_mut(&destination) else {
+                self.turns.leaves();
+                continue;
+            };
             let limits = limits(account, destination);
             if lane.standing.breaker.revive(limits.revival) {
                 self.book.put_standing(destination, &lane.standing)?;
@@ -196,13 +264,14 @@ impl Desk {
             self.in_memory += change;
             match next {
                 Next::Attempt(job) => {
-                    self.turns.join(account, destination);
+                    self.turns.took();
                     return Ok(Some((destination, *job)));
                 }
                 Next::Later(at) => drop(self.sleeping.insert((at, destination))),
                 Next::Nothing if lane.is_idle() => drop(self.lanes.remove(&destination)),
                 Next::Nothing => {}
             }
+            self.turns.leaves();
         }
         Ok(None)
     }
@@ -220,7 +289,14 @@ impl Desk {
     ) -> Result<Option<Health>, Error> {
         let account = AccountId::from_slice(&attempt.account_id)?;
         self.lane(account, destination).done(&job);
-        self.follow(job.key, Some(&job), attempt)?;
+        if job.booked {
+            self.follow(job.key, attempt, offset)?;
+        } else {
+            self.unbooked.remove(&job.key);
+            if attempt.next_due_at.is_some() {
+                self.put_after(account, job.key, job.waiting, attempt)?;
+            }
+        }
         self.note(account, destination, attempt, offset)
     }
 
@@ -230,6 +306,7 @@ impl Desk {
     /// [`Error::Store`].
     pub fn forget(&mut self, account: AccountId, destination: DestinationId, job: &Job) -> Result<(), Error> {
         self.lane(account, destination).done(job);
+        self.unbooked.remove(&job.key);
         if job.booked && self.book.remove(job.key)? {
             self.lane(account, destination).has_booked(Waits::Backlog);
         }
@@ -240,33 +317,46 @@ impl Desk {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn fold(&mut self, destination: DestinationId, attempt: &Attempt, offset: u64) -> Result<(), Error> {
+    pub fn fold(&mut self, attempt: Attempt, offset: u64) -> Result<(), Error> {
         let account = AccountId::from_slice(&attempt.account_id)?;
-        self.follow(DeliveryKey { seq: attempt.event_seq, destination }, None, attempt)?;
-        self.note(account, destination, attempt, offset)?;
+        let destination = DestinationId::from_slice(&attempt.destination_id)?;
+        let key = DeliveryKey { seq: attempt.event_seq, destination };
+        self.follow(key, &attempt, offset)?;
+        self.note(account, destination, &attempt, offset)?;
+        self.known.insert(key, attempt);
+        self.known_from.get_or_insert(offset);
         Ok(())
     }
 
-    /// Puts a delivery where its last attempt leaves it. Without a job it is what the book has.
-    fn follow(&mut self, key: DeliveryKey, job: Option<&Job>, attempt: &Attempt) -> Result<(), Error> {
+    /// Puts a delivery that the book has where an attempt leaves it.
+    fn follow(&mut self, key: DeliveryKey, attempt: &Attempt, offset: u64) -> Result<(), Error> {
         let account = AccountId::from_slice(&attempt.account_id)?;
-        let Some(due_at) = attempt.next_due_at else {
-            if job.is_none_or(|job| job.booked) && self.book.remove(key)? {
+        let Some(waiting) = self.book.get(key)? else { return Ok(()) };
+        // It says already what came of a later one, or was asked for after this one.
+        if waiting.attempts >= attempt.number && attempt.next_due_at.is_some() || offset < waiting.since_attempt {
+            return Ok(());
+        }
+        if attempt.next_due_at.is_none() {
+            if self.book.remove(key)? {
                 self.lane(account, key.destination).has_booked(Waits::Backlog);
             }
             return Ok(());
-        };
-        let waiting = match job {
-            Some(job) => job.waiting.clone(),
-            None => match self.book.get(key)? {
-                Some(waiting) => waiting,
-                None => return Ok(()),
-            },
-        };
+        }
+        self.put_after(account, key, waiting, attempt)
+    }
+
+    /// Notes what a delivery waits for after an attempt that was not its last.
+    fn put_after(
+        &mut self,
+        account: AccountId,
+        key: DeliveryKey,
+        waiting: Waiting,
+        attempt: &Attempt,
+    ) -> Result<(), Error> {
         // One that was a probe waits behind the others, so that it is not the same one every time.
         let (waits, due_at) = match attempt.trigger() {
-            Trigger::Probe => (Waits::Backlog, attempt.finished_at),
-            Trigger::Schedule | Trigger::Replay => (Waits::Timer, due_at),
+            Trigger::Probe => (waiting.when_due(), attempt.finished_at),
+            Trigger::Schedule | Trigger::Replay => (Waits::Timer, attempt.next_due_at.unwrap_or_default()),
         };
         let waiting = Waiting {
             attempts: attempt.number,
@@ -276,11 +366,11 @@ impl Desk {
             waits: waits as i32,
             ..waiting
         };
-        if waits == Waits::Backlog {
-            self.lane(account, key.destination).has_booked(waits);
-            return self.book.put(key, &waiting);
+        if waits == Waits::Timer {
+            return self.put_off(key, &waiting);
         }
-        self.put_off(key, &waiting)
+        self.lane(account, key.destination).has_booked(waits);
+        self.book.put(key, &waiting)
     }
 
     /// Notes how its destination took an attempt.

@@ -10,7 +10,7 @@ use super::book::{Book, DeliveryKey, Place, Standing, Waiting, Waits};
 use crate::Error;
 
 /// Deliveries of one destination kept in memory.
-const ROOM: usize = 256;
+const ROOM: usize = if cfg!(test) { 4 } else { 256 };
 /// Of so many attempts one is a replay, while there is anything new.
 const REPLAY_EVERY: u32 = 4;
 
@@ -155,7 +155,7 @@ impl Lane {
             return Ok((Next::Nothing, 0));
         }
         if limits.rate_per_second.is_some() && now * 1_000 < self.next_at {
-            return Ok((Next::Later(self.next_at / 1_000 + 1), 0));
+            return Ok((Next::Later(self.paced_until()), 0));
         }
         let loaded = self.live.refill(book, destination)? + self.replays.refill(book, destination)?;
         let replay_first = self.since_replay >= REPLAY_EVERY - 1;
@@ -175,6 +175,11 @@ impl Lane {
         Ok((Next::Attempt(Box::new(job)), loaded as isize - 1))
     }
 
+    /// Not before this is the next attempt made, milliseconds since the epoch.
+    fn paced_until(&self) -> i64 {
+        self.next_at.div_euclid(1_000) + i64::from(self.next_at.rem_euclid(1_000) > 0)
+    }
+
     /// Notes that an attempt has ended.
     pub fn done(&mut self, job: &Job) {
         self.under_way -= 1;
@@ -182,6 +187,12 @@ impl Lane {
             let queue = if job.waiting.waits() == Waits::Replay { &mut self.replays } else { &mut self.live };
             queue.loaded.remove(&(job.waiting.due_at, job.key.seq));
         }
+    }
+
+    /// Whether what is remembered of the book is of deliveries in memory or under way.
+    #[cfg(test)]
+    pub fn is_tidy(&self) -> bool {
+        [&self.live, &self.replays].iter().all(|queue| queue.loaded.len() <= queue.jobs.len() + self.under_way)
     }
 
     /// Since when the first of what is in memory is due.

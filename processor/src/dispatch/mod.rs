@@ -18,8 +18,10 @@ mod lane;
 mod outcome;
 mod replay;
 mod sample;
+#[cfg(test)]
+mod simulation;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,7 +45,7 @@ pub use replay::{History, HistoryPage, Redelivery};
 
 use crate::{Error, Store, blocking};
 use attempt::{Outcome, joining, waiting};
-use book::{Book, DeliveryKey, Marks, Waiting};
+use book::{Book, DeliveryKey, Marks};
 use desk::Desk;
 use replay::Replays;
 
@@ -119,10 +121,6 @@ struct Running {
     next_attempt: u64,
     /// The directory knows what came before this offset of intake.
     applied: watch::Receiver<u64>,
-    /// Events that have deliveries in memory only: how many, and the attempt before which none of theirs is.
-    unbooked: BTreeMap<u64, (usize, u64)>,
-    /// Attempts recorded after the marks, until the events they belong to are folded again.
-    known: HashMap<DeliveryKey, Attempt>,
     /// Destinations whose health is another than their accounts know, and when that was told last.
     untold: BTreeMap<(AccountId, DestinationId), Option<Instant>>,
     end: watch::Receiver<u64>,
@@ -144,8 +142,6 @@ impl Running {
             next_attempt: marks.attempt,
             applied: of.pulse.applied(),
             replays: Replays::new(),
-            unbooked: BTreeMap::new(),
-            known: HashMap::new(),
             untold: BTreeMap::new(),
             end: of.log.end(of.of(Topic::Events)),
             under_way: JoinSet::new(),
@@ -173,10 +169,7 @@ impl Running {
             let from = self.next_attempt;
             for record in batches.iter().flat_map(|batch| batch.records(from)) {
                 self.next_attempt = record.offset + 1;
-                let attempt: Attempt = codec::decode(&record.value)?;
-                let destination = DestinationId::from_slice(&attempt.destination_id)?;
-                self.desk.fold(destination, &attempt, record.offset)?;
-                self.known.insert(DeliveryKey { seq: attempt.event_seq, destination }, attempt);
+                self.desk.fold(codec::decode::<Attempt>(&record.value)?, record.offset)?;
             }
         }
     }
@@ -243,7 +236,7 @@ impl Running {
         let from = self.next_event;
         let batches = read(&self.of.log, of, from, READ_BYTES).await?;
         let Some(last) = batches.last() else {
-            self.known = HashMap::new();
+            self.desk.caught_up();
             return Ok(false);
         };
         let next = last.next_offset();
@@ -269,30 +262,12 @@ impl Running {
 
     fn fold_delivery(&mut self, event: &Event, destination: DestinationId) -> Result<(), Error> {
         let key = DeliveryKey { seq: event.seq, destination };
-        if self.desk.book.get(key)?.is_some() {
-            return Ok(());
-        }
-        let known = self.known.remove(&key);
-        if known.as_ref().is_some_and(|attempt| attempt.next_due_at.is_none()) {
-            return Ok(());
-        }
-        let config = self.of.sender.directory.account(event.account());
-        let to = config.as_ref().and_then(|config| config.destination(destination));
-        let Some(waiting) = waiting(event, to, Millis::wall().0) else { return Ok(()) };
-        if let Some(attempt) = known {
-            let waiting = Waiting {
-                attempts: attempt.number,
-                spent: attempt.spent,
-                first_started_at: attempt.first_started_at,
-                due_at: attempt.next_due_at.unwrap_or_default(),
-                ..waiting
-            };
-            return self.desk.put_off(key, &waiting);
-        }
-        if self.desk.offer(event.account(), key, waiting)? {
-            self.unbooked.entry(key.seq).or_insert((0, self.next_attempt)).0 += 1;
-        }
-        Ok(())
+        let directory = &self.of.sender.directory;
+        self.desk.take_in(event.account(), key, self.next_attempt, || {
+            let config = directory.account(event.account());
+            let to = config.as_ref().and_then(|config| config.destination(destination));
+            waiting(event, to, Millis::wall().0)
+        })
     }
 
     fn start_attempts(&mut self) -> Result<(), Error> {
@@ -317,10 +292,7 @@ impl Running {
     }
 
     async fn checkpoint(&mut self, anyway: bool) -> Result<(), Error> {
-        let end = (self.next_event, self.next_attempt);
-        // Who folds these events again must find the attempts at them.
-        let (event, attempt) = self.unbooked.first_key_value().map_or(end, |(seq, (_, attempt))| (*seq, *attempt));
-        let marks = Marks { event, attempt };
+        let marks = self.desk.marks(self.next_event, self.next_attempt);
         if marks != self.marked || anyway {
             let book = self.desk.book.clone();
             // It waits for the device.
@@ -329,8 +301,8 @@ impl Running {
         }
         self.checkpointed = Instant::now();
         let retention = &self.of.retention;
-        retention.passed(Reader::Dispatcher, self.of.of(Topic::Events), event);
-        retention.passed(Reader::Dispatcher, self.of.of(Topic::Attempts), attempt);
+        retention.passed(Reader::Dispatcher, self.of.of(Topic::Events), marks.event);
+        retention.passed(Reader::Dispatcher, self.of.of(Topic::Attempts), marks.attempt);
         Ok(())
     }
 

@@ -1,7 +1,5 @@
 //! What attempts came to: made durable first, then acted upon.
 
-use std::collections::btree_map::Entry;
-
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Batch;
 use sendtrail_schemas::codec;
@@ -61,7 +59,6 @@ impl Running {
 
     fn settle(&mut self, outcome: Outcome, attempt: &Attempt, offset: u64) -> Result<(), Error> {
         let Outcome { job, destination, .. } = outcome;
-        let (key, booked) = (job.key, job.booked);
         let status = attempt.status().name();
         counter!("sendtrail_webhook_attempts_total", "status" => status).increment(1);
         histogram!("sendtrail_webhook_attempt_seconds").record((attempt.finished_at - attempt.started_at) as f64 / 1e3);
@@ -82,18 +79,12 @@ impl Running {
         if change.is_some() || delivered && self.is_thought_failing(account, destination) {
             self.untold.insert((account, destination), None);
         }
-        if !booked && let Entry::Occupied(mut count) = self.unbooked.entry(key.seq) {
-            count.get_mut().0 -= 1;
-            if count.get().0 == 0 {
-                count.remove();
-            }
-        }
         Ok(())
     }
 }
 
 /// What an attempt is recorded as.
-fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Attempt {
+pub(super) fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Attempt {
     let (waiting, answer) = (&outcome.job.waiting, &outcome.answer);
     let account = AccountId::from_slice(&waiting.account_id).unwrap_or(AccountId(uuid::Uuid::nil()));
     let first_started_at = if waiting.attempts == 0 { outcome.started_at } else { waiting.first_started_at };

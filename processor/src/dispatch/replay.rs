@@ -144,9 +144,11 @@ impl Running {
         }
     }
 
-    /// Begins replays that are new, and ends those that were ended.
+    /// Begins replays that are new, ends those that were ended, and approaches destinations that were enabled anew.
     pub(super) fn look_for_replays(&mut self) {
         self.replays.looked = Instant::now();
+        let sender = &self.of.sender;
+        self.desk.revive(|account, destination| sender.limits(account, destination).revival);
         while self.replays.tasks.try_join_next().is_some() {}
         let of = self.of.clone();
         let mine = |id: &AccountId| partition_of(*id, of.partitions) == of.partition;
@@ -185,11 +187,12 @@ impl Running {
                 // It has an order of its own: after what is new.
                 in_order_of: 0,
                 replay_id: page.replay_id.bytes().to_vec(),
+                since_attempt: self.next_attempt,
                 ..begun
             };
             let key = DeliveryKey { seq: event.seq, destination: *destination };
-            self.desk.replay(page.account, key, again, now)?;
-            count += 1;
+            // What is about to be made anyway does not end as one of the replay.
+            count += usize::from(self.desk.replay(page.account, key, again, now)?);
         }
         self.checkpoint(true).await?;
         let progress = Replay {

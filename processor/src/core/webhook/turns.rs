@@ -1,5 +1,5 @@
 //! Whose turn it is: accounts one after the other, and the destinations of each one after the other, so that one with much
-//! to post keeps nobody waiting.
+//! to post keeps nobody waiting. A turn that comes to nothing costs its account nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -31,18 +31,31 @@ impl<A: Copy + Eq + Hash, D: Copy + Eq + Hash> Turns<A, D> {
         of_account.push_back(destination);
     }
 
-    /// Who is next. It waits no longer; if it has more to do, it joins again.
-    pub fn take(&mut self) -> Option<(A, D)> {
-        let account = self.accounts.pop_front()?;
-        let of_account = self.waiting.get_mut(&account)?;
-        let destination = of_account.pop_front()?;
+    /// Whose turn it is.
+    pub fn first(&self) -> Option<(A, D)> {
+        let account = *self.accounts.front()?;
+        Some((account, *self.waiting.get(&account)?.front()?))
+    }
+
+    /// Whose turn it was took it, and waits for the next, behind the others.
+    pub fn took(&mut self) {
+        self.accounts.rotate_left(usize::from(!self.accounts.is_empty()));
+        if let Some(of_account) = self.accounts.back().and_then(|account| self.waiting.get_mut(account)) {
+            of_account.rotate_left(usize::from(!of_account.is_empty()));
+        }
+    }
+
+    /// Whose turn it is has nothing to do, and waits no longer; it is the next of its account.
+    pub fn leaves(&mut self) {
+        let Some(account) = self.accounts.front().copied() else { return };
+        let Some(of_account) = self.waiting.get_mut(&account) else { return };
+        if let Some(destination) = of_account.pop_front() {
+            self.known.remove(&destination);
+        }
         if of_account.is_empty() {
             self.waiting.remove(&account);
-        } else {
-            self.accounts.push_back(account);
+            self.accounts.pop_front();
         }
-        self.known.remove(&destination);
-        Some((account, destination))
     }
 
     /// Whether nobody waits.
@@ -64,17 +77,29 @@ mod tests {
         turns.join('b', 100);
         turns.join('b', 100);
         turns.join('c', 200);
-        let mut next = || {
-            let (account, destination) = turns.take()?;
-            turns.join(account, destination);
-            Some((account, destination))
+        let next = || {
+            let first = turns.first();
+            turns.took();
+            first
         };
-        let order: Vec<_> = std::iter::from_fn(&mut next).take(9).collect();
+        let order: Vec<_> = std::iter::from_fn(next).take(9).collect();
         let expected =
             [('a', 0), ('b', 100), ('c', 200), ('a', 1), ('b', 100), ('c', 200), ('a', 2), ('b', 100), ('c', 200)];
         assert_eq!(order, expected);
-        let rest: Vec<_> = std::iter::from_fn(|| turns.take()).collect();
-        assert_eq!(rest.len(), 12);
+        // Three of the first account leave: it is its fourth's turn.
+        for _ in 0..3 {
+            turns.leaves();
+        }
+        assert_eq!(turns.first(), Some(('a', 6)));
+        let rest = std::iter::from_fn(|| {
+            let first = turns.first();
+            turns.leaves();
+            first
+        });
+        assert_eq!(rest.count(), 9);
         assert!(turns.is_empty());
+        turns.took();
+        turns.leaves();
+        assert_eq!(turns.first(), None);
     }
 }
