@@ -1,6 +1,6 @@
 //! SIGKILL at any moment: what was acknowledged is there, once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,4 +91,84 @@ pub async fn survive_kills(further: &[(&str, &str)], kills: u64) {
     let totals = &api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"];
     assert_eq!((&totals["sends"], &totals["permanent_bounces"]), (&json!(sends.len()), &json!(bounces.len())));
     assert_eq!(api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap().len(), bounces.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn webhooks_survive_kills_in_the_middle_of_dispatch() {
+    const CONCURRENCY: usize = 8;
+    const MESSAGES: usize = 40;
+    const KINDS: [&str; 3] = ["Send", "Delivery", "Open"];
+    let folder = tempfile::TempDir::new().unwrap();
+    let settings = [
+        ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+        ("SENDTRAIL__STATE__CHECKPOINT_MS", "100"),
+        ("SENDTRAIL__WEBHOOKS__ALLOW_HTTP", "true"),
+        ("SENDTRAIL__WEBHOOKS__ALLOW_PRIVATE_NETWORKS", r#"["127.0.0.0/8"]"#),
+    ];
+    // One in five fails.
+    let fails = |before: usize| before % 5 == 4;
+    let receiver = Receiver::start(move |_, before| Answer {
+        after: Duration::from_millis(15),
+        ..Answer::status(if fails(before) { 500 } else { 200 })
+    })
+    .await;
+    let mut process = Process::start(folder.path(), &settings);
+    let admin = Api::new(&process.base, ADMIN_KEY);
+    let body = json!({"name": "hooks", "contact_email": "a@b.example", "mode": "production"});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let keys = format!("{ADMIN}/accounts/{}/keys", account["account"]["account_id"].as_str().unwrap());
+    let key = admin.post(&keys, &json!({})).await.unwrap()["key"]["api_key"].as_str().unwrap().to_owned();
+    let api = Api::new(&process.base, &key);
+    let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": "set"})).await.unwrap();
+    let set = set["configuration_set"]["config_set_id"].as_str().unwrap();
+    let mut destinations = Vec::new();
+    for (path, ordering) in [("/any", "unordered"), ("/ordered", "per_message")] {
+        let fields = json!({"name": path, "destination_type": "WEBHOOK", "webhook_url": format!("{}{path}", receiver.base), "dialect": "standard",
+            "ordering": ordering, "concurrency": CONCURRENCY, "retry_schedule_seconds": [1, 1, 1, 1, 1, 1, 1, 1]});
+        let made = api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &fields).await.unwrap();
+        destinations.push(made["event_destination"]["destination_id"].as_str().unwrap().to_owned());
+    }
+    let mut random = StdRng::seed_from_u64(11);
+    const KILLS: usize = 5;
+    for round in 0..KILLS {
+        let mut lines = String::new();
+        for (message, kind) in (0..MESSAGES).flat_map(|message| KINDS.map(|kind| (message, kind))) {
+            let mut event = event(kind, &format!("{round}-{message}"));
+            event["configuration_set_name"] = "set".into();
+            lines += &format!("{event}\n");
+        }
+        let headers = [("content-type", "application/x-ndjson")];
+        let api = Api::new(&process.base, &key);
+        let reply = api.call(http::Method::POST, &format!("{PARTNER}/events"), &headers, lines).await.unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.json());
+        tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
+        process.signal("-KILL");
+        process.wait();
+        process = Process::start(folder.path(), &settings);
+    }
+    let api = Api::new(&process.base, &key);
+    let events = KILLS * MESSAGES * KINDS.len();
+    for (path, destination) in ["/any", "/ordered"].into_iter().zip(&destinations) {
+        let list = format!("{PARTNER}/destinations/{destination}/deliveries");
+        let delivered = async || api.rows(&format!("{list}?status=delivered"), "deliveries").await.unwrap().len();
+        eventually("everything is delivered", async || delivered().await == events).await;
+        assert_eq!(api.rows(&list, "deliveries").await.unwrap().len(), events);
+        // What was taken first of each message, in the order of the events.
+        let (mut taken, mut kinds) = (HashSet::new(), HashMap::<String, Vec<String>>::new());
+        let answered = receiver.posts(path).into_iter().enumerate().filter(|(before, _)| !fails(*before));
+        let mut repeated = 0;
+        for (_, post) in answered {
+            if !taken.insert(post.header("webhook-id").to_owned()) {
+                repeated += 1;
+                continue;
+            }
+            let body = post.json();
+            let message = body["data"]["message_id"].as_str().unwrap().to_owned();
+            kinds.entry(message).or_default().push(body["type"].as_str().unwrap().to_owned());
+        }
+        assert_eq!(taken.len(), events, "{path}");
+        assert!(repeated <= KILLS * CONCURRENCY, "only what was under way at a kill came twice: {path} {repeated}");
+        let in_order = |told: &Vec<String>| told == &["email.sent", "email.delivered", "email.opened"];
+        assert_eq!(path == "/ordered", kinds.values().all(in_order), "{path}: {kinds:?}");
+    }
 }

@@ -146,6 +146,8 @@ pub struct Book {
     standings: Keyspace,
     marks: Keyspace,
     partition: [u8; 2],
+    #[cfg(test)]
+    flush: std::sync::Arc<parking_lot::Mutex<(usize, Dump)>>,
 }
 
 impl Book {
@@ -165,6 +167,8 @@ impl Book {
             standings: keyspace("dispatch.standings")?,
             marks: keyspace("dispatch.marks")?,
             partition: (partition as u16).to_be_bytes(),
+            #[cfg(test)]
+            flush: std::sync::Arc::default(),
         })
     }
 
@@ -236,7 +240,9 @@ impl Book {
         if before.is_none() && waiting.in_order_of != 0 {
             batch.insert(&self.order, self.of_destination(key.destination, (waiting.in_order_of, key.seq)), []);
         }
-        Ok(batch.commit()?)
+        batch.commit()?;
+        self.has_committed();
+        Ok(())
     }
 
     /// A delivery that waits.
@@ -262,16 +268,23 @@ impl Book {
         if waiting.in_order_of != 0 {
             batch.remove(&self.order, self.of_destination(key.destination, (waiting.in_order_of, key.seq)));
         }
-        batch.commit()?;
-        let Some(seq) = self.first_in_order(key.destination, waiting.in_order_of)? else { return Ok(false) };
-        let next = DeliveryKey { seq, ..key };
-        match self.get(next)? {
-            Some(held) if held.waits() == Waits::Held => {
-                self.put(next, &Waiting { waits: Waits::Backlog as i32, ..held })?;
-                Ok(true)
-            }
-            _ => Ok(false),
+        // In the same breath: nobody would let it go later.
+        let mut others = self.in_order(key.destination, waiting.in_order_of);
+        let next = others.find(|seq| seq.as_ref().ok() != Some(&key.seq)).transpose()?;
+        let next = next.map(|seq| DeliveryKey { seq, ..key });
+        let mut is_let_go = false;
+        if let Some(next) = next
+            && let Some(held) = self.get(next)?
+            && held.waits() == Waits::Held
+        {
+            let waiting = Waiting { waits: Waits::Backlog as i32, ..held };
+            batch.insert(&self.rows, self.row_key(next), waiting.encode_to_vec());
+            batch.insert(&self.backlog, self.backlog_key((waiting.due_at, next.seq), next.destination), []);
+            is_let_go = true;
         }
+        batch.commit()?;
+        self.has_committed();
+        Ok(is_let_go)
     }
 
     /// The first event of a message whose delivery to a destination is not done.
@@ -279,12 +292,17 @@ impl Book {
     /// # Errors
     /// [`Error::Store`].
     pub fn first_in_order(&self, destination: DestinationId, of: u64) -> Result<Option<u64>, Error> {
-        if of == 0 {
-            return Ok(None);
-        }
+        self.in_order(destination, of).next().transpose()
+    }
+
+    /// The events of a message whose deliveries to a destination are not done, in their order.
+    fn in_order(&self, destination: DestinationId, of: u64) -> impl Iterator<Item = Result<u64, Error>> {
         let bounds = self.of_destination(destination, (of, 0))..=self.of_destination(destination, (of, u64::MAX));
-        let Some(row) = self.order.range(bounds).next() else { return Ok(None) };
-        Ok(number_at(&row.key()?, 26))
+        let rows = (of != 0).then(|| self.order.range(bounds));
+        rows.into_iter().flatten().filter_map(|row| match row.key() {
+            Ok(key) => number_at(&key, 26).map(Ok),
+            Err(error) => Some(Err(error.into())),
+        })
     }
 
     /// Moves what is due by `now` into the backlogs of its destinations, at most `limit` of it: whose and which have more
@@ -364,10 +382,12 @@ impl Book {
     /// [`Error::Store`].
     pub fn put_standing(&self, destination: DestinationId, standing: &Standing) -> Result<(), Error> {
         let key = self.standing_key(destination);
-        if standing.breaker.is_closed() {
-            return Ok(self.standings.remove(key)?);
+        match standing.breaker.is_closed() {
+            true => self.standings.remove(key)?,
+            false => self.standings.insert(key, standing.encode_to_vec())?,
         }
-        Ok(self.standings.insert(key, standing.encode_to_vec())?)
+        self.has_committed();
+        Ok(())
     }
 
     /// Every destination that fails.
@@ -391,8 +411,14 @@ impl Book {
     pub fn checkpoint(&self, marks: Marks) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&self.marks, self.partition, marks.encode_to_vec());
-        Ok(batch.commit()?)
+        batch.commit()?;
+        self.has_committed();
+        Ok(())
     }
+
+    /// Tests look at what the device may have at any moment.
+    #[cfg(not(test))]
+    fn has_committed(&self) {}
 }
 
 fn number_at(key: &[u8], at: usize) -> Option<u64> {
@@ -414,6 +440,27 @@ impl Book {
         [&self.rows, &self.timers, &self.backlog, &self.replays, &self.order, &self.standings, &self.marks]
     }
 
+    /// After so many commits everything until then reaches the device.
+    pub fn flush_after(&self, commits: usize) {
+        self.flush.lock().0 = commits + 1;
+        self.has_committed();
+    }
+
+    fn has_committed(&self) {
+        let mut flush = self.flush.lock();
+        if flush.0 > 0 {
+            flush.0 -= 1;
+            if flush.0 == 0 {
+                flush.1 = self.dump();
+            }
+        }
+    }
+
+    /// What the device has.
+    pub fn on_device(&self) -> Dump {
+        self.flush.lock().1.clone()
+    }
+
     /// What it has.
     pub fn dump(&self) -> Dump {
         let pair = |row: fjall::Guard| row.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap();
@@ -422,6 +469,8 @@ impl Book {
 
     /// Puts what it had in the place of what it has.
     pub fn restore(&self, dump: &Dump) {
+        let none = vec![Vec::new(); self.keyspaces().len()];
+        let dump = if dump.is_empty() { &none } else { dump };
         for (keyspace, rows) in self.keyspaces().into_iter().zip(dump) {
             let keys: Vec<_> = keyspace.prefix(self.partition).map(|row| row.key().unwrap()).collect();
             keys.into_iter().for_each(|key| keyspace.remove(key).unwrap());
