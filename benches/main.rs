@@ -1,4 +1,4 @@
-//! Measurements: `cargo bench -- core archive door exact intake kafka clickhouse query source`, or some of them. Figures are in
+//! Measurements: `cargo bench -- core archive door exact intake kafka clickhouse query source webhooks`, or some of them. Figures are in
 //! docs/PERFORMANCE.md. The log and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
@@ -12,6 +12,7 @@ mod intake;
 mod kafka;
 mod query;
 mod source;
+mod webhooks;
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 9] = [
+    let all: [(&str, fn()); 10] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
@@ -31,6 +32,7 @@ fn main() {
         ("clickhouse", clickhouse::run),
         ("query", query::run),
         ("source", source::run),
+        ("webhooks", webhooks::run),
     ];
     for (name, run) in all {
         if asked.is_empty() || asked.iter().any(|asked| asked == name) {

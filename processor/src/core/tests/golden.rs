@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use bytes::{Buf, BufMut};
 use prost::Message;
 use sendtrail_schemas::account::{ConfigSet, Identity, IdentityStatus, IdentityType, Policy};
-use sendtrail_schemas::block::{Block, Bounce, Click, Subscription};
+use sendtrail_schemas::block::{Block, Bounce, Click, Lifecycle, Subscription};
 use sendtrail_schemas::codec;
-use sendtrail_schemas::destination::{Destination, Dialect};
+use sendtrail_schemas::destination::{Destination, Dialect, Health, Replay, ReplayState, Surface};
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{
-    Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, Idempotency, IdentityName, Pause, Record, ReplyTo,
-    Resume, SendRequest, SetIdentityStatus, Settings, SourcePosition, Tick, Unreadable,
+    Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch, Idempotency,
+    IdentityName, Pause, Record, ReplyTo, Resume, RotateSecret, SendRequest, SetIdentityStatus, Settings,
+    SourcePosition, Tick, Unreadable, WebhookHealth,
 };
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis};
 
@@ -287,4 +288,81 @@ fn an_upgrade_in_the_middle_of_a_log_holds_from_there_on() {
     upgraded.insert(middle, (at, Record { account_id: Vec::new(), ..record(Body::Settings(settings)) }));
     bless("0.1-upgrade", upgraded);
     compare("0.1-upgrade", "0.1-upgrade", 1);
+}
+
+/// The same with what there is to say about webhooks at the end: health, secrets, replays, calls, lifecycle posts.
+fn script_with_webhooks() -> Vec<(Millis, Record)> {
+    let mut log = script();
+    let mut at = log[log.len() - 1].0;
+    let hook = |id: u8, dialect, surface| {
+        let destination = Destination {
+            destination_id: vec![id; 16],
+            name: format!("hook {id}"),
+            webhook_url: "https://hook.example/".into(),
+            dialect: dialect as i32,
+            surface: surface as i32,
+            enabled: true,
+            sealed_secret: Some(vec![id; 8]),
+            ..Destination::default()
+        };
+        Change::CreateDestination(CreateDestination { config_set_id: Vec::new(), destination: Some(destination) })
+    };
+    let name = |id: u8| Some(DestinationName { config_set_id: Vec::new(), destination_id: vec![id; 16] });
+    let health = |health: Health, revival| {
+        Change::WebhookHealth(WebhookHealth {
+            destination_id: vec![7; 16],
+            health: health as i32,
+            failing_since: START.0,
+            failed_attempts: 10,
+            reason: "10 attempts failed".into(),
+            revival,
+        })
+    };
+    let replay = |state: ReplayState| Replay { replay_id: vec![8; 16], state: state as i32, ..Replay::default() };
+    let enabled = DestinationPatch { destination: name(7), enabled: Some(true), ..DestinationPatch::default() };
+    let rotate =
+        |id| RotateSecret { destination: name(id), sealed_secret: vec![1], overlap: DAY, ..RotateSecret::default() };
+    let changes = [
+        hook(5, Dialect::Zmailer, Surface::Zmailer),
+        hook(6, Dialect::Standard, Surface::Operational),
+        hook(7, Dialect::Splashify, Surface::Account),
+        Change::RotateSecret(rotate(5)),
+        Change::RotateSecret(rotate(7)),
+        Change::SwitchSecret(name(5).unwrap_or_default()),
+        health(Health::Failing, 0),
+        health(Health::Failing, 0),
+        health(Health::Disabled, 0),
+        Change::PatchDestination(enabled),
+        health(Health::Failing, 0),
+        health(Health::Failing, 1),
+        health(Health::Working, 1),
+        Change::StartReplay(replay(ReplayState::Running)),
+        Change::ReplayProgress(replay(ReplayState::Done)),
+        Change::CancelReplay(vec![8; 16]),
+        Change::Lifecycle(Lifecycle { event_type: Some("rcs.message".into()), ..Lifecycle::default() }),
+    ];
+    let mut told: Vec<Record> = Vec::new();
+    for change in changes {
+        let version = change.version();
+        let reply_to = Some(ReplyTo { instance: 7, request: 9 });
+        told.push(Record { version, reply_to, ..record(Body::Command(Command { change: Some(change) })) });
+    }
+    for n in 0..4 {
+        let send_id = Some(format!("call{}", n / 2));
+        told.push(record(Body::Fact(EventFact { send_id, ..fact(EventType::Send, &format!("z{n}"), "a@b.example") })));
+    }
+    for record in told {
+        at = at.plus(11);
+        log.push((at, record));
+    }
+    log
+}
+
+#[test]
+fn the_log_of_webhooks_gives_what_it_gave() {
+    bless("0.1-webhooks", script_with_webhooks());
+    let gives = compare("0.1-webhooks", "0.1-webhooks", 3);
+    for told in ["10 attempts failed", "rcs.message", "hook 7", "call1"] {
+        assert!(gives.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
+    }
 }

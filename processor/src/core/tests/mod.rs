@@ -6,3 +6,4 @@ mod machine;
 mod properties;
 mod reference;
 mod scenarios;
+mod webhooks;

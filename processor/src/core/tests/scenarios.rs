@@ -21,8 +21,12 @@ const START: Millis = Millis(20_000 * DAY + 10 * HOUR);
 
 fn machine() -> Machine {
     let mut machine = Machine::with_account(START, Policy::splashify());
-    verify(&mut machine, IdentityType::Domain, "acme.com");
+    verify_domain(&mut machine, "acme.com");
     machine
+}
+
+pub fn verify_domain(machine: &mut Machine, domain: &str) {
+    verify(machine, IdentityType::Domain, domain);
 }
 
 fn verify(machine: &mut Machine, kind: IdentityType, value: &str) {
