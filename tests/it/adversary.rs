@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
-use super::support::adversary::{Adversary, Dns, MANNERS, Manner, Tls, plain};
+use super::support::adversary::{Adversary, Dns, MANNERS, Manner, Tls, plain, proxy};
 use super::support::*;
 
 fn in_set(mut event: Value) -> Value {
@@ -364,4 +364,45 @@ async fn certificates_are_verified() {
     let id = partner.destination(&set, fields).await;
     let told = partner.post(&format!("/destinations/{id}/test"), &json!({})).await["test"].clone();
     assert_eq!((&told["failure"], receiver.posts("/").len()), (&json!("tls"), 0), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_of_the_settings_is_asked_for_what_is_within_reach_only() {
+    let (proxy, asked) = proxy().await;
+    let ours = Tls::new();
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, &ours.authority_pem).unwrap();
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.webhooks.ca_location = file.clone();
+        config.webhooks.proxy = format!("http://{proxy}");
+        config.webhooks.allow_private_networks = vec!["127.0.0.1/32".parse().unwrap(), "::1/128".parse().unwrap()];
+    })
+    .await;
+    let plain = Receiver::start_ok().await;
+    let secure = format!("localhost:{}", ours.receiver("localhost", false).await);
+    let plain_address = plain.base.trim_start_matches("http://").to_owned();
+    for (name, url, failure) in [
+        ("plain", plain.base.clone(), "none"),
+        ("secure", format!("https://{secure}/x"), "none"),
+        ("private", "http://127.0.0.2:9/".into(), "refused"),
+        ("metadata", "http://169.254.169.254/latest".into(), "refused"),
+        ("nowhere", "https://nowhere.invalid/".into(), "dns"),
+    ] {
+        let partner = server.partner(name).await;
+        let set = partner.set(json!({"name": "set"})).await;
+        let fields = json!({"name": name, "destination_type": "WEBHOOK", "webhook_url": url});
+        let made = partner.api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &fields).await;
+        // An address that is out of reach is refused when it is given.
+        let Ok(made) = made else {
+            assert_eq!(failure, "refused", "{name}: {made:?}");
+            continue;
+        };
+        let id = made["event_destination"]["destination_id"].as_str().unwrap();
+        let told = partner.post(&format!("/destinations/{id}/test"), &json!({})).await["test"].clone();
+        assert_eq!(told["failure"], failure, "{name}: {told}");
+    }
+    assert_eq!(*asked.lock(), [plain_address, secure]);
+    assert_eq!(plain.posts("/").len(), 1);
 }

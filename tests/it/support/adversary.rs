@@ -239,3 +239,29 @@ pub async fn plain(address: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
     });
     (address, came)
 }
+
+/// A proxy that connects to wherever it is asked to; where that was.
+pub async fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, asked): (_, Arc<Mutex<Vec<String>>>) = (listener.local_addr().unwrap(), Arc::default());
+    let kept = asked.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let kept = kept.clone();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await?);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let to = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+                kept.lock().push(to.to_owned());
+                let mut onward = TcpStream::connect(to).await?;
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut onward).await
+            });
+        }
+    });
+    (address, asked)
+}

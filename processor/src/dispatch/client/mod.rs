@@ -176,7 +176,10 @@ impl Poster {
         self.reach.check(&parsed).map_err(refused)?;
         if let (Through::Proxy(_), Some(url::Host::Domain(name))) = (&self.through, parsed.host()) {
             let found = self.names.within_reach(name).await;
-            found.map_err(|error| Answer::failed(class_of_io(&error), error.to_string()))?;
+            found.map_err(|error| match class_of_io(&error) {
+                class @ (FailureClass::Refused | FailureClass::Timeout) => Answer::failed(class, error.to_string()),
+                _ => Answer::failed(FailureClass::Dns, error.to_string()),
+            })?;
         }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
