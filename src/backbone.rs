@@ -10,6 +10,7 @@ use rand::Rng;
 use sendtrail_eventlog::EventLog;
 use sendtrail_eventlog::embedded::{self, EmbeddedLog};
 use sendtrail_eventlog::kafka::{Exchange, KafkaLog, Options};
+use sendtrail_processor::dispatch::BookSnapshots;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 
 use crate::config::{Backend, Config};
@@ -130,12 +131,14 @@ fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> bool {
         let is_new = [Role::Processor, Role::Delivery, Role::Dispatcher].into_iter().any(begins);
         return is_new && Topic::ALL.iter().any(|topic| log.has(*topic));
     }
-    // The state comes from a snapshot where there are any, else from the log. The archive tells by itself whether it lacks
+    // The state comes from a snapshot where there are any, else from the log; so does what webhooks wait. The archive tells by itself whether it lacks
     // what the log no longer has, and whoever only speaks with clients keeps nothing.
     let decides = begins(Role::Processor)
         && config.state.snapshots.as_os_str().is_empty()
         && (log.has(Topic::Events) || log.has(Topic::Mail));
-    decides || begins(Role::Delivery) && log.has(Topic::Mail) || begins(Role::Dispatcher) && log.has(Topic::Events)
+    let has_books = || config.book_snapshots().is_some_and(|folder| BookSnapshots::are_in(&folder));
+    let posts = begins(Role::Dispatcher) && log.has(Topic::Events) && !has_books();
+    decides || begins(Role::Delivery) && log.has(Topic::Mail) || posts
 }
 
 /// What tells the server of this folder, on this machine, from others. Of a copied folder on another machine it is not

@@ -404,6 +404,17 @@ impl Config {
         self.log.backend == Backend::Kafka && self.server.roles.has(Role::Processor) && has_snapshots
     }
 
+    /// The folder of this log's snapshots, if there are to be any: others may use the same folder.
+    pub fn snapshots(&self) -> Option<PathBuf> {
+        let folder = &self.state.snapshots;
+        (!folder.as_os_str().is_empty()).then(|| folder.join(self.kafka_options().log_name()))
+    }
+
+    /// The folder of snapshots of what webhooks wait, if another server may go on with them.
+    pub fn book_snapshots(&self) -> Option<PathBuf> {
+        self.snapshots().filter(|_| self.log.backend == Backend::Kafka).map(|folder| folder.join("webhooks"))
+    }
+
     /// What this server does of which there is one at a time.
     fn parts(&self) -> Vec<kafka::Part> {
         let parts = self.server.roles.parts().into_iter();

@@ -31,8 +31,9 @@ pub struct Directory {
 struct Inner {
     accounts: HashMap<AccountId, Arc<AccountConfig>>,
     keys: HashMap<[u8; 32], (AccountId, KeyId)>,
-    /// Accounts with a replay that runs.
+    /// Accounts with a replay that runs, and with any.
     replaying: HashSet<AccountId>,
+    replayed: HashSet<AccountId>,
 }
 
 /// A key that is good.
@@ -67,12 +68,20 @@ impl Directory {
         } else {
             inner.replaying.remove(&account);
         }
+        if !config.replays.is_empty() {
+            inner.replayed.insert(account);
+        }
         inner.accounts.insert(account, config);
     }
 
     /// Accounts with a replay that runs.
     pub fn replaying(&self) -> Vec<AccountId> {
         self.inner.read().replaying.iter().copied().collect()
+    }
+
+    /// Accounts with replays, also such as are over.
+    pub fn replayed(&self) -> Vec<AccountId> {
+        self.inner.read().replayed.iter().copied().collect()
     }
 
     /// An account.

@@ -39,11 +39,8 @@ impl Owning {
         backbone: &Backbone,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        let folder = &config.state.snapshots;
         let every = Duration::from_secs(config.state.snapshot_seconds);
-        // Of this log: others may use the same folder.
-        let folder = (!folder.as_os_str().is_empty()).then(|| folder.join(config.kafka_options().log_name()));
-        let snapshots = folder.map(|folder| Snapshots::in_folder(&folder, every));
+        let snapshots = config.snapshots().map(|folder| Snapshots::in_folder(&folder, every));
         let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
         let keeper = Keeper {
             shared: shared.clone(),

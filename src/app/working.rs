@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use sendtrail_eventlog::{Blobs, Clock};
 use sendtrail_processor::delivery::{Delivery, Mix, Simulator};
-use sendtrail_processor::dispatch::{Dispatcher, History};
+use sendtrail_processor::dispatch::{BookSnapshots, Dispatcher, History};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,10 @@ use crate::config::Config;
 use crate::roles::Role;
 
 /// Starts what the roles ask for, for every partition.
-pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks: &mut Tasks) {
+///
+/// # Errors
+/// When the folder of snapshots cannot be opened.
+pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks: &mut Tasks) -> anyhow::Result<()> {
     let roles = &config.server.roles;
     if roles.has(Role::Delivery) {
         let days = config.blobs.retention_days;
@@ -37,6 +41,9 @@ pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks
     }
     if roles.has(Role::Dispatcher) {
         let turns = Arc::new(Semaphore::new(config.webhooks.concurrency));
+        let every = Duration::from_secs(config.state.snapshot_seconds);
+        let snapshots = config.book_snapshots().map(|folder| BookSnapshots::in_folder(&folder, every));
+        let snapshots = snapshots.transpose().context("open the snapshots of webhooks")?.map(Arc::new);
         for (number, pulse) in (0..).zip(&shared.pulses) {
             let dispatcher = Dispatcher {
                 partition: number,
@@ -48,12 +55,14 @@ pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks
                 turns: turns.clone(),
                 patience: config.webhook_patience(),
                 history: history.clone(),
+                snapshots: snapshots.clone(),
                 retention: shared.retention.clone(),
                 checkpoint_every: config.checkpoint_every(),
             };
             tasks.spawn(dispatcher.run(tasks.stop.clone()));
         }
     }
+    Ok(())
 }
 
 fn mix(config: &Config) -> Mix {

@@ -1,5 +1,6 @@
 //! One deployment, split over processes: each does a part, on a real broker and a real ClickHouse.
 
+mod books;
 mod driving;
 mod fleet;
 

@@ -8,10 +8,10 @@
 
 use std::collections::BTreeSet;
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use prost::Message;
-use sendtrail_schemas::destination::{Dialect, Envelope};
-use sendtrail_schemas::ids::DestinationId;
+use sendtrail_schemas::destination::{Dialect, Envelope, ReplayCounts};
+use sendtrail_schemas::ids::{DestinationId, ReplayId};
 use sendtrail_schemas::kind::EventType;
 
 use crate::Error;
@@ -103,14 +103,17 @@ impl Waiting {
     }
 }
 
+/// Rows that are removed together.
+const TOGETHER: usize = 1_000;
+
 /// Where a delivery stands in a backlog: when it was due, and its event.
 pub type Place = (i64, u64);
 
 /// An account, sixteen bytes, a destination of it, and whether what waits for it is new or a replay.
 pub type Owned = (Vec<u8>, DestinationId, Waits);
 
-/// How far the dispatcher of a partition is.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+/// How far the dispatcher of a partition is. Who is further is greater.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
 pub struct Marks {
     /// The first event whose deliveries may be neither done nor in the book.
     #[prost(uint64, tag = "1")]
@@ -134,6 +137,34 @@ pub struct Standing {
     pub next_attempt: u64,
 }
 
+/// How far a replay is, as far as its deliveries are in the book.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Reached {
+    /// Where to go on.
+    #[prost(string, tag = "1")]
+    pub cursor: String,
+    /// What was read by then.
+    #[prost(message, optional, tag = "2")]
+    pub counts: Option<ReplayCounts>,
+    /// Everything was.
+    #[prost(bool, tag = "3")]
+    pub is_done: bool,
+}
+
+/// A row of a book on its way elsewhere.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Entry {
+    /// Which keyspace; see [`Book::keyspaces`].
+    #[prost(uint32, tag = "1")]
+    pub keyspace: u32,
+    /// Its key, without the partition.
+    #[prost(bytes = "vec", tag = "2")]
+    pub key: Vec<u8>,
+    /// Its value.
+    #[prost(bytes = "vec", tag = "3")]
+    pub value: Vec<u8>,
+}
+
 /// The book of one partition.
 #[derive(Clone)]
 pub struct Book {
@@ -144,6 +175,7 @@ pub struct Book {
     replays: Keyspace,
     order: Keyspace,
     standings: Keyspace,
+    reached: Keyspace,
     marks: Keyspace,
     partition: [u8; 2],
     #[cfg(test)]
@@ -165,6 +197,7 @@ impl Book {
             replays: keyspace("dispatch.replays")?,
             order: keyspace("dispatch.order")?,
             standings: keyspace("dispatch.standings")?,
+            reached: keyspace("dispatch.reached")?,
             marks: keyspace("dispatch.marks")?,
             partition: (partition as u16).to_be_bytes(),
             #[cfg(test)]
@@ -404,6 +437,101 @@ impl Book {
         Ok(found)
     }
 
+    fn reached_key(&self, replay: ReplayId) -> [u8; 18] {
+        let mut bytes = [0u8; 18];
+        bytes[..2].copy_from_slice(&self.partition);
+        bytes[2..].copy_from_slice(replay.bytes());
+        bytes
+    }
+
+    /// Notes how far a replay is.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn put_reached(&self, replay: ReplayId, reached: &Reached) -> Result<(), Error> {
+        self.reached.insert(self.reached_key(replay), reached.encode_to_vec())?;
+        self.has_committed();
+        Ok(())
+    }
+
+    /// How far a replay is.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn reached(&self, replay: ReplayId) -> Result<Reached, Error> {
+        let value = self.reached.get(self.reached_key(replay))?;
+        Ok(value.and_then(|value| Reached::decode(&value[..]).ok()).unwrap_or_default())
+    }
+
+    /// Forgets how far replays were that nobody knows any more.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn keep_reached(&self, known: impl Fn(ReplayId) -> bool) -> Result<(), Error> {
+        for row in self.reached.prefix(self.partition) {
+            let key = row.key()?;
+            let id = key.get(2..).and_then(|id| ReplayId::from_slice(id).ok());
+            if !id.is_some_and(&known) {
+                self.reached.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a book consists of but for its marks. ◆ Places in this list are written down.
+    fn keyspaces(&self) -> [&Keyspace; 7] {
+        [&self.rows, &self.timers, &self.backlog, &self.replays, &self.order, &self.standings, &self.reached]
+    }
+
+    /// Everything that the book has at one moment, and the marks of then.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and those of `give`.
+    pub fn export(&self, mut give: impl FnMut(Entry) -> Result<(), Error>) -> Result<Marks, Error> {
+        let moment = self.database.snapshot();
+        for (keyspace, rows) in (0..).zip(self.keyspaces()) {
+            for row in moment.prefix(rows, self.partition) {
+                let (key, value) = row.into_inner()?;
+                give(Entry { keyspace, key: key[2..].to_vec(), value: value.to_vec() })?;
+            }
+        }
+        let marks = moment.get(&self.marks, self.partition)?;
+        Ok(marks.and_then(|value| Marks::decode(&value[..]).ok()).unwrap_or_default())
+    }
+
+    /// Empties it. Until a checkpoint it has no marks, also after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn clear(&self) -> Result<(), Error> {
+        self.marks.remove(self.partition)?;
+        self.database.persist(PersistMode::SyncAll)?;
+        for keyspace in self.keyspaces() {
+            let keys: Vec<_> = keyspace.prefix(self.partition).map(fjall::Guard::key).collect::<Result<_, _>>()?;
+            for some in keys.chunks(TOGETHER) {
+                let mut batch = self.database.batch();
+                some.iter().for_each(|key| batch.remove(keyspace, key.clone()));
+                batch.commit()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what another had.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Snapshot`] when it is of a book with more in it than this program knows.
+    pub fn import(&self, entries: &[Entry]) -> Result<(), Error> {
+        let mut batch = self.database.batch();
+        for entry in entries {
+            let keyspace = self.keyspaces().get(entry.keyspace as usize).copied();
+            let unknown = || Error::Snapshot(format!("a book has something unknown, number {}", entry.keyspace));
+            let key = [&self.partition[..], &entry.key[..]].concat();
+            batch.insert(keyspace.ok_or_else(unknown)?, key, entry.value.clone());
+        }
+        Ok(batch.commit()?)
+    }
+
     /// Makes marks durable, and all that was written before.
     ///
     /// # Errors
@@ -436,8 +564,8 @@ pub type Dump = Vec<Vec<(Vec<u8>, Vec<u8>)>>;
 
 #[cfg(test)]
 impl Book {
-    fn keyspaces(&self) -> [&Keyspace; 7] {
-        [&self.rows, &self.timers, &self.backlog, &self.replays, &self.order, &self.standings, &self.marks]
+    fn all(&self) -> impl Iterator<Item = &Keyspace> {
+        self.keyspaces().into_iter().chain([&self.marks])
     }
 
     /// After so many commits everything until then reaches the device.
@@ -464,14 +592,14 @@ impl Book {
     /// What it has.
     pub fn dump(&self) -> Dump {
         let pair = |row: fjall::Guard| row.into_inner().map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap();
-        self.keyspaces().map(|keyspace| keyspace.prefix(self.partition).map(pair).collect()).into()
+        self.all().map(|keyspace| keyspace.prefix(self.partition).map(pair).collect()).collect()
     }
 
     /// Puts what it had in the place of what it has.
     pub fn restore(&self, dump: &Dump) {
-        let none = vec![Vec::new(); self.keyspaces().len()];
+        let none = vec![Vec::new(); self.all().count()];
         let dump = if dump.is_empty() { &none } else { dump };
-        for (keyspace, rows) in self.keyspaces().into_iter().zip(dump) {
+        for (keyspace, rows) in self.all().zip(dump) {
             let keys: Vec<_> = keyspace.prefix(self.partition).map(|row| row.key().unwrap()).collect();
             keys.into_iter().for_each(|key| keyspace.remove(key).unwrap());
             rows.iter().for_each(|(key, value)| keyspace.insert(key, value).unwrap());

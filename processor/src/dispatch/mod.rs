@@ -20,6 +20,7 @@ mod replay;
 mod sample;
 #[cfg(test)]
 mod simulation;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,12 +43,14 @@ pub use crate::core::webhook::breaker::Patience;
 pub use attempt::Sender;
 pub use client::{Answer, Failed, Poster, PosterOptions, Reach, is_public};
 pub use replay::{History, HistoryPage, Redelivery};
+pub use snapshots::BookSnapshots;
 
 use crate::{Error, Store, blocking};
 use attempt::{Outcome, joining, waiting};
 use book::{Book, DeliveryKey, Marks};
 use desk::Desk;
 use replay::Replays;
+use snapshots::Keeper;
 
 /// Bytes of events read at once.
 const READ_BYTES: usize = 512 << 10;
@@ -76,6 +79,8 @@ pub struct Dispatcher {
     pub patience: Patience,
     /// Where events are kept that are to be told once more.
     pub history: Arc<dyn History>,
+    /// Where books are kept for whoever takes over, if anywhere.
+    pub snapshots: Option<Arc<BookSnapshots>>,
     /// What may be trimmed.
     pub retention: Arc<Retention>,
     /// How often the marks are made durable.
@@ -131,11 +136,16 @@ struct Running {
     checkpointed: Instant,
     /// What the last checkpoint said.
     marked: Marks,
+    keeper: Option<Keeper>,
 }
 
 impl Running {
     async fn begin(of: Arc<Dispatcher>) -> Result<Self, Error> {
         let book = Book::open(of.store.database(), of.partition)?;
+        let keeper = match &of.snapshots {
+            Some(snapshots) => Some(Keeper::begin(snapshots.clone(), &book, of.partition).await?),
+            None => None,
+        };
         let marks = book.marks()?;
         let mut running = Self {
             next_event: marks.event,
@@ -148,10 +158,12 @@ impl Running {
             crowded: false,
             checkpointed: Instant::now(),
             marked: marks,
+            keeper,
             desk: Desk::open(book, of.patience)?,
             of,
         };
         running.fold_attempts().await?;
+        running.find_lost_replays()?;
         for (destination, standing) in running.desk.book.standings()? {
             running.untold.insert((AccountId::from_slice(&standing.account_id)?, destination), None);
         }
@@ -220,10 +232,7 @@ impl Running {
         match woken {
             Woken::Ended(outcome) => self.record(vec![*outcome]).await,
             Woken::Page(page) => self.take_page(page).await,
-            Woken::Look => {
-                self.look_for_replays();
-                Ok(())
-            }
+            Woken::Look => self.look_for_replays(),
             Woken::Other => Ok(()),
         }
     }
@@ -300,6 +309,10 @@ impl Running {
             self.marked = marks;
         }
         self.checkpointed = Instant::now();
+        let reached = (self.next_event, self.next_attempt);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.look(&self.desk.book, reached, anyway).await;
+        }
         let retention = &self.of.retention;
         retention.passed(Reader::Dispatcher, self.of.of(Topic::Events), marks.event);
         retention.passed(Reader::Dispatcher, self.of.of(Topic::Attempts), marks.attempt);
@@ -314,6 +327,10 @@ impl Running {
         }
         // What hangs still is tried again after the start.
         self.under_way.shutdown().await;
-        self.checkpoint(false).await
+        self.checkpoint(false).await?;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.finish(&self.desk.book, (self.next_event, self.next_attempt)).await;
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! A replay is a record of its account, and so is how far it is: whoever owns the partition goes on with it. A page is in the
 //! book, durably, before its end is told, so that a crash makes some of it twice and none of it never.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::waiting;
-use super::book::{DeliveryKey, Waiting};
+use super::book::{DeliveryKey, Reached, Waiting};
 use super::{Dispatcher, Running};
 use crate::Error;
 
@@ -88,6 +88,8 @@ pub(super) struct Page {
 /// The replays of a partition that run.
 pub(super) struct Replays {
     running: HashMap<ReplayId, Going>,
+    /// Those that are over for their accounts, and are to be read again.
+    lost: HashMap<ReplayId, (AccountId, Replay)>,
     tasks: JoinSet<()>,
     give: mpsc::Sender<Page>,
     pages: mpsc::Receiver<Page>,
@@ -103,7 +105,14 @@ struct Going {
 impl Replays {
     pub(super) fn new() -> Self {
         let (give, pages) = mpsc::channel(1);
-        Self { running: HashMap::new(), tasks: JoinSet::new(), give, pages, looked: Instant::now() - LOOK_EVERY }
+        Self {
+            running: HashMap::new(),
+            lost: HashMap::new(),
+            tasks: JoinSet::new(),
+            give,
+            pages,
+            looked: Instant::now() - LOOK_EVERY,
+        }
     }
 
     /// The next page; never resolves while there is none.
@@ -136,7 +145,7 @@ impl Running {
     /// What is to be done about replays by now, without waiting for more.
     pub(super) async fn go_on_with_replays(&mut self) -> Result<(), Error> {
         if self.replays.look_at() <= Instant::now() {
-            self.look_for_replays();
+            self.look_for_replays()?;
         }
         match self.replays.pages.try_recv() {
             Ok(page) => self.take_page(page).await,
@@ -145,7 +154,7 @@ impl Running {
     }
 
     /// Begins replays that are new, ends those that were ended, and approaches destinations that were enabled anew.
-    pub(super) fn look_for_replays(&mut self) {
+    pub(super) fn look_for_replays(&mut self) -> Result<(), Error> {
         self.replays.looked = Instant::now();
         let sender = &self.of.sender;
         self.desk.revive(|account, destination| sender.limits(account, destination).revival);
@@ -158,6 +167,7 @@ impl Running {
             let running = config.replays.iter().filter(|replay| replay.state() == ReplayState::Running);
             wanted.extend(running.filter_map(|replay| Some((replay.id()?, (account, replay.clone())))));
         }
+        wanted.extend(self.replays.lost.clone());
         self.replays.running.retain(|id, going| {
             let goes_on = wanted.contains_key(id);
             if !goes_on {
@@ -168,10 +178,31 @@ impl Running {
         for (id, (account, replay)) in wanted {
             if !self.replays.running.contains_key(&id) {
                 let (of, give) = (self.of.clone(), self.replays.give.clone());
-                let task = self.replays.tasks.spawn(read(of, account, replay, give));
+                let task = self.replays.tasks.spawn(read(of, account, replay, self.desk.book.reached(id)?, give));
                 self.replays.running.insert(id, Going { task, outstanding: 0, wanted: None });
             }
         }
+        Ok(())
+    }
+
+    /// Finds replays that are over for their accounts, and not in this book: it may be another server's of some time ago.
+    pub(super) fn find_lost_replays(&mut self) -> Result<(), Error> {
+        let of = &self.of;
+        let mut known = HashSet::new();
+        for account in of.sender.directory.replayed() {
+            let Some(config) = of.sender.directory.account(account) else { continue };
+            if partition_of(account, of.partitions) != of.partition {
+                continue;
+            }
+            for replay in &config.replays {
+                let Some(id) = replay.id() else { continue };
+                known.insert(id);
+                if replay.state() == ReplayState::Done && !self.desk.book.reached(id)?.is_done {
+                    self.replays.lost.insert(id, (account, replay.clone()));
+                }
+            }
+        }
+        self.desk.book.keep_reached(|id| known.contains(&id))
     }
 
     /// Puts a page into the book, durably, then tells how far its replay is.
@@ -193,6 +224,12 @@ impl Running {
             let key = DeliveryKey { seq: event.seq, destination: *destination };
             // What is about to be made anyway does not end as one of the replay.
             count += usize::from(self.desk.replay(page.account, key, again, now)?);
+        }
+        let is_done = page.state == ReplayState::Done;
+        let reached = Reached { cursor: page.cursor.clone(), counts: Some(page.counts), is_done };
+        self.desk.book.put_reached(page.replay_id, &reached)?;
+        if page.state != ReplayState::Running {
+            self.replays.lost.remove(&page.replay_id);
         }
         self.checkpoint(true).await?;
         let progress = Replay {
@@ -232,10 +269,11 @@ impl Dispatcher {
 }
 
 /// Reads page after page.
-async fn read(of: Arc<Dispatcher>, account: AccountId, replay: Replay, give: mpsc::Sender<Page>) {
+async fn read(of: Arc<Dispatcher>, account: AccountId, replay: Replay, reached: Reached, give: mpsc::Sender<Page>) {
     let (Some(replay_id), Some(query)) = (replay.id(), &replay.query) else { return };
-    let mut counts = replay.counts.unwrap_or_default();
-    let mut cursor = replay.cursor.clone();
+    // What its account was told may be of another server's book.
+    let mut counts = reached.counts.unwrap_or_default();
+    let mut cursor = reached.cursor;
     let limit = match replay.rate_per_second {
         0 => PAGE,
         rate => PAGE.min(rate as usize),
