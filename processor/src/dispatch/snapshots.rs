@@ -365,7 +365,6 @@ mod tests {
         let snapshots = Arc::new(BookSnapshots::in_folder(folder.path(), Duration::ZERO).unwrap());
         let one = server();
         let mut keeper = Keeper::begin(snapshots.clone(), &one.book, 3).await.unwrap();
-        let mut taken = 0;
         for (reached, more, is_taken) in [
             ((0, 0), false, true),
             ((0, 0), false, false),
@@ -375,9 +374,8 @@ mod tests {
         ] {
             keeper.next_at = Instant::now();
             keeper.look(&one.book, reached, more).await;
-            assert_eq!(keeper.writing.is_some(), is_taken, "{taken}");
+            assert_eq!(keeper.writing.is_some(), is_taken, "{reached:?} {more}");
             keeper.collect(true).await;
-            taken += 1;
         }
         one.book.checkpoint(Marks { event: 7, attempt: 7 }).unwrap();
         keeper.finish(&one.book, (7, 7)).await;

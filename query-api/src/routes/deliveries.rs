@@ -1,33 +1,23 @@
-//! Deliveries to webhooks: how they stand, every attempt, and once more.
+//! Deliveries to webhooks: how they stand, and every attempt.
+
+use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::attempts::LoggedAttempt;
-use sendtrail_schemas::destination::{Replay, ReplayQuery};
 use sendtrail_schemas::directory::KeyOwner;
-use sendtrail_schemas::ids::{AccountId, DestinationId, ReplayId, delivery_id};
+use sendtrail_schemas::ids::{AccountId, DestinationId, delivery_id};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeliveryStatus, FailureClass};
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::record::Change;
-use sendtrail_schemas::time::{DAY, Millis};
-use sendtrail_schemas::web::{
-    Nothing, Path, Query as Params, created, id, invalid, invalid_param, ok, optional_json, page,
-};
+use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::web::{Path, Query as Params, id, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 use utoipa::ToSchema;
 
-use super::Body;
-use super::events::time;
 use crate::{DeliveriesQuery, DeliveryRow, Error, Query};
-
-/// Events that a dry run looks at.
-const DRY_EVENTS: u64 = 1_000_000;
-/// Deliveries a second that a replay may be bounded to.
-const MAX_RATE: u32 = 10_000;
 
 /// A delivery as its owner sees it.
 #[derive(Serialize, ToSchema)]
@@ -77,7 +67,11 @@ struct Deliveries {
     next_cursor: Option<String>,
 }
 
-fn destination_of(query: &Query, owner: &KeyOwner, text: &str) -> Result<(Arc<AccountConfig>, DestinationId), Problem> {
+pub(super) fn destination_of(
+    query: &Query,
+    owner: &KeyOwner,
+    text: &str,
+) -> Result<(Arc<AccountConfig>, DestinationId), Problem> {
     let id: DestinationId = id(text, Code::NotFound, "destination")?;
     let account = query.parts().directory.account(owner.account.id()).unwrap_or_else(|| owner.account.clone());
     if account.destination(id).is_none() {
@@ -86,7 +80,7 @@ fn destination_of(query: &Query, owner: &KeyOwner, text: &str) -> Result<(Arc<Ac
     Ok((account, id))
 }
 
-fn status(text: &str) -> Result<DeliveryStatus, Problem> {
+pub(super) fn status(text: &str) -> Result<DeliveryStatus, Problem> {
     let unknown = || invalid_param(format!("status {text:?} is none of pending, failed, delivered, gave_up"));
     DeliveryStatus::parse(text).ok_or_else(unknown)
 }
@@ -172,7 +166,7 @@ struct One {
 }
 
 /// The attempts of a delivery of an account, the first one first.
-async fn attempts_of(query: &Query, account: AccountId, text: &str) -> Result<Vec<LoggedAttempt>, Problem> {
+pub(super) async fn attempts_of(query: &Query, account: AccountId, text: &str) -> Result<Vec<LoggedAttempt>, Problem> {
     let missing = || Problem::new(Code::NotFound, "no such delivery, or no attempt at it yet");
     let delivery = text.parse().map_err(|_| missing())?;
     query.parts().accounts.settle(account).await;
@@ -180,7 +174,7 @@ async fn attempts_of(query: &Query, account: AccountId, text: &str) -> Result<Ve
     if found.is_empty() { Err(missing()) } else { Ok(found) }
 }
 
-fn row(attempts: &[LoggedAttempt]) -> Option<(DestinationId, DeliveryRow)> {
+pub(super) fn row(attempts: &[LoggedAttempt]) -> Option<(DestinationId, DeliveryRow)> {
     let last = attempts.last()?;
     let attempt = &last.attempt;
     let received = attempts.iter().map(|logged| logged.attempt.event_received_at).find(|at| *at > 0);
@@ -211,291 +205,4 @@ pub(super) async fn get(
     let (destination, row) = row(&attempts).ok_or_else(Problem::internal)?;
     let attempt_log = attempts.iter().map(attempt).collect();
     Ok(ok(One { delivery: Whole { of: view(account, destination, &row), attempt_log } }))
-}
-
-/// A replay as its owner sees it.
-#[derive(Serialize, ToSchema)]
-struct ReplayView {
-    replay_id: String,
-    /// `running`, `done`, `cancelled` or `failed`. Deliveries of one that is done may still be under way.
-    status: &'static str,
-    from: Option<Millis>,
-    to: Option<Millis>,
-    event_types: Vec<&'static str>,
-    destination_ids: Vec<String>,
-    statuses: Vec<&'static str>,
-    rate_per_second: Option<u32>,
-    /// Events looked at.
-    events: u64,
-    /// Deliveries handed over.
-    deliveries: u64,
-    created_at: Millis,
-    finished_at: Option<Millis>,
-    error: Option<String>,
-}
-
-fn replay_view(replay: &Replay) -> ReplayView {
-    let query = replay.query.clone().unwrap_or_default();
-    let counts = replay.counts.unwrap_or_default();
-    let whole = query.seq.is_none();
-    ReplayView {
-        replay_id: replay.id().map(|id| id.to_string()).unwrap_or_default(),
-        status: replay.state().name(),
-        from: whole.then_some(Millis(query.from)),
-        to: whole.then_some(Millis(query.to)),
-        event_types: query.event_types().map(EventType::name).collect(),
-        destination_ids: query
-            .destination_ids
-            .iter()
-            .filter_map(|id| DestinationId::from_slice(id).ok())
-            .map(|id| id.to_string())
-            .collect(),
-        statuses: query.statuses().map(DeliveryStatus::name).collect(),
-        rate_per_second: (replay.rate_per_second > 0).then_some(replay.rate_per_second),
-        events: counts.events,
-        deliveries: counts.deliveries,
-        created_at: Millis(replay.created_at),
-        finished_at: replay.finished_at.map(Millis),
-        error: (!replay.error.is_empty()).then(|| replay.error.clone()),
-    }
-}
-
-#[derive(Serialize, ToSchema)]
-struct OneReplay {
-    replay: ReplayView,
-}
-
-#[derive(Serialize, ToSchema)]
-struct Dry {
-    dry_run: DryView,
-}
-
-#[derive(Serialize, ToSchema)]
-struct DryView {
-    /// Events that match.
-    events: u64,
-    /// Deliveries that would be made.
-    deliveries: u64,
-    /// Whether that is all: a dry run ends after a million events, or when its time is over.
-    complete: bool,
-}
-
-impl Query {
-    async fn start(&self, account: AccountId, query: ReplayQuery, rate: u32) -> Result<Response, Problem> {
-        let id = ReplayId(fresh());
-        let replay =
-            Replay { replay_id: id.bytes().to_vec(), query: Some(query), rate_per_second: rate, ..Replay::default() };
-        self.parts().changes.make(account, Change::StartReplay(replay)).await?;
-        Ok(created(OneReplay { replay: replay_view(&self.replay(account, id)?) }))
-    }
-
-    fn replay(&self, account: AccountId, id: ReplayId) -> Result<Replay, Problem> {
-        let config = self.parts().directory.account(account);
-        let found = config.iter().flat_map(|config| &config.replays).find(|replay| replay.replay_id == id.bytes());
-        found.cloned().ok_or_else(|| Problem::new(Code::NotFound, "no such replay"))
-    }
-
-    /// What a replay would make.
-    async fn dry(&self, account: AccountId, query: &ReplayQuery) -> Result<DryView, Problem> {
-        let begun = std::time::Instant::now();
-        let mut dry = DryView { events: 0, deliveries: 0, complete: false };
-        let mut from = Millis(query.from);
-        while dry.events < DRY_EVENTS && begun.elapsed() < self.parts().timeout {
-            let (deliveries, events, next) = self.again(account, query, from).await?;
-            dry.events += events;
-            dry.deliveries += deliveries.len() as u64;
-            let Some(next) = next else {
-                dry.complete = true;
-                break;
-            };
-            from = next;
-        }
-        Ok(dry)
-    }
-}
-
-/// An identifier for something new: 122 random bits (RFC 9562 §5.4).
-fn fresh() -> uuid::Uuid {
-    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
-}
-
-/// Make a delivery once more, whatever became of it; its identifier stays.
-#[utoipa::path(post, path = "/deliveries/{delivery_id}/retry", tag = "webhooks", params(("delivery_id" = String, Path)),
-    responses((status = 201, description = "a replay of this one delivery", body = inline(OneReplay)), (status = 404, description = "NOT_FOUND")))]
-pub(super) async fn retry(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-    Path(delivery): Path<String>,
-) -> Result<Response, Problem> {
-    let account = owner.account.id();
-    let attempts = attempts_of(&query, account, &delivery).await?;
-    let (destination, row) = row(&attempts).ok_or_else(Problem::internal)?;
-    destination_of(&query, &owner, &destination.to_string())?;
-    let wanted = ReplayQuery {
-        from: row.created_at.0,
-        destination_ids: vec![destination.bytes().to_vec()],
-        seq: Some(row.seq),
-        ..ReplayQuery::default()
-    };
-    query.start(account, wanted, 0).await
-}
-
-/// Since when.
-#[derive(Deserialize, ToSchema, Default)]
-#[serde(default)]
-pub(super) struct RecoverRequest {
-    /// A day or a time of the events; needed.
-    since: Option<String>,
-    /// Until when; now by default.
-    until: Option<String>,
-    rate_per_second: Option<u32>,
-}
-
-/// Make every delivery to a destination once more that was given up since a time.
-#[utoipa::path(post, path = "/destinations/{destination_id}/recover", tag = "webhooks", params(("destination_id" = String, Path)),
-    request_body = RecoverRequest,
-    responses((status = 201, description = "a replay of what was given up", body = inline(OneReplay)), (status = 404, description = "NOT_FOUND")))]
-pub(super) async fn recover(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-    Path(destination): Path<String>,
-    Body(body): Body,
-) -> Result<Response, Problem> {
-    let (account, destination) = destination_of(&query, &owner, &destination)?;
-    let request: RecoverRequest = optional_json(&body)?;
-    let since = request.since.ok_or_else(|| invalid("since is needed: a day or a time"))?;
-    let to = until(&query, request.until.as_deref())?;
-    let wanted = ReplayQuery {
-        from: body_time("since", &since)?.0,
-        to: to.0,
-        destination_ids: vec![destination.bytes().to_vec()],
-        statuses: vec![DeliveryStatus::GaveUp as i32],
-        ..ReplayQuery::default()
-    };
-    query.start(account.id(), wanted, rate(request.rate_per_second)?).await
-}
-
-fn body_time(name: &str, text: &str) -> Result<Millis, Problem> {
-    time(name, text).map_err(|problem| Problem { code: Code::InvalidRequest, ..problem })
-}
-
-/// Everything that has happened by now, when no end is given.
-fn until(query: &Query, text: Option<&str>) -> Result<Millis, Problem> {
-    match text {
-        Some(text) => body_time("to", text),
-        None => Ok(query.parts().clock.now().plus(DAY)),
-    }
-}
-
-fn rate(asked: Option<u32>) -> Result<u32, Problem> {
-    match asked {
-        Some(rate) if rate == 0 || rate > MAX_RATE => Err(invalid("rate_per_second is 1 to 10000")),
-        rate => Ok(rate.unwrap_or(0)),
-    }
-}
-
-/// What to make once more.
-#[derive(Deserialize, ToSchema, Default)]
-#[serde(default)]
-pub(super) struct ReplayRequest {
-    /// Events that happened at or after: a day or a time.
-    from: Option<String>,
-    /// And before.
-    to: Option<String>,
-    /// Of these types; none: all.
-    event_types: Option<Vec<String>>,
-    /// To these destinations, also to those that were made later; none: to all that the event went to.
-    destination_ids: Option<Vec<String>>,
-    /// Deliveries that stand so: `pending`, `failed`, `delivered`, `gave_up`; none: however they stand.
-    statuses: Option<Vec<String>>,
-    /// Count, and do nothing.
-    dry_run: bool,
-    /// Deliveries a second at most.
-    rate_per_second: Option<u32>,
-}
-
-/// Replay events to webhooks, back to the archive's beginning. Deliveries keep their identifiers, carry `X-Sendtrail-Replay`,
-/// and come behind what is new.
-#[utoipa::path(post, path = "/events/replay", tag = "webhooks", request_body = ReplayRequest,
-    responses((status = 200, description = "a dry run's counts", body = inline(Dry)),
-        (status = 201, description = "the replay", body = inline(OneReplay)),
-        (status = 400, description = "INVALID_REQUEST, REPLAY_LIMIT_REACHED")))]
-pub(super) async fn replay(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-    Body(body): Body,
-) -> Result<Response, Problem> {
-    let request: ReplayRequest = optional_json(&body)?;
-    let from = request.from.as_deref().ok_or_else(|| invalid("from is needed: a day or a time"))?;
-    let (from, to) = (body_time("from", from)?, until(&query, request.to.as_deref())?);
-    if from >= to {
-        return Err(invalid("from is before to"));
-    }
-    let kind = |name: &String| {
-        let kind = EventType::parse(name).ok_or_else(|| invalid(format!("event_types: {name:?} is none that we know")));
-        kind.map(|kind| kind as i32)
-    };
-    let destination = |text: &String| {
-        let (_, id) = destination_of(&query, &owner, text)?;
-        Ok::<_, Problem>(id.bytes().to_vec())
-    };
-    let standing = |text: &String| {
-        let status = status(text).map_err(|problem| Problem { code: Code::InvalidRequest, ..problem });
-        status.map(|status| status as i32)
-    };
-    let wanted = ReplayQuery {
-        from: from.0,
-        to: to.0,
-        event_types: request.event_types.iter().flatten().map(kind).collect::<Result<_, _>>()?,
-        destination_ids: request.destination_ids.iter().flatten().map(destination).collect::<Result<_, _>>()?,
-        statuses: request.statuses.iter().flatten().map(standing).collect::<Result<_, _>>()?,
-        seq: None,
-    };
-    let rate = rate(request.rate_per_second)?;
-    if request.dry_run {
-        return Ok(ok(Dry { dry_run: query.dry(owner.account.id(), &wanted).await? }));
-    }
-    query.start(owner.account.id(), wanted, rate).await
-}
-
-#[derive(Serialize, ToSchema)]
-struct Replays {
-    replays: Vec<ReplayView>,
-    next_cursor: Option<String>,
-}
-
-/// List replays, the newest first; the last twenty are known.
-#[utoipa::path(get, path = "/events/replay", tag = "webhooks",
-    responses((status = 200, description = "replays", body = inline(Replays))))]
-pub(super) async fn replays(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-) -> Result<Response, Problem> {
-    let config = query.parts().directory.account(owner.account.id()).unwrap_or(owner.account);
-    Ok(ok(Replays { replays: config.replays.iter().rev().map(replay_view).collect(), next_cursor: None }))
-}
-
-/// Show how far a replay is.
-#[utoipa::path(get, path = "/events/replay/{replay_id}", tag = "webhooks", params(("replay_id" = String, Path)),
-    responses((status = 200, description = "the replay", body = inline(OneReplay)), (status = 404, description = "NOT_FOUND")))]
-pub(super) async fn get_replay(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-    Path(replay): Path<String>,
-) -> Result<Response, Problem> {
-    let id: ReplayId = id(&replay, Code::NotFound, "replay")?;
-    Ok(ok(OneReplay { replay: replay_view(&query.replay(owner.account.id(), id)?) }))
-}
-
-/// End a replay: what was not handed over yet never is, and what waits is forgotten.
-#[utoipa::path(delete, path = "/events/replay/{replay_id}", tag = "webhooks", params(("replay_id" = String, Path)),
-    responses((status = 200, description = "ended"), (status = 404, description = "NOT_FOUND")))]
-pub(super) async fn cancel_replay(
-    State(query): State<Query>,
-    Extension(owner): Extension<KeyOwner>,
-    Path(replay): Path<String>,
-) -> Result<Response, Problem> {
-    let id: ReplayId = id(&replay, Code::NotFound, "replay")?;
-    query.parts().changes.make(owner.account.id(), Change::CancelReplay(id.bytes().to_vec())).await?;
-    Ok(ok(Nothing {}))
 }

@@ -2,6 +2,7 @@
 
 mod deliveries;
 mod events;
+mod replays;
 mod standing;
 mod stats;
 
@@ -25,10 +26,10 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
         .routes(routes!(events::message))
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::get))
-        .routes(routes!(deliveries::retry))
-        .routes(routes!(deliveries::recover))
-        .routes(routes!(deliveries::replay, deliveries::replays))
-        .routes(routes!(deliveries::get_replay, deliveries::cancel_replay))
+        .routes(routes!(replays::retry))
+        .routes(routes!(replays::recover))
+        .routes(routes!(replays::replay, replays::replays))
+        .routes(routes!(replays::get_replay, replays::cancel_replay))
         .routes(routes!(stats::stats))
         .routes(routes!(standing::reputation))
         .routes(routes!(standing::quotas))
