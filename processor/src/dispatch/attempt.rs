@@ -16,7 +16,7 @@ use sendtrail_schemas::time::Millis;
 
 use super::book::Waiting;
 use super::client::{Answer, Poster};
-use super::lane::{Job, Limits};
+use super::lane::{Job, Limits, Takes};
 use super::sample;
 use crate::Error;
 use crate::core::webhook::envelope::{Envelope, render};
@@ -78,6 +78,11 @@ impl Sender {
             concurrency: found.and_then(|found| found.concurrency).map_or(self.concurrency, |most| most as usize),
             rate_per_second: found.and_then(|found| found.rate_per_second),
             revival: found.map_or(0, |found| found.revival),
+            takes: match found {
+                Some(found) if found.enabled => Takes::Events,
+                Some(_) => Takes::Nothing,
+                None => Takes::NeverAgain,
+            },
         }
     }
 

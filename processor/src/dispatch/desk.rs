@@ -6,13 +6,13 @@ use sendtrail_schemas::destination::Health;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
 
-use super::book::{Book, DeliveryKey, Marks, Waiting, Waits};
-use super::lane::{Job, Lane, Limits, Next};
+use super::book::{Book, DeliveryKey, Marks, Standing, Waiting, Waits};
+use super::lane::{Job, Lane, Limits, Next, Takes};
 use crate::Error;
 use crate::core::webhook::breaker::Patience;
 use crate::core::webhook::turns::Turns;
 
-/// Deliveries of all destinations kept in memory; further ones wait in the book.
+/// What of all destinations is kept in memory, by weight (64 MiB of bodies at most); the rest waits in the book.
 const IN_MEMORY: isize = if cfg!(test) { 16 } else { 16_384 };
 /// Timers looked at together.
 const RIPEN_TOGETHER: usize = 1_024;
@@ -164,8 +164,10 @@ impl Desk {
         let has_memory = self.in_memory < IN_MEMORY;
         let lane = self.lane(account, key.destination);
         if has_memory && lane.has_room() {
-            lane.push(Job { key, waiting, booked: false, trigger: Trigger::Schedule });
-            self.in_memory += 1;
+            let job = Job { key, waiting, booked: false, trigger: Trigger::Schedule };
+            let weight = job.weight();
+            lane.push(job);
+            self.in_memory += weight as isize;
             self.unbooked.insert(key, self.known_from.unwrap_or(next_attempt));
             return Ok(());
         }
@@ -221,14 +223,32 @@ impl Desk {
         Ok(())
     }
 
-    /// Lets destinations take turns again whose owners enabled them anew.
-    pub fn revive(&mut self, revival: impl Fn(AccountId, DestinationId) -> u32) {
+    /// Lets destinations take turns again whose owners enabled them anew, or no longer want them.
+    pub fn revive(&mut self, limits: impl Fn(AccountId, DestinationId) -> Limits) {
         for (_, destination) in &self.sleeping {
             let Some(lane) = self.lanes.get(destination) else { continue };
-            if lane.standing.breaker.revival != revival(lane.account, *destination) {
+            let limits = limits(lane.account, *destination);
+            if lane.standing.breaker.revival != limits.revival || limits.takes != Takes::Events {
                 self.turns.join(lane.account, *destination);
             }
         }
+    }
+
+    /// Puts into the book what has waited in memory only since before a time, so that nothing keeps the marks back for long.
+    /// Looks at every lane.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn spill(&mut self, before: i64) -> Result<(), Error> {
+        if self.unbooked.is_empty() {
+            return Ok(());
+        }
+        for lane in self.lanes.values_mut() {
+            for key in lane.spill(&self.book, before)? {
+                self.unbooked.remove(&key);
+            }
+        }
+        Ok(())
     }
 
     /// When there is something to do by itself.
@@ -260,7 +280,8 @@ impl Desk {
             if lane.standing.breaker.revive(limits.revival) {
                 self.book.put_standing(destination, &lane.standing)?;
             }
-            let (next, change) = lane.next(&self.book, destination, limits, now)?;
+            let memory = (IN_MEMORY - self.in_memory).max(0) as usize;
+            let (next, change) = lane.next(&self.book, destination, limits, now, memory)?;
             self.in_memory += change;
             match next {
                 Next::Attempt(job) => {
@@ -269,6 +290,11 @@ impl Desk {
                 }
                 Next::Later(at) => drop(self.sleeping.insert((at, destination))),
                 Next::Nothing if lane.is_idle() => drop(self.lanes.remove(&destination)),
+                Next::Nothing if limits.takes == Takes::NeverAgain && lane.is_empty() => {
+                    // What was known of its failures is of no use.
+                    self.book.put_standing(destination, &Standing::default())?;
+                    self.lanes.remove(&destination);
+                }
                 Next::Nothing => {}
             }
             self.turns.leaves();
@@ -313,16 +339,21 @@ impl Desk {
         Ok(())
     }
 
-    /// An attempt that was recorded before this began, and may not be in the book yet.
+    /// An attempt that was recorded before this began, and may not be in the book yet. Events are folded from `next_event` on.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn fold(&mut self, attempt: Attempt, offset: u64) -> Result<(), Error> {
+    pub fn fold(&mut self, mut attempt: Attempt, offset: u64, next_event: u64) -> Result<(), Error> {
         let account = AccountId::from_slice(&attempt.account_id)?;
         let destination = DestinationId::from_slice(&attempt.destination_id)?;
         let key = DeliveryKey { seq: attempt.event_seq, destination };
         self.follow(key, &attempt, offset)?;
         self.note(account, destination, &attempt, offset)?;
+        // Events before are not folded again.
+        if key.seq < next_event {
+            return Ok(());
+        }
+        attempt.response = Vec::new();
         self.known.insert(key, attempt);
         self.known_from.get_or_insert(offset);
         Ok(())

@@ -27,6 +27,13 @@ pub struct Job {
     pub trigger: Trigger,
 }
 
+impl Job {
+    /// How much memory it takes, in units of 4 KiB and one.
+    pub fn weight(&self) -> usize {
+        1 + (self.waiting.body.len() >> 12)
+    }
+}
+
 /// What waits in memory, and what the book has besides.
 struct Queue {
     jobs: VecDeque<Job>,
@@ -42,27 +49,30 @@ impl Queue {
         Self { jobs: VecDeque::new(), has_more: false, loaded: BTreeSet::new(), waits }
     }
 
-    /// Loads from the book while there is room; how many more are in memory now.
-    fn refill(&mut self, book: &Book, destination: DestinationId) -> Result<usize, Error> {
-        if !self.has_more || self.jobs.len() > ROOM / 2 {
+    /// Loads from the book while there is room, and memory, but one at least; how much more is in memory now.
+    fn refill(&mut self, book: &Book, destination: DestinationId, memory: usize) -> Result<usize, Error> {
+        if !self.has_more || self.jobs.len() > ROOM / 2 || !self.jobs.is_empty() && memory == 0 {
             return Ok(0);
         }
         // A delivery that failed and became due again may stand before those that are loaded, so the search begins at
         // the front and passes over at most as many as are in memory.
         let found = book.waiting_for(destination, self.waits, self.loaded.len() + ROOM)?;
-        let (before, wanted, had) = (self.loaded.len(), found.len(), self.jobs.len());
+        let (before, wanted) = (self.loaded.len(), found.len());
+        let mut taken = 0;
         let trigger = if self.waits == Waits::Replay { Trigger::Replay } else { Trigger::Schedule };
         for (key, waiting) in found {
-            if self.jobs.len() >= ROOM {
-                return Ok(self.jobs.len() - had);
+            if self.jobs.len() >= ROOM || !self.jobs.is_empty() && taken >= memory {
+                return Ok(taken);
             }
             if self.loaded.insert((waiting.due_at, key.seq)) {
                 let trigger = if waiting.replay_id.is_empty() { trigger } else { Trigger::Replay };
-                self.jobs.push_back(Job { key, waiting, booked: true, trigger });
+                let job = Job { key, waiting, booked: true, trigger };
+                taken += job.weight();
+                self.jobs.push_back(job);
             }
         }
         self.has_more = wanted >= before + ROOM;
-        Ok(self.jobs.len() - had)
+        Ok(taken)
     }
 
     fn is_idle(&self) -> bool {
@@ -105,6 +115,19 @@ pub struct Limits {
     pub rate_per_second: Option<u32>,
     /// See [`sendtrail_schemas::destination::Destination::revival`].
     pub revival: u32,
+    /// Whether it takes anything at all.
+    pub takes: Takes,
+}
+
+/// Whether a destination takes anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Takes {
+    /// It does.
+    Events,
+    /// Its owner, or somebody for him, has disabled it: what waits for it ends.
+    Nothing,
+    /// There is none any more.
+    NeverAgain,
 }
 
 impl Lane {
@@ -132,47 +155,67 @@ impl Lane {
         self.live.jobs.push_back(job);
     }
 
+    /// Puts what has waited in memory only, since before a time, into the book, too: whose it was.
+    pub fn spill(&mut self, book: &Book, before: i64) -> Result<Vec<DeliveryKey>, Error> {
+        let mut spilled = Vec::new();
+        for job in self.live.jobs.iter_mut().filter(|job| !job.booked && job.waiting.due_at < before) {
+            job.waiting.set_waits(Waits::Backlog);
+            book.put(job.key, &job.waiting)?;
+            job.booked = true;
+            self.live.loaded.insert((job.waiting.due_at, job.key.seq));
+            spilled.push(job.key);
+        }
+        Ok(spilled)
+    }
+
     /// The book has something for it.
     pub fn has_booked(&mut self, waits: Waits) {
         if waits == Waits::Replay { self.replays.has_more = true } else { self.live.has_more = true }
     }
 
-    /// The next delivery to attempt, loaded from the book if need be; also how many more or fewer are in memory now.
+    /// The next delivery to attempt, loaded from the book if need be, within so much memory (see [`Job::weight`]), or one if
+    /// there is none; also how much more or less is in memory now.
     pub fn next(
         &mut self,
         book: &Book,
         destination: DestinationId,
         limits: Limits,
         now: i64,
+        memory: usize,
     ) -> Result<(Next, isize), Error> {
         let room = match self.standing.breaker.room(limits.concurrency, now) {
-            // What waits for one that is disabled ends, too.
-            Err(None) => limits.concurrency,
-            Err(Some(at)) => return Ok((Next::Later(at), 0)),
             Ok(room) => room,
+            Err(Some(at)) if limits.takes == Takes::Events => return Ok((Next::Later(at), 0)),
+            // What waits for one that is disabled or gone ends, one after the other; nobody is approached.
+            Err(_) => 1,
         };
         if self.under_way >= room {
             return Ok((Next::Nothing, 0));
         }
-        if limits.rate_per_second.is_some() && now * 1_000 < self.next_at {
+        let paced = limits.rate_per_second.filter(|_| limits.takes == Takes::Events);
+        if paced.is_some() && now * 1_000 < self.next_at {
             return Ok((Next::Later(self.paced_until()), 0));
         }
-        let loaded = self.live.refill(book, destination)? + self.replays.refill(book, destination)?;
+        let loaded = self.live.refill(book, destination, memory)?;
+        let loaded = loaded + self.replays.refill(book, destination, memory.saturating_sub(loaded))?;
         let replay_first = self.since_replay >= REPLAY_EVERY - 1;
         let (one, other) =
             if replay_first { (&mut self.replays, &mut self.live) } else { (&mut self.live, &mut self.replays) };
         let Some(mut job) = one.jobs.pop_front().or_else(|| other.jobs.pop_front()) else {
-            return Ok((Next::Nothing, loaded as isize));
+            // How fast it may be approached is remembered for as long as it matters.
+            let next = if now < self.paced_until() { Next::Later(self.paced_until()) } else { Next::Nothing };
+            return Ok((next, loaded as isize));
         };
         self.since_replay = if job.trigger == Trigger::Replay { 0 } else { self.since_replay.saturating_add(1) };
-        if self.standing.breaker.health() == Health::Failing {
+        if self.standing.breaker.health() == Health::Failing && limits.takes == Takes::Events {
             job.trigger = Trigger::Probe;
         }
-        if let Some(rate) = limits.rate_per_second {
+        if let Some(rate) = paced {
             self.next_at = self.next_at.max(now * 1_000) + 1_000_000 / i64::from(rate.max(1));
         }
         self.under_way += 1;
-        Ok((Next::Attempt(Box::new(job)), loaded as isize - 1))
+        let freed = job.weight();
+        Ok((Next::Attempt(Box::new(job)), loaded as isize - freed as isize))
     }
 
     /// Not before this is the next attempt made, milliseconds since the epoch.
@@ -200,8 +243,13 @@ impl Lane {
         self.live.jobs.front().map(|job| job.waiting.due_at)
     }
 
-    /// Whether nothing waits, nothing is under way, and nothing is to be remembered.
+    /// Whether nothing waits, and nothing is under way.
+    pub fn is_empty(&self) -> bool {
+        self.live.is_idle() && self.replays.is_idle() && self.under_way == 0
+    }
+
+    /// Whether there is nothing to be remembered, either.
     pub fn is_idle(&self) -> bool {
-        self.live.is_idle() && self.replays.is_idle() && self.under_way == 0 && self.standing.breaker.is_closed()
+        self.is_empty() && self.standing.breaker.is_closed()
     }
 }

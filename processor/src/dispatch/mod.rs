@@ -56,6 +56,8 @@ use snapshots::Keeper;
 const READ_BYTES: usize = 512 << 10;
 /// How long attempts under way may take when the server stops; what takes longer is made again.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a delivery may wait in memory only, milliseconds: the marks wait for it.
+const IN_MEMORY_ONLY: i64 = 5_000;
 /// How long to wait after a failure.
 const BACKOFF: Duration = Duration::from_secs(1);
 
@@ -181,7 +183,7 @@ impl Running {
             let from = self.next_attempt;
             for record in batches.iter().flat_map(|batch| batch.records(from)) {
                 self.next_attempt = record.offset + 1;
-                self.desk.fold(codec::decode::<Attempt>(&record.value)?, record.offset)?;
+                self.desk.fold(codec::decode::<Attempt>(&record.value)?, record.offset, self.next_event)?;
             }
         }
     }
@@ -194,6 +196,7 @@ impl Running {
             self.tell_health();
             if self.checkpointed.elapsed() >= self.of.checkpoint_every {
                 self.measure();
+                self.desk.spill(Millis::wall().0 - IN_MEMORY_ONLY)?;
                 self.checkpoint(false).await?;
             }
             if stop.is_cancelled() {

@@ -35,7 +35,7 @@ impl Running {
         let (unwanted, outcomes): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(|outcome| outcome.unwanted);
         for Outcome { job, destination, .. } in unwanted {
             let account = AccountId::from_slice(&job.waiting.account_id)?;
-            self.replays.ended(&job.waiting.replay_id);
+            self.replays.ended(&job.waiting.replay_id, destination);
             self.desk.forget(account, destination, &job)?;
         }
         if outcomes.is_empty() {
@@ -54,6 +54,7 @@ impl Running {
         for (offset, (outcome, attempt)) in (first..).zip(decided) {
             self.settle(outcome, &attempt, offset)?;
         }
+        self.replays.want_more(&self.desk);
         Ok(())
     }
 
@@ -63,7 +64,7 @@ impl Running {
         counter!("sendtrail_webhook_attempts_total", "status" => status).increment(1);
         histogram!("sendtrail_webhook_attempt_seconds").record((attempt.finished_at - attempt.started_at) as f64 / 1e3);
         if attempt.next_due_at.is_none() {
-            self.replays.ended(&job.waiting.replay_id);
+            self.replays.ended(&job.waiting.replay_id, destination);
         }
         if attempt.number == 1 && job.trigger == Trigger::Schedule {
             let waited = (attempt.started_at - attempt.event_received_at).max(0);
@@ -87,11 +88,14 @@ impl Running {
 pub(super) fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Attempt {
     let (waiting, answer) = (&outcome.job.waiting, &outcome.answer);
     let account = AccountId::from_slice(&waiting.account_id).unwrap_or(AccountId(uuid::Uuid::nil()));
-    let first_started_at = if waiting.attempts == 0 { outcome.started_at } else { waiting.first_started_at };
+    // Schedules count from the first attempt; of a replay, from the first of the replay.
+    let begins = waiting.attempts == 0 || waiting.first_started_at == 0;
+    let first_started_at = if begins { outcome.started_at } else { waiting.first_started_at };
     let spent = spent(&outcome.job);
     let status_code = answer.status.as_ref().ok().copied();
+    let never_went_out = answer.class() == FailureClass::Unavailable;
     let next = match outcome.plan() {
-        _ if answer.class() == FailureClass::Unavailable => Next::GiveUp,
+        _ if never_went_out => Next::GiveUp,
         None => Next::GiveUp,
         Some(plan) => next(
             &plan,
@@ -107,7 +111,7 @@ pub(super) fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Atte
     };
     // A probe asks whether anything is taken at all: that this one is not says nothing of it.
     let next = match next {
-        Next::GiveUp | Next::Retry(_) if outcome.job.trigger == Trigger::Probe && !waiting.once => {
+        Next::GiveUp | Next::Retry(_) if outcome.job.trigger == Trigger::Probe && !waiting.once && !never_went_out => {
             Next::Retry(outcome.finished_at + probe_after)
         }
         next => next,

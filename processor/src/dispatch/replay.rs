@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::Batch;
-use sendtrail_schemas::destination::{Replay, ReplayCounts, ReplayQuery, ReplayState};
+use sendtrail_schemas::destination::{Health, Replay, ReplayCounts, ReplayQuery, ReplayState};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId, ReplayId};
 use sendtrail_schemas::record::{Body, Change, Command, Record};
@@ -20,13 +20,18 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::attempt::waiting;
 use super::book::{DeliveryKey, Reached, Waiting};
+use super::desk::Desk;
 use super::{Dispatcher, Running};
 use crate::Error;
 
 /// Deliveries of one page.
 const PAGE: usize = 500;
-/// Deliveries of a replay that wait or are under way, at most, before more are read.
+/// Deliveries of a replay to one destination that wait or are under way, at most, before more are read.
 const OUTSTANDING: usize = 1_000;
+/// The same of a destination that fails: they wait in the book while others are told.
+const ASIDE: usize = 100_000;
+/// How soon it is told again that a replay is over, as long as that is not known.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// How soon a page is asked for again that could not be read, and how often before the replay has failed.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// See [`AGAIN_AFTER`].
@@ -98,8 +103,20 @@ pub(super) struct Replays {
 
 struct Going {
     task: tokio::task::AbortHandle,
-    outstanding: usize,
+    /// Deliveries that wait or are under way.
+    outstanding: HashMap<DestinationId, usize>,
     wanted: Option<oneshot::Sender<()>>,
+    /// What its account is told of its end, until that is known, and since when.
+    ended: Option<(AccountId, Replay, Instant)>,
+}
+
+impl Going {
+    /// Whether no more is to be read. What one that fails does not take keeps the others waiting only when it is a lot.
+    fn is_full(&self, is_working: impl Fn(DestinationId) -> bool) -> bool {
+        let is_full =
+            |(to, count): (&DestinationId, &usize)| *count >= OUTSTANDING && (is_working(*to) || *count >= ASIDE);
+        self.outstanding.iter().any(is_full)
+    }
 }
 
 impl Replays {
@@ -130,13 +147,21 @@ impl Replays {
     }
 
     /// A delivery of a replay has ended.
-    pub(super) fn ended(&mut self, replay_id: &[u8]) {
+    pub(super) fn ended(&mut self, replay_id: &[u8], to: DestinationId) {
         let Some(going) = ReplayId::from_slice(replay_id).ok().and_then(|id| self.running.get_mut(&id)) else { return };
-        going.outstanding = going.outstanding.saturating_sub(1);
-        if going.outstanding < OUTSTANDING
-            && let Some(wanted) = going.wanted.take()
-        {
-            let _ = wanted.send(());
+        if let Some(count) = going.outstanding.get_mut(&to) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// Asks for more where there is room.
+    pub(super) fn want_more(&mut self, desk: &Desk) {
+        for going in self.running.values_mut().filter(|going| going.wanted.is_some()) {
+            if !going.is_full(|to| desk.health(to) == Health::Working)
+                && let Some(wanted) = going.wanted.take()
+            {
+                let _ = wanted.send(());
+            }
         }
     }
 }
@@ -157,7 +182,7 @@ impl Running {
     pub(super) fn look_for_replays(&mut self) -> Result<(), Error> {
         self.replays.looked = Instant::now();
         let sender = &self.of.sender;
-        self.desk.revive(|account, destination| sender.limits(account, destination).revival);
+        self.desk.revive(|account, destination| sender.limits(account, destination));
         while self.replays.tasks.try_join_next().is_some() {}
         let of = self.of.clone();
         let mine = |id: &AccountId| partition_of(*id, of.partitions) == of.partition;
@@ -175,11 +200,20 @@ impl Running {
             }
             goes_on
         });
+        for going in self.replays.running.values_mut() {
+            // The log may not have taken it.
+            if let Some((account, end, told)) = going.ended.as_mut().filter(|(.., told)| told.elapsed() >= TELL_AGAIN) {
+                *told = Instant::now();
+                of.tell(*account, Change::ReplayProgress(end.clone()));
+            }
+        }
+        self.replays.want_more(&self.desk);
         for (id, (account, replay)) in wanted {
             if !self.replays.running.contains_key(&id) {
                 let (of, give) = (self.of.clone(), self.replays.give.clone());
                 let task = self.replays.tasks.spawn(read(of, account, replay, self.desk.book.reached(id)?, give));
-                self.replays.running.insert(id, Going { task, outstanding: 0, wanted: None });
+                let going = Going { task, outstanding: HashMap::new(), wanted: None, ended: None };
+                self.replays.running.insert(id, going);
             }
         }
         Ok(())
@@ -209,9 +243,10 @@ impl Running {
     pub(super) async fn take_page(&mut self, page: Page) -> Result<(), Error> {
         let now = sendtrail_schemas::time::Millis::wall().0;
         let config = self.of.sender.directory.account(page.account);
-        let mut count = 0;
+        let mut more: HashMap<DestinationId, usize> = HashMap::new();
         for Redelivery { event, destination, attempts } in &page.deliveries {
-            let to = config.as_ref().and_then(|config| config.destination(*destination));
+            // One that takes nothing would only be noted as having failed.
+            let to = config.as_ref().and_then(|config| config.destination(*destination)).filter(|to| to.enabled);
             let Some(begun) = to.and_then(|to| waiting(event, Some(to), now)) else { continue };
             let again = Waiting {
                 attempts: *attempts,
@@ -223,7 +258,9 @@ impl Running {
             };
             let key = DeliveryKey { seq: event.seq, destination: *destination };
             // What is about to be made anyway does not end as one of the replay.
-            count += usize::from(self.desk.replay(page.account, key, again, now)?);
+            if self.desk.replay(page.account, key, again, now)? {
+                *more.entry(*destination).or_default() += 1;
+            }
         }
         let is_done = page.state == ReplayState::Done;
         let reached = Reached { cursor: page.cursor.clone(), counts: Some(page.counts), is_done };
@@ -240,15 +277,15 @@ impl Running {
             error: page.error,
             ..Replay::default()
         };
-        self.of.tell(page.account, Change::ReplayProgress(progress));
+        self.of.tell(page.account, Change::ReplayProgress(progress.clone()));
         if let Some(going) = self.replays.running.get_mut(&page.replay_id) {
-            going.outstanding += count;
-            if going.outstanding < OUTSTANDING {
-                let _ = page.wanted.send(());
-            } else {
-                going.wanted = Some(page.wanted);
+            for (to, count) in more {
+                *going.outstanding.entry(to).or_default() += count;
             }
+            going.wanted = Some(page.wanted);
+            going.ended = (page.state != ReplayState::Running).then(|| (page.account, progress, Instant::now()));
         }
+        self.replays.want_more(&self.desk);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use super::attempt::Outcome;
 use super::book::{Book, DeliveryKey, Marks, Waiting};
 use super::client::Answer;
 use super::desk::Desk;
-use super::lane::{Job, Limits};
+use super::lane::{Job, Limits, Takes};
 use super::outcome::judge;
 use crate::core::webhook::breaker::Patience;
 
@@ -62,6 +62,8 @@ enum Op {
     Replay(usize),
     Cancel,
     Revive(usize),
+    /// Its owner wants nothing for now.
+    Disable(usize),
     Checkpoint,
     /// What is committed after so many commits is what the device has after the next power loss.
     Flush(usize),
@@ -104,6 +106,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => any::<usize>().prop_map(Op::Replay),
         1 => Just(Op::Cancel),
         1 => any::<usize>().prop_map(Op::Revive),
+        1 => any::<usize>().prop_map(Op::Disable),
         1 => Just(Op::Checkpoint),
         2 => (0..12usize).prop_map(Op::Flush),
         1 => (0..4usize).prop_map(Op::Kill),
@@ -175,18 +178,24 @@ impl Known {
         (Health::Failing, failures.len(), probe_at)
     }
 
+    fn limits(&self) -> Limits {
+        let (concurrency, rate_per_second) = (self.of.concurrency, self.of.rate);
+        let takes = if self.enabled { Takes::Events } else { Takes::Nothing };
+        Limits { concurrency, rate_per_second, revival: self.revival, takes }
+    }
+
     /// How many attempts may be under way by now.
     fn room(&self, now: i64) -> usize {
         match self.health() {
             (Health::Working, failures, _) => (self.of.concurrency >> failures.min(10)).max(1),
-            (Health::Failing, _, probe_at) => usize::from(now >= probe_at),
-            (Health::Disabled, ..) => self.of.concurrency,
+            (Health::Failing, _, probe_at) => usize::from(now >= probe_at || !self.enabled),
+            (Health::Disabled, ..) => 1,
         }
     }
 
     /// Whether its owner's rate allows an attempt by now.
     fn is_paced(&self, now: i64) -> bool {
-        let Some((rate, last)) = self.of.rate.zip(self.last_start) else { return true };
+        let Some((rate, last)) = self.of.rate.zip(self.last_start).filter(|_| self.enabled) else { return true };
         now * 1_000 >= last * 1_000 + 1_000_000 / i64::from(rate)
     }
 }
@@ -207,6 +216,8 @@ struct World {
     deliveries: BTreeMap<DeliveryKey, Delivery>,
     /// Events in the log: whose, of which message, for which receivers.
     events: Vec<(u128, u64, Vec<usize>)>,
+    /// When they were read last.
+    events_at: Vec<i64>,
     /// Attempts in the log.
     attempts: Vec<Attempt>,
     /// By when they end.
@@ -235,6 +246,7 @@ impl World {
             receivers: receivers.into_iter().map(known).collect(),
             deliveries: BTreeMap::new(),
             events: Vec::new(),
+            events_at: Vec::new(),
             attempts: Vec::new(),
             under_way: BTreeMap::new(),
             passed: HashMap::new(),
@@ -283,6 +295,8 @@ impl World {
     fn read_events(&mut self, from: usize) {
         for seq in from..self.events.len() {
             let (of, message, receivers) = self.events[seq].clone();
+            self.events_at.truncate(seq);
+            self.events_at.push(self.now);
             for receiver in receivers {
                 let key = DeliveryKey { seq: seq as u64, destination: id(receiver) };
                 let begun = self.waiting(receiver, message);
@@ -323,8 +337,8 @@ impl World {
     /// Begins what may begin.
     fn start(&mut self) {
         self.desk.ripen(self.now).unwrap();
-        let revivals: HashMap<DestinationId, u32> =
-            (0..self.receivers.len()).map(|receiver| (id(receiver), self.receivers[receiver].revival)).collect();
+        let revivals: HashMap<DestinationId, Limits> =
+            (0..self.receivers.len()).map(|receiver| (id(receiver), self.receivers[receiver].limits())).collect();
         self.desk.revive(|_, destination| revivals[&destination]);
         while self.under_way.len() < TURNS {
             // What is forgotten when its owner enables it is forgotten when it is looked at.
@@ -335,15 +349,8 @@ impl World {
                 })
                 .collect();
             let mut looked_at = BTreeSet::new();
-            let limits: HashMap<DestinationId, Limits> = self
-                .receivers
-                .iter()
-                .enumerate()
-                .map(|(receiver, known)| {
-                    let (concurrency, rate_per_second) = (known.of.concurrency, known.of.rate);
-                    (id(receiver), Limits { concurrency, rate_per_second, revival: known.revival })
-                })
-                .collect();
+            let limits: HashMap<DestinationId, Limits> =
+                self.receivers.iter().enumerate().map(|(receiver, known)| (id(receiver), known.limits())).collect();
             let next = self.desk.next(self.now, |_, destination| {
                 looked_at.insert(destination);
                 limits[&destination]
@@ -369,7 +376,9 @@ impl World {
                 self.receivers[delivery.receiver].without_replay = 0;
             }
             let known = &mut self.receivers[delivery.receiver];
-            known.last_start = Some(self.now);
+            if known.enabled {
+                known.last_start = Some(self.now);
+            }
             let ends = if known.enabled && !delivery.cancelled { self.now + known.of.takes } else { self.now };
             self.deliveries.get_mut(&job.key).unwrap().state = State::UnderWay;
             self.under_way.insert((ends, job.key), (self.now, job));
@@ -461,6 +470,13 @@ impl World {
     }
 
     fn checkpoint(&mut self) {
+        self.desk.spill(self.now - SECOND).unwrap();
+        let kept = |key: &&DeliveryKey| self.under_way.keys().all(|(_, other)| other != *key);
+        let stuck = self.deliveries.iter().filter(|(key, of)| {
+            let young = self.events_at[key.seq as usize] >= self.now - SECOND;
+            of.state != State::Done && !young && kept(key) && self.book.get(**key).unwrap().is_none()
+        });
+        assert_eq!(stuck.count(), 0, "what waits for long is in the book");
         self.book.checkpoint(self.desk.marks(self.events.len() as u64, self.attempts.len() as u64)).unwrap();
         self.book.flush_after(0);
     }
@@ -480,7 +496,7 @@ impl World {
         let Marks { event, attempt } = self.book.marks().unwrap();
         self.desk = Desk::open(self.book.clone(), PATIENCE).unwrap();
         for (offset, attempt) in self.attempts.clone().into_iter().enumerate().skip(attempt as usize) {
-            self.desk.fold(attempt, offset as u64).unwrap();
+            self.desk.fold(attempt, offset as u64, event).unwrap();
         }
         self.read_events(event as usize);
         for (receiver, known) in self.receivers.iter_mut().enumerate() {
@@ -555,6 +571,11 @@ impl World {
                 known.revival += 1;
                 known.enabled = true;
                 known.of.gone = None;
+                self.start();
+            }
+            Op::Disable(n) => {
+                let receivers = self.receivers.len();
+                self.receivers[n % receivers].enabled = false;
                 self.start();
             }
             Op::Checkpoint => self.checkpoint(),

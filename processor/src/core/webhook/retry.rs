@@ -83,7 +83,12 @@ pub fn next(plan: &Plan<'_>, ended: Ended) -> Next {
     } else if plan.dialect == Dialect::Splashify {
         SPLASHIFY.get(at).map(|wait| ended.finished_at + lengthened(*wait, &ended))
     } else {
-        FROM_THE_FIRST.get(at).map(|wait| ended.first_started_at + lengthened(*wait, &ended))
+        FROM_THE_FIRST.get(at).map(|wait| {
+            let planned = ended.first_started_at + lengthened(*wait, &ended);
+            // After a long time of being left alone the plan is over; its steps are kept, so that it is not one burst.
+            let step = wait - at.checked_sub(1).and_then(|before| FROM_THE_FIRST.get(before)).unwrap_or(&0);
+            if planned > ended.finished_at { planned } else { ended.finished_at + lengthened(step, &ended) }
+        })
     };
     let Some(planned) = planned else { return Next::GiveUp };
     let asked = ended.retry_after.filter(|_| matches!(ended.status_code, Some(429 | 503)));
@@ -135,13 +140,23 @@ mod tests {
         for dialect in Dialect::ALL.into_iter().filter(|dialect| *dialect != Dialect::Splashify) {
             for (at, wait) in FROM_THE_FIRST.into_iter().enumerate() {
                 for status in [None, Some(404), Some(302), Some(500)] {
-                    again(next(&OF(dialect), ended(at as u32 + 1, status)), 0, wait);
+                    let soon = Ended { finished_at: 1_000, ..ended(at as u32 + 1, status) };
+                    again(next(&OF(dialect), soon), 0, wait);
                 }
             }
             assert_eq!(next(&OF(dialect), ended(7, None)), Next::GiveUp);
             let gone = next(&OF(dialect), ended(1, Some(410)));
             assert_eq!(gone == Next::Disable, dialect == Dialect::Standard, "{gone:?}");
         }
+    }
+
+    #[test]
+    fn steps_are_kept_when_the_plan_is_over() {
+        let late = |spent| next(&OF(Dialect::Standard), Ended { finished_at: 100 * HOUR, ..ended(spent, Some(500)) });
+        for (spent, step) in [(1, 30 * SECOND), (2, 90 * SECOND), (3, 8 * MINUTE), (6, 18 * HOUR)] {
+            again(late(spent), 100 * HOUR, step);
+        }
+        assert_eq!(late(7), Next::GiveUp);
     }
 
     #[test]

@@ -7,22 +7,28 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::{Resolver as Hickory, TokioResolver};
+use hickory_resolver::{Resolver as Hickory, ResolverBuilder, TokioResolver};
 use hyper_util::client::legacy::connect::dns::Name;
 use tower_service::Service;
 
 use super::Reach;
 
+/// How long a DNS server may take, and how often one is asked.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// See [`PATIENCE`].
+const ATTEMPTS: usize = 2;
+
 /// Who is asked.
 #[derive(Clone)]
 enum Servers {
-    /// Whoever the system asks.
+    /// Without a thread that waits: many names whose servers are silent harm nobody.
+    Asked(Arc<TokioResolver>),
+    /// The system looks names up, in threads.
     System,
-    /// These.
-    Named(Arc<TokioResolver>),
 }
 
 /// Resolves names and keeps only addresses within reach.
@@ -33,9 +39,21 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Asks these DNS servers; the system's way when there is none.
+    /// Asks these DNS servers; those of the system, and its file of hosts, when there is none.
     pub(super) fn new(reach: Arc<Reach>, servers: &[SocketAddr]) -> Self {
-        let servers = if servers.is_empty() { Servers::System } else { named(servers) };
+        let builder = if servers.is_empty() { Hickory::builder_tokio() } else { Ok(named(servers)) };
+        let resolver = builder.and_then(|mut builder| {
+            let options = builder.options_mut();
+            (options.timeout, options.attempts) = (PATIENCE, ATTEMPTS);
+            builder.build()
+        });
+        let servers = match resolver {
+            Ok(resolver) => Servers::Asked(Arc::new(resolver)),
+            Err(error) => {
+                tracing::warn!(%error, "the system's DNS servers cannot be told; names are looked up by the system itself");
+                Servers::System
+            }
+        };
         Self { reach, servers }
     }
 
@@ -43,7 +61,7 @@ impl Names {
     pub(super) async fn within_reach(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         let found: Vec<IpAddr> = match &self.servers {
             Servers::System => tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect(),
-            Servers::Named(resolver) => resolver.lookup_ip(name).await.map_err(io::Error::other)?.iter().collect(),
+            Servers::Asked(resolver) => resolver.lookup_ip(name).await.map_err(io::Error::other)?.iter().collect(),
         };
         let allowed: Vec<IpAddr> = found.into_iter().filter(|address| self.reach.allows(*address)).collect();
         if allowed.is_empty() {
@@ -55,7 +73,7 @@ impl Names {
     }
 }
 
-fn named(servers: &[SocketAddr]) -> Servers {
+fn named(servers: &[SocketAddr]) -> ResolverBuilder<TokioRuntimeProvider> {
     let configs = servers.iter().map(|server| {
         let mut config = NameServerConfig::udp_and_tcp(server.ip());
         for connection in &mut config.connections {
@@ -64,14 +82,7 @@ fn named(servers: &[SocketAddr]) -> Servers {
         config
     });
     let config = ResolverConfig::from_parts(None, Vec::new(), configs.collect());
-    match Hickory::builder_with_config(config, TokioRuntimeProvider::default()).build() {
-        Ok(resolver) => Servers::Named(Arc::new(resolver)),
-        Err(error) => {
-            // Only TLS to a server could fail to be set up, and there is none.
-            tracing::error!(%error, "the DNS servers of the settings cannot be used; the system's are asked");
-            Servers::System
-        }
-    }
+    Hickory::builder_with_config(config, TokioRuntimeProvider::default())
 }
 
 impl Service<Name> for Names {
