@@ -13,7 +13,7 @@ use sendtrail_processor::dispatch::{History, HistoryPage, Redelivery, Sender};
 use sendtrail_processor::{DeliveryQuery, LastAttempt, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::analytics::EventQuery;
 use sendtrail_query_api::{
-    DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Query,
+    Bookmark, DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Query,
 };
 use sendtrail_schemas::account::{AccountConfig, Suppression};
 use sendtrail_schemas::archive::ArchiveCell;
@@ -393,23 +393,29 @@ impl History for Events {
         cursor: &str,
         limit: usize,
     ) -> Result<HistoryPage, String> {
-        // A cursor is a time, and how many deliveries of its slice were told.
-        let (from, told) = cursor.split_once('+').unwrap_or((cursor, "0"));
-        let (from, told) = (from.parse().unwrap_or(i64::MIN), told.parse().unwrap_or(0usize));
-        let found = self.0.again(account, query, Millis(from)).await.map_err(|error| error.to_string())?;
-        let (all, events, next) = found;
-        let rest = all.len().saturating_sub(told);
-        let more = rest > limit;
-        let next = if more { Some(format!("{from}+{}", told + limit)) } else { next.map(|next| next.0.to_string()) };
-        let deliveries = all.into_iter().skip(told).take(limit);
-        let deliveries = deliveries.map(|again| Redelivery {
+        let found = self.0.again(account, query, bookmark(cursor), limit).await.map_err(|error| error.to_string())?;
+        let deliveries = found.deliveries.into_iter().map(|again| Redelivery {
             event: again.event,
             destination: again.destination,
             attempts: again.attempts,
         });
-        // Events are counted with the first of their deliveries.
-        Ok(HistoryPage { deliveries: deliveries.collect(), events: if told == 0 { events } else { 0 }, next })
+        Ok(HistoryPage { deliveries: deliveries.collect(), events: found.events, next: found.next.map(cursor_of) })
     }
+}
+
+/// A bookmark as text: a time, then an event's number and a destination.
+fn cursor_of(Bookmark { from, told }: Bookmark) -> String {
+    match told {
+        Some((seq, to)) => format!("{} {seq} {to}", from.0),
+        None => from.0.to_string(),
+    }
+}
+
+fn bookmark(cursor: &str) -> Bookmark {
+    let mut parts = cursor.split(' ');
+    let from = parts.next().and_then(|from| from.parse().ok()).unwrap_or(i64::MIN);
+    let told = parts.next().and_then(|seq| seq.parse().ok()).zip(parts.next().and_then(|to| to.parse().ok()));
+    Bookmark { from: Millis(from), told }
 }
 
 /// Posts samples.

@@ -3,19 +3,19 @@
 //! Sources answer newest first, so time is cut into slices that hold no more than a page, each of which is turned round; a
 //! slice that holds more is cut again, and slices grow while little happens.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sendtrail_schemas::destination::{Destination, ReplayQuery};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
-use sendtrail_schemas::time::{HOUR, Millis};
+use sendtrail_schemas::time::{DAY, HOUR, Millis};
 use sendtrail_schemas::topic::partition_of;
 
 use crate::analytics::{EventQuery, Place, Position};
 use crate::show::deliveries;
-use crate::{Answered, DeliveryOf, Error, Query, Source};
+use crate::{Answered, Deliveries, DeliveryOf, DeliveryState, Error, Query, Source};
 
 /// The first slice, milliseconds.
 const FIRST_SLICE: i64 = HOUR;
@@ -23,6 +23,8 @@ const FIRST_SLICE: i64 = HOUR;
 const OF_ONE_MOMENT: usize = 200_000;
 /// Events of a slice, at most.
 const SLICE: usize = 1_000;
+/// How long it is known at hand how a delivery stands, at least, milliseconds.
+const AT_HAND: i64 = 29 * DAY;
 
 /// Some events, oldest first.
 #[derive(Debug, Default)]
@@ -31,6 +33,26 @@ pub struct OldestFirst {
     pub events: Vec<Event>,
     /// Where to go on; `None`: that was all.
     pub next: Option<Millis>,
+}
+
+/// Where a reading of deliveries stands: a time, and the last delivery of the slice from there that was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bookmark {
+    /// Of the slice.
+    pub from: Millis,
+    /// The event's number, and where it went; none: nothing of the slice was told.
+    pub told: Option<(u64, DestinationId)>,
+}
+
+/// Some of the deliveries that are asked for once more, of the oldest events first.
+#[derive(Debug, Default)]
+pub struct AgainPage {
+    /// They.
+    pub deliveries: Vec<Again>,
+    /// Events that were looked at for the first time.
+    pub events: u64,
+    /// Where to go on; `None`: that was all.
+    pub next: Option<Bookmark>,
 }
 
 /// A delivery that is asked for once more.
@@ -91,7 +113,8 @@ impl Query {
         }
     }
 
-    /// The deliveries of a slice of what a replay asks for: also how many events there were, and where to go on.
+    /// Some deliveries of what a replay asks for, at most `limit` of one slice. What is delivered meanwhile is not asked for any
+    /// more, so it is remembered which was told last, not how many were.
     ///
     /// # Errors
     /// [`Error`]; of statuses that nobody here knows, [`Error::Port`].
@@ -99,8 +122,9 @@ impl Query {
         &self,
         account: AccountId,
         query: &ReplayQuery,
-        from: Millis,
-    ) -> Result<(Vec<Again>, u64, Option<Millis>), Error> {
+        Bookmark { from, told }: Bookmark,
+        limit: usize,
+    ) -> Result<AgainPage, Error> {
         let mut wanted = EventQuery::of(account, SLICE);
         wanted.kinds = query.event_types().filter(|kind| *kind != EventType::Unspecified).collect();
         let OldestFirst { events, next } = match query.seq {
@@ -112,7 +136,8 @@ impl Query {
             }
             None => self.oldest(wanted, from.max(Millis(query.from)), Millis(query.to)).await?,
         };
-        let count = events.len() as u64;
+        let count = if told.is_none() { events.len() as u64 } else { 0 };
+        let told_at = told.and_then(|(seq, _)| events.iter().position(|event| event.seq == seq));
         let asked: HashSet<&[u8]> = query.destination_ids.iter().map(Vec::as_slice).collect();
         let config = self.parts().directory.account(account);
         let of: Vec<(usize, DeliveryOf)> = events
@@ -138,25 +163,54 @@ impl Query {
                         .collect();
                     all.extend(missing);
                 }
+                // One that takes nothing would only be noted as having failed.
+                let takes =
+                    |id| config.as_deref().and_then(|config| config.destination(id)).is_some_and(|to| to.enabled);
+                all.retain(|of| takes(of.destination));
+                all.sort_unstable_by_key(|of| of.destination);
                 all.into_iter().map(move |of| (at, of))
+            })
+            .filter(|(at, of)| {
+                let Some((told_at, (_, to))) = told_at.zip(told) else { return true };
+                *at > told_at || *at == told_at && of.destination > to
             })
             .collect();
         let keys: Vec<DeliveryOf> = of.iter().map(|(_, of)| *of).collect();
-        let states = if keys.is_empty() { None } else { self.parts().deliveries.states(account, &keys).await? };
+        let states = if keys.is_empty() { None } else { self.states_of(account, &keys).await? };
         let statuses: Vec<DeliveryStatus> = query.statuses().collect();
         if !statuses.is_empty() && states.is_none() && !keys.is_empty() {
             return Err(Error::Port("how deliveries stand is not known to this server".into()));
         }
-        let mut again = Vec::new();
+        let mut deliveries = Vec::new();
         for (at, of) in of {
             let state = states.as_ref().and_then(|states| states.get(&of));
             let status = state.map_or(DeliveryStatus::Pending, |state| state.status);
             if statuses.is_empty() || statuses.contains(&status) {
+                if deliveries.len() == limit {
+                    let last = deliveries.last().map(|last: &Again| (last.event.seq, last.destination));
+                    return Ok(AgainPage { deliveries, events: count, next: Some(Bookmark { from, told: last }) });
+                }
                 let attempts = state.map_or(0, |state| state.attempts);
-                again.push(Again { event: events[at].clone(), destination: of.destination, attempts });
+                deliveries.push(Again { event: events[at].clone(), destination: of.destination, attempts });
             }
         }
-        Ok((again, count, next))
+        Ok(AgainPage { deliveries, events: count, next: next.map(|from| Bookmark { from, told: None }) })
+    }
+
+    /// How deliveries stand; of those that are kept at hand no longer, as their archive has it.
+    async fn states_of(
+        &self,
+        account: AccountId,
+        keys: &[DeliveryOf],
+    ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error> {
+        let Some(mut states) = self.parts().deliveries.states(account, keys).await? else { return Ok(None) };
+        let old = self.parts().clock.now().plus(-AT_HAND);
+        let missing: Vec<DeliveryOf> =
+            keys.iter().filter(|of| of.received_at < old && !states.contains_key(of)).copied().collect();
+        if !missing.is_empty() {
+            states.extend(self.parts().attempts.states(account, &missing).await?.unwrap_or_default());
+        }
+        Ok(Some(states))
     }
 }
 
@@ -164,5 +218,6 @@ impl Query {
 fn would_get(to: &Destination, event: &Event, config: Option<&sendtrail_schemas::account::AccountConfig>) -> bool {
     let set = to.id().and_then(|id| config?.set_of(id)).and_then(|set| set.id());
     let of_set = set.is_none() || set == event.config_set();
-    of_set && to.wants(event.kind(), true)
+    // What is told once a call was told of another of its events.
+    of_set && to.wants(event.kind(), false)
 }

@@ -27,7 +27,7 @@ use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
 use turns::Turns;
 
-pub use again::{Again, OldestFirst};
+pub use again::{Again, AgainPage, Bookmark, OldestFirst};
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
 pub use archive::attempts::ArchivedAttempts;

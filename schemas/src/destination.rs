@@ -292,6 +292,20 @@ pub struct Destination {
     /// How often its owner has enabled it anew: what was known of its failures before means nothing.
     #[prost(uint32, tag = "22")]
     pub revival: u32,
+    /// Secrets before the one before, which still sign too, where a dialect carries several signatures.
+    #[prost(message, repeated, tag = "23")]
+    pub older_secrets: Vec<OldSecret>,
+}
+
+/// A secret that signs for some time yet.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct OldSecret {
+    /// It, sealed.
+    #[prost(bytes = "vec", tag = "1")]
+    pub sealed: Vec<u8>,
+    /// Until when, milliseconds since the epoch.
+    #[prost(int64, tag = "2")]
+    pub until: i64,
 }
 
 impl Destination {
@@ -327,7 +341,8 @@ impl Destination {
             // A receiver that takes one signature only goes by the old secret until it says so.
             Some(previous) => [Some(previous), None],
         };
-        chosen.into_iter().flatten()
+        let older = self.older_secrets.iter().filter(move |old| both && now < old.until);
+        chosen.into_iter().flatten().chain(older.map(|old| old.sealed.as_slice()))
     }
 }
 

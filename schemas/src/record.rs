@@ -512,6 +512,9 @@ pub struct RotateSecret {
     /// The one before, sealed anew.
     #[prost(bytes = "vec", optional, tag = "5")]
     pub resealed_previous: Option<Vec<u8>>,
+    /// Those before, sealed anew, in their order.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    pub resealed_older: Vec<Vec<u8>>,
 }
 
 /// How a destination is doing.

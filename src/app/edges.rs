@@ -205,10 +205,11 @@ pub fn routes(roles: &Roles, ingest: Ingest, query: Query, health: Health) -> Ro
     }
     let mut router = Router::new();
     if roles.has(Role::Ingest) {
-        let any_key = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::any_key);
+        let of_sendcomms = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::sendcomms);
+        let of_zmailer = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::zmailer);
         let of = |routes| Router::from(routes).with_state(ingest.clone());
-        let sendcomms = of(sendtrail_ingest::sendcomms_routes()).layer(any_key.clone());
-        let zmailer = of(sendtrail_ingest::zmailer_routes()).layer(any_key);
+        let sendcomms = of(sendtrail_ingest::sendcomms_routes()).layer(of_sendcomms);
+        let zmailer = of(sendtrail_ingest::zmailer_routes()).layer(of_zmailer);
         router = router
             .nest("/api/v1/webhooks", sendcomms.layer(from_fn(sendtrail_ingest::style::sendcomms)))
             .nest("/api/v1/inbound", of(sendtrail_ingest::inbound_routes()))

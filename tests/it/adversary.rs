@@ -114,7 +114,12 @@ async fn one_that_fails_all_the_time_is_left_alone_and_gets_everything_when_it_i
         partner.destination(&set, json!({"webhook_url": format!("{}/flaps", receiver.base), "concurrency": 1})).await;
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     let operational = json!({"webhook_url": format!("{}/operator", receiver.base), "webhook_secret": SECRET});
-    partner.call(Method::PUT, "/operational-webhook", &[], operational.to_string()).await.success().unwrap();
+    // It speaks the standard dialect, so that it may be in its other envelope.
+    let mut enveloped = operational.clone();
+    enveloped["envelope"] = "cloudevents".into();
+    for body in [enveloped, operational] {
+        partner.call(Method::PUT, "/operational-webhook", &[], body.to_string()).await.success().unwrap();
+    }
     partner.stream(&(0..20).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
     eventually("it is known to fail", async || health(&partner, &id).await == "failing").await;
     let post = receiver.wait("/operator", 1).await.remove(0);
@@ -405,4 +410,33 @@ async fn a_proxy_of_the_settings_is_asked_for_what_is_within_reach_only() {
     }
     assert_eq!(*asked.lock(), [plain_address, secure]);
     assert_eq!(plain.posts("/").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_one_that_its_owner_disables_ends_and_is_kept() {
+    // It is not tried again while the test looks.
+    let server = impatient(|config| config.webhooks.probe_seconds = 1_000).await;
+    let receiver = Receiver::start(|_, _| Answer::status(500)).await;
+    let partner = server.partner("unwanted").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let url = format!("{}/unwanted", receiver.base);
+    let id = partner.destination(&set, json!({"webhook_url": url, "retry_schedule_seconds": [600]})).await;
+    partner.stream(&(0..40).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
+    eventually("it is known to fail", async || health(&partner, &id).await == "failing").await;
+    let failed = receiver.posts("/unwanted").len();
+    let patch = json!({"enabled": false});
+    partner.api.send(Method::PATCH, &format!("{PARTNER}/destinations/{id}"), &patch).await.unwrap();
+    let of = async |status: &str| {
+        partner.rows(&format!("/destinations/{id}/deliveries?status={status}"), "deliveries").await.len()
+    };
+    // Those that wait for a second attempt end when that is due.
+    eventually("what waited has ended", async || of("gave_up").await >= 40 - failed).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!((of("gave_up").await + of("failed").await, of("pending").await), (40, 0));
+    let mut attempted = 0;
+    for delivery in deliveries(&partner).await {
+        attempted += attempts(&partner, &delivery).await.len();
+    }
+    assert_eq!(attempted, 40, "one attempt each, none of them over and over");
+    assert_eq!(receiver.posts("/unwanted").len(), failed);
 }

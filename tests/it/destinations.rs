@@ -92,11 +92,21 @@ async fn s4_registers_endpoints_at_the_root() {
     // A partial update, and nobody else's.
     let changed = call(&server, with, Method::PUT, &format!("/webhooks/{id}"), json!({"active": false})).await.json();
     assert_eq!((&changed["endpoint"]["active"], &changed["endpoint"]["url"]), (&json!(false), &json!(url)));
-    let theirs = key(&server, &other, "zm_test", json!({})).await["api_key"].as_str().unwrap().to_owned();
+    let theirs = key(&server, &other, "zm_live", json!({})).await["api_key"].as_str().unwrap().to_owned();
     for method in [Method::GET, Method::PUT, Method::DELETE] {
         let reply = call(&server, ("x-api-key", &theirs), method, &format!("/webhooks/{id}"), json!({})).await;
         assert_eq!((reply.status.as_u16(), &reply.json()["code"]), (404, &json!("NOT_FOUND")));
     }
+    // Keys that stand in web sites, or only try things out, neither read secrets nor send events anywhere.
+    for form in ["zm_test", "sk_live"] {
+        let weak = key(&server, &partner, form, json!({})).await["api_key"].as_str().unwrap().to_owned();
+        for path in ["/webhooks".to_owned(), format!("/webhooks/{id}"), "/api/v1/webhooks".into()] {
+            let reply = call(&server, ("x-api-key", &weak), Method::GET, &path, Value::Null).await;
+            assert_eq!(reply.status.as_u16(), 401, "{form} {path}");
+        }
+    }
+    let reply = call(&server, with, Method::GET, "/api/v1/webhooks", Value::Null).await;
+    assert_eq!(reply.status.as_u16(), 401, "a key of the one platform is none of the other");
     // Errors in its own form.
     for (body, what) in [
         (json!({"url": "http://10.0.0.1/", "events": []}), "not a public address"),

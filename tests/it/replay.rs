@@ -263,3 +263,72 @@ async fn a_replay_goes_on_after_a_restart() {
     };
     eventually("every delivery came once more", all).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_recovered_slowly_is_all_recovered() {
+    let server = Server::start().await;
+    let well = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let answers = well.clone();
+    let receiver = Receiver::start(move |_, _| {
+        Answer::status(if answers.load(std::sync::atomic::Ordering::Relaxed) { 200 } else { 404 })
+    })
+    .await;
+    let partner = server.partner("slowly").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    // A 404 is final in this dialect.
+    let id = hook(&partner, &set, format!("{}/slow", receiver.base), json!({"dialect": "splashify"})).await;
+    let other = hook(&partner, &set, format!("{}/other", receiver.base), json!({"name": "other"})).await;
+    partner.stream(&(0..9).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
+    for id in [&id, &other] {
+        eventually("all are given up", async || deliveries(&partner, id, "gave_up").await.len() == 9).await;
+    }
+    well.store(true, std::sync::atomic::Ordering::Relaxed);
+    // What page after page delivers is asked for no more, and nothing after it is passed over.
+    let replay = json!({"from": "2026-01-01", "statuses": ["gave_up"], "rate_per_second": 5});
+    let started = partner.post("/events/replay", &replay).await;
+    let done = replay_done(&partner, &started).await;
+    assert_eq!((&done["status"], &done["deliveries"], &done["events"]), (&json!("done"), &json!(18), &json!(9)));
+    for id in [&id, &other] {
+        eventually("all are delivered", async || deliveries(&partner, id, "delivered").await.len() == 9).await;
+    }
+
+    // One that takes nothing is not asked, and what was delivered stays so.
+    let patch = json!({"enabled": false});
+    partner.api.send(Method::PATCH, &format!("{PARTNER}/destinations/{id}"), &patch).await.unwrap();
+    let dry = partner.post("/events/replay", &json!({"from": "2026-01-01", "dry_run": true})).await;
+    assert_eq!((&dry["dry_run"]["events"], &dry["dry_run"]["deliveries"]), (&json!(9), &json!(9)));
+    let started = partner.post("/events/replay", &json!({"from": "2026-01-01"})).await;
+    assert_eq!(replay_done(&partner, &started).await["deliveries"], 9);
+    receiver.wait("/other", 27).await;
+    assert_eq!((receiver.posts("/slow").len(), deliveries(&partner, &id, "delivered").await.len()), (18, 9));
+    for path in [
+        format!("/destinations/{id}/recover"),
+        format!("/deliveries/{}/retry", deliveries(&partner, &id, "").await[0]["delivery_id"].as_str().unwrap()),
+    ] {
+        let reply = partner.call(Method::POST, &path, &[], json!({"since": "2026-01-01"}).to_string()).await;
+        assert_eq!(reply.status, 400, "{path}");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains("disabled"), "{}", reply.json());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_once_a_call_is_replayed_once() {
+    let server = Server::start().await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("once").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let id = hook(&partner, &set, format!("{}/once", receiver.base), json!({"dialect": "zmailer"})).await;
+    let events: Vec<Value> = (0..5)
+        .map(|_| {
+            let mut event = in_set(partner.event("Send"));
+            event["send_id"] = "call".into();
+            event
+        })
+        .collect();
+    partner.stream(&events).await;
+    receiver.wait("/once", 1).await;
+    let started = partner.post("/events/replay", &json!({"from": "2026-01-01", "destination_ids": [id]})).await;
+    assert_eq!(replay_done(&partner, &started).await["deliveries"], 1);
+    let posts = receiver.wait("/once", 2).await;
+    assert_eq!(posts[0].header("x-zmailer-delivery-id"), posts[1].header("x-zmailer-delivery-id"));
+}

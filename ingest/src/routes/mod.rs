@@ -62,12 +62,12 @@ pub fn admin_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(accounts::tick))
 }
 
-/// S3's surface, below `/api/v1/webhooks`. To be put behind [`crate::auth::any_key`] and [`style::sendcomms`].
+/// S3's surface, below `/api/v1/webhooks`. To be put behind [`crate::auth::sendcomms`] and [`style::sendcomms`].
 pub fn sendcomms_routes() -> OpenApiRouter<Ingest> {
     OpenApiRouter::new().routes(routes!(sendcomms::create, sendcomms::list, sendcomms::delete))
 }
 
-/// S4's surface, at the root. To be put behind [`crate::auth::any_key`] and [`style::zmailer`].
+/// S4's surface, at the root. To be put behind [`crate::auth::zmailer`] and [`style::zmailer`].
 pub fn zmailer_routes() -> OpenApiRouter<Ingest> {
     OpenApiRouter::new().routes(routes!(zmailer::create, zmailer::list)).routes(routes!(
         zmailer::get,

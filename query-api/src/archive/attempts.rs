@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use datafusion::arrow::array::RecordBatch;
+use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::attempts::{LoggedAttempt, read_attempts, schema};
 use sendtrail_schemas::ids::AccountId;
@@ -47,14 +49,6 @@ impl ArchivedAttempts {
         Ok(rows.filter(col("account_id").eq(lit(account.to_string())).and(col("started_at").gt_eq(time(since))))?)
     }
 
-    async fn collect(rows: DataFrame) -> Result<Vec<LoggedAttempt>, Error> {
-        let mut found = Vec::new();
-        for batch in rows.collect().await? {
-            found.extend(read_attempts(&batch)?);
-        }
-        Ok(found)
-    }
-
     /// Every attempt of a delivery, the first one first. None: there was none, or no such delivery.
     ///
     /// # Errors
@@ -65,8 +59,10 @@ impl ArchivedAttempts {
             return Ok(Vec::new());
         }
         let wanted = col("delivery_id").eq(lit(delivery.to_string()));
-        let rows = self.table(&view, account, Millis(i64::MIN / 1_000))?.filter(wanted)?;
-        let mut found = Self::collect(rows).await?;
+        let mut found = Vec::new();
+        for batch in self.table(&view, account, Millis(i64::MIN / 1_000))?.filter(wanted)?.collect().await? {
+            found.extend(read_attempts(&batch)?);
+        }
         found.sort_by_key(|logged| logged.offset);
         Ok(found)
     }
@@ -83,11 +79,19 @@ impl ArchivedAttempts {
         if view.files.is_empty() && view.tail.is_empty() {
             return Ok(last);
         }
-        for logged in Self::collect(self.table(&view, account, since)?.filter(wanted)?).await? {
-            let Attempt { event_seq, destination_id, .. } = &logged.attempt;
-            let key = (logged.partition, *event_seq, destination_id.clone());
-            if last.get(&key).is_none_or(|kept| kept.offset < logged.offset) {
-                last.insert(key, logged);
+        // What was answered may be large, and is not asked for.
+        let none = || lit(ScalarValue::Utf8(None));
+        let rows = self.table(&view, account, since)?.filter(wanted)?;
+        let rows = rows.with_column("response", none())?.with_column("error", none())?;
+        let mut batches = rows.execute_stream().await?;
+        let read = |batch: RecordBatch| Ok::<_, Error>(read_attempts(&batch)?);
+        while let Some(batch) = batches.try_next().await? {
+            for logged in read(batch)? {
+                let Attempt { event_seq, destination_id, .. } = &logged.attempt;
+                let key = (logged.partition, *event_seq, destination_id.clone());
+                if last.get(&key).is_none_or(|kept| kept.offset < logged.offset) {
+                    last.insert(key, logged);
+                }
             }
         }
         Ok(last)
@@ -118,12 +122,13 @@ impl Deliveries for ArchivedAttempts {
     }
 
     async fn page(&self, account: AccountId, query: &DeliveriesQuery) -> Result<Option<DeliveryPage>, Error> {
-        let wanted = col("destination_id").eq(lit(query.destination.to_string()));
+        let mut wanted = col("destination_id").eq(lit(query.destination.to_string()));
+        if let Some(before) = query.before {
+            wanted = wanted.and(col("event_seq").lt(lit(i64::try_from(before).unwrap_or(i64::MAX))));
+        }
         let last = self.last(account, query.now.plus(-LISTED), wanted).await?;
         let mut rows: Vec<DeliveryRow> = last.into_values().map(|logged| row(&logged)).collect();
-        rows.retain(|row| {
-            query.status.is_none_or(|status| row.status == status) && query.before.is_none_or(|before| row.seq < before)
-        });
+        rows.retain(|row| query.status.is_none_or(|status| row.status == status));
         rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
         let next = rows.get(query.limit).and_then(|_| rows.get(query.limit - 1)).map(|row| row.seq);
         rows.truncate(query.limit);

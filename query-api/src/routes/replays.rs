@@ -3,6 +3,7 @@
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
+use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::destination::{Replay, ReplayQuery};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::{AccountId, DestinationId, ReplayId};
@@ -18,7 +19,7 @@ use utoipa::ToSchema;
 use super::Body;
 use super::deliveries::{attempts_of, destination_of, row, status};
 use super::events::time;
-use crate::Query;
+use crate::{Bookmark, Query};
 
 /// Events that a dry run looks at.
 const DRY_EVENTS: u64 = 1_000_000;
@@ -111,18 +112,26 @@ impl Query {
     async fn dry(&self, account: AccountId, query: &ReplayQuery) -> Result<DryView, Problem> {
         let begun = std::time::Instant::now();
         let mut dry = DryView { events: 0, deliveries: 0, complete: false };
-        let mut from = Millis(query.from);
+        let mut at = Bookmark { from: Millis(query.from), told: None };
         while dry.events < DRY_EVENTS && begun.elapsed() < self.parts().timeout {
-            let (deliveries, events, next) = self.again(account, query, from).await?;
-            dry.events += events;
-            dry.deliveries += deliveries.len() as u64;
-            let Some(next) = next else {
+            let page = self.again(account, query, at, usize::MAX).await?;
+            dry.events += page.events;
+            dry.deliveries += page.deliveries.len() as u64;
+            let Some(next) = page.next else {
                 dry.complete = true;
                 break;
             };
-            from = next;
+            at = next;
         }
         Ok(dry)
+    }
+}
+
+/// One that takes nothing would only be noted as having failed again.
+fn check_enabled(config: &AccountConfig, id: DestinationId) -> Result<(), Problem> {
+    match config.destination(id) {
+        Some(found) if !found.enabled => Err(invalid("the destination is disabled; enable it first")),
+        _ => Ok(()),
     }
 }
 
@@ -142,7 +151,8 @@ pub(super) async fn retry(
     let account = owner.account.id();
     let attempts = attempts_of(&query, account, &delivery).await?;
     let (destination, row) = row(&attempts).ok_or_else(Problem::internal)?;
-    destination_of(&query, &owner, &destination.to_string())?;
+    let (config, _) = destination_of(&query, &owner, &destination.to_string())?;
+    check_enabled(&config, destination)?;
     let wanted = ReplayQuery {
         from: row.created_at.0,
         destination_ids: vec![destination.bytes().to_vec()],
@@ -174,6 +184,7 @@ pub(super) async fn recover(
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let (account, destination) = destination_of(&query, &owner, &destination)?;
+    check_enabled(&account, destination)?;
     let request: RecoverRequest = optional_json(&body)?;
     let since = request.since.ok_or_else(|| invalid("since is needed: a day or a time"))?;
     let to = until(&query, request.until.as_deref())?;

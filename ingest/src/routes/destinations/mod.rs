@@ -120,7 +120,7 @@ impl DestinationRequest {
         Self { enabled, ..self }
     }
 
-    fn check(&self, ingest: &Ingest, before: Option<&Destination>) -> Result<Checked, Problem> {
+    fn check(&self, ingest: &Ingest, usual: Dialect, before: Option<&Destination>) -> Result<Checked, Problem> {
         if let Some(name) = &self.name {
             one_line("name", name)?;
             if name.is_empty() || name.len() > 256 {
@@ -137,7 +137,7 @@ impl DestinationRequest {
             check_url(url, ingest)?;
         }
         let dialect = read(self.dialect.as_deref(), "dialect", Dialect::parse, &Dialect::ALL.map(Dialect::name))?;
-        let spoken = dialect.or(before.map(Destination::dialect)).unwrap_or(Dialect::Splashify);
+        let spoken = dialect.or(before.map(Destination::dialect)).unwrap_or(usual);
         if let Some(secret) = &self.webhook_secret {
             secrets::check(secret, spoken)?;
         }
@@ -361,7 +361,7 @@ impl Ingest {
         (surface, dialect): (Surface, Dialect),
         request: DestinationRequest,
     ) -> Result<Made, Problem> {
-        let checked = request.check(self, None)?;
+        let checked = request.check(self, dialect, None)?;
         let dialect = checked.dialect.unwrap_or(dialect);
         let id = DestinationId(fresh());
         let secret = request.secret(dialect);
@@ -405,7 +405,7 @@ impl Ingest {
         // The latest, for whoever made it elsewhere a moment ago.
         let known = self.account(account.id())?;
         let before = known.destination(id);
-        let checked = request.check(self, before)?;
+        let checked = request.check(self, Dialect::Splashify, before)?;
         let dialect = checked.dialect.or(before.map(Destination::dialect)).unwrap_or(Dialect::Splashify);
         let secret = request.secret(dialect);
         let patch = DestinationPatch {

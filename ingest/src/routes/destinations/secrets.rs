@@ -165,7 +165,8 @@ impl Ingest {
     fn resealed(&self, destination: &Destination) -> Result<Option<RotateSecret>, DestinationId> {
         let (Some(id), Some(current)) = (destination.id(), &destination.sealed_secret) else { return Ok(None) };
         let vault = &self.parts().vault;
-        let mut all = std::iter::once(current).chain(&destination.previous_secret);
+        let older = destination.older_secrets.iter().map(|old| &old.sealed);
+        let mut all = std::iter::once(current).chain(&destination.previous_secret).chain(older.clone());
         if !all.any(|sealed| vault.is_outdated(sealed)) {
             return Ok(None);
         }
@@ -179,6 +180,7 @@ impl Ingest {
             sealed_secret: current.clone(),
             resealed: Some(anew(current)?),
             resealed_previous: destination.previous_secret.as_ref().map(anew).transpose()?,
+            resealed_older: older.map(anew).collect::<Result<_, _>>()?,
             ..RotateSecret::default()
         }))
     }

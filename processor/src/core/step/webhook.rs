@@ -1,7 +1,7 @@
 //! Webhook destinations: made, changed, and told how they are doing; replays; and what is only for the account's own webhook.
 
 use sendtrail_schemas::block::{Block, Lifecycle, WebhookChange};
-use sendtrail_schemas::destination::{Destination, Health, Replay, ReplayState};
+use sendtrail_schemas::destination::{Destination, Health, OldSecret, Replay, ReplayState};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::Code;
@@ -20,6 +20,8 @@ pub const MAX_WEBHOOKS: usize = 100;
 pub const MAX_REPLAYS: usize = 20;
 /// See [`MAX_REPLAYS`].
 pub const MAX_RUNNING: usize = 3;
+/// Secrets that sign besides the two newest, after one rotation upon the other.
+const MAX_OLDER: usize = 3;
 
 fn no_destination() -> Told {
     refused(Code::NotFound, "no such event destination")
@@ -93,6 +95,7 @@ pub(super) fn patch(account: &mut Account, patch: DestinationPatch) -> Told {
     }
     if let Some(secret) = patch.sealed_secret {
         (dest.sealed_secret, dest.previous_secret, dest.previous_until) = (Some(secret), None, 0);
+        dest.older_secrets.clear();
     }
     if patch.has_matching_event_types {
         dest.matching_event_types = patch.matching_event_types;
@@ -142,14 +145,25 @@ pub(super) fn rotate(account: &mut Account, rotate: RotateSecret, now: i64) -> T
         }
         dest.sealed_secret = Some(resealed);
         dest.previous_secret = dest.previous_secret.take().and(rotate.resealed_previous);
+        for (old, anew) in dest.older_secrets.iter_mut().zip(rotate.resealed_older) {
+            old.sealed = anew;
+        }
         return done(true);
     }
     let before = dest.sealed_secret.replace(rotate.sealed_secret);
     let several = dest.dialect().carries_several_signatures();
     if several && rotate.overlap <= 0 {
         (dest.previous_secret, dest.previous_until) = (None, 0);
+        dest.older_secrets.clear();
     } else {
         // What signs goes on signing, also when a rotation is asked for before the last one was over.
+        dest.older_secrets.retain(|old| old.until > now);
+        if several && dest.previous_until > now {
+            let until = dest.previous_until;
+            dest.older_secrets.extend(dest.previous_secret.take().map(|sealed| OldSecret { sealed, until }));
+            let beyond = dest.older_secrets.len().saturating_sub(MAX_OLDER);
+            dest.older_secrets.drain(..beyond);
+        }
         dest.previous_secret = if several { before } else { dest.previous_secret.take().or(before) };
         dest.previous_until = now + rotate.overlap;
     }
@@ -161,6 +175,7 @@ pub(super) fn switch(account: &mut Account, name: &DestinationName) -> Told {
         Ok(dest) => {
             let changed = dest.previous_secret.take().is_some();
             dest.previous_until = 0;
+            dest.older_secrets.clear();
             done(changed)
         }
         Err(told) => told,

@@ -149,6 +149,14 @@ fn secrets_change_with_an_overlap_where_there_is_room_for_two_signatures() {
     };
     rotate(&mut m, 1, 2, DAY);
     assert_eq!((signing(&mut m, 1, DAY - HOUR), signing(&mut m, 1, DAY + HOUR)), (vec![2, 1], vec![2]));
+    rotate(&mut m, 1, 4, HOUR);
+    assert_eq!(signing(&mut m, 1, 0), [4, 2, 1], "nobody who was given a day has less");
+    assert_eq!(signing(&mut m, 1, 2 * HOUR), [4, 1]);
+    assert_eq!(signing(&mut m, 1, DAY + HOUR), [4]);
+    for n in 5..15 {
+        rotate(&mut m, 1, n, DAY);
+    }
+    assert_eq!(signing(&mut m, 1, 0), [14, 13, 10, 11, 12], "not without bound");
     rotate(&mut m, 1, 3, 0);
     assert_eq!(signing(&mut m, 1, 0), [3], "at once");
     // One signature: the old one until it is asked for, however often it is rotated in between.
