@@ -2,12 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use sendtrail_schemas::time::Millis;
 
 use super::support::*;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sendtrail");
+/// How long a program may take to start or to refuse to.
+const PATIENCE: Duration = Duration::from_secs(120);
 pub const ADMIN_KEY: &str = "an administrator's key for tests";
 
 /// A server in a process of its own; killed when dropped.
@@ -29,10 +32,12 @@ impl Process {
             command.stderr(std::fs::File::create(std::path::Path::new(&folder).join(name)).unwrap());
         }
         let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (told, lines) = std::sync::mpsc::channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| told.send(line).is_ok()));
         let mut process = Self { child, base: String::new(), greeting: Vec::new() };
         while process.base.is_empty() {
-            let line = lines.next().expect("the server listens").unwrap();
+            let line = lines.recv_timeout(PATIENCE).expect("the server listens");
             match line.strip_prefix("listening on ") {
                 Some(base) => process.base = base.to_owned(),
                 None => process.greeting.push(line),
@@ -56,6 +61,16 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a server says that must not start.
+pub async fn refused(data: &std::path::Path, settings: &[(&str, &str)]) -> String {
+    let mut command = tokio::process::Command::new(PROGRAM);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data).envs(settings.iter().copied());
+    let ended = tokio::time::timeout(PATIENCE, command.kill_on_drop(true).output()).await;
+    let output = ended.expect("it must not serve").unwrap();
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
 }
 
 fn run(args: &[impl AsRef<std::ffi::OsStr>]) -> Output {

@@ -13,7 +13,7 @@ use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::topic::partition_of;
 
-use super::binary::{ADMIN_KEY, PROGRAM, Process};
+use super::binary::{ADMIN_KEY, PROGRAM, Process, refused};
 use super::crash::survive_kills;
 use super::support::*;
 
@@ -216,14 +216,8 @@ async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() 
     assert_eq!(health["status"], "ok");
     drop(second);
 
-    let refused = std::process::Command::new(PROGRAM)
-        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
-        .arg(&other)
-        .envs(settings)
-        .output()
-        .unwrap();
-    let told = String::from_utf8(refused.stderr).unwrap();
-    assert!(!refused.status.success() && told.contains("the topics hold another server's log"), "{told}");
+    let told = refused(&other, &settings).await;
+    assert!(told.contains("the topics hold another server's log"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -96,11 +96,13 @@ async fn servers_that_each_do_a_part_are_one() {
     let late = fleet.start("late", &["ingest"]);
     assert_eq!(status(&Api::new(&late.base, &key)).await, 401);
 
-    // A folder that only spoke with clients must not mail everything again.
+    // A folder that only spoke with clients must not mail everything again, nor post it unless the books of whoever
+    // did are there.
     drop((front, processor, workers, sinks));
     let all = Role::ALL.map(Role::name);
-    for roles in [&all[..], &["delivery"], &["dispatcher"]] {
-        let told = tokio::task::block_in_place(|| fleet.refused("front", roles));
+    let no_books = [("SENDTRAIL__STATE__SNAPSHOTS", "")];
+    for (roles, further) in [(&all[..], &[][..]), (&["delivery"], &[]), (&["dispatcher"], &no_books)] {
+        let told = fleet.refused("front", roles, further).await;
         assert!(told.contains("the topics hold another server's log"), "{roles:?}: {told}");
     }
 }

@@ -9,7 +9,7 @@ use sendtrail_processor::clickhouse::migrate;
 use sendtrail_schemas::topic::partition_of;
 use tempfile::TempDir;
 
-use crate::binary::{ADMIN_KEY, PROGRAM, Process};
+use crate::binary::{ADMIN_KEY, Process, refused};
 use crate::kafka::environment;
 use crate::support::*;
 
@@ -87,12 +87,10 @@ impl Fleet {
     }
 
     /// What one says that must not start.
-    pub fn refused(&self, name: &str, roles: &[&str]) -> String {
-        let mut command = std::process::Command::new(PROGRAM);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(self.data(name));
-        let output = command.envs(self.settings(&json!(roles).to_string())).output().unwrap();
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
+    pub async fn refused(&self, name: &str, roles: &[&str], further: &[(&str, &str)]) -> String {
+        let roles = json!(roles).to_string();
+        let settings: Vec<_> = self.settings(&roles).into_iter().chain(further.iter().copied()).collect();
+        refused(&self.data(name), &settings).await
     }
 }
 
