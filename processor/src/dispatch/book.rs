@@ -11,7 +11,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use prost::Message;
@@ -22,6 +22,9 @@ use crate::Error;
 #[cfg(test)]
 pub use moving::Dump;
 pub use records::{DeliveryKey, Entry, Marks, Owned, Place, Reached, Standing, Waiting, Waits};
+
+/// What waits for long belongs on the device.
+const MEMTABLE: u64 = 8 << 20;
 
 /// The book of one partition.
 #[derive(Clone)]
@@ -46,7 +49,8 @@ impl Book {
     /// # Errors
     /// [`Error::Store`].
     pub fn open(database: &Database, partition: u32) -> Result<Self, Error> {
-        let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
+        let keyspace = |name: &str| database.keyspace(name, options);
         Ok(Self {
             database: database.clone(),
             rows: keyspace("dispatch.rows")?,
@@ -145,15 +149,25 @@ impl Book {
         Ok(value.and_then(|value| Waiting::decode(&value[..]).ok()))
     }
 
-    /// Forgets a delivery that is done; whether another of its message waits for its destination now.
+    /// Forgets a delivery that is done; where another of its message waits for its destination now, if one does.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn remove(&self, key: DeliveryKey) -> Result<bool, Error> {
-        let Some(waiting) = self.get(key)? else { return Ok(false) };
+    pub fn remove(&self, key: DeliveryKey) -> Result<Option<Place>, Error> {
+        match self.get(key)? {
+            Some(waiting) => self.remove_row(key, &waiting),
+            None => Ok(None),
+        }
+    }
+
+    /// The same of one that was looked up.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn remove_row(&self, key: DeliveryKey, waiting: &Waiting) -> Result<Option<Place>, Error> {
         let mut batch = self.database.batch();
         batch.remove(&self.rows, self.row_key(key));
-        if let Some((keyspace, place)) = self.place(key, &waiting) {
+        if let Some((keyspace, place)) = self.place(key, waiting) {
             batch.remove(keyspace, place);
         }
         if waiting.in_order_of != 0 {
@@ -163,7 +177,7 @@ impl Book {
         let mut others = self.in_order(key.destination, waiting.in_order_of);
         let next = others.find(|seq| seq.as_ref().ok() != Some(&key.seq)).transpose()?;
         let next = next.map(|seq| DeliveryKey { seq, ..key });
-        let mut is_let_go = false;
+        let mut let_go = None;
         if let Some(next) = next
             && let Some(held) = self.get(next)?
             && held.waits() == Waits::Held
@@ -171,11 +185,11 @@ impl Book {
             let waiting = Waiting { waits: Waits::Backlog as i32, ..held };
             batch.insert(&self.rows, self.row_key(next), waiting.encode_to_vec());
             batch.insert(&self.backlog, self.backlog_key((waiting.due_at, next.seq), next.destination), []);
-            is_let_go = true;
+            let_go = Some((waiting.due_at, next.seq));
         }
         batch.commit()?;
         self.has_committed();
-        Ok(is_let_go)
+        Ok(let_go)
     }
 
     /// The first event of a message whose delivery to a destination is not done.
@@ -197,13 +211,17 @@ impl Book {
     }
 
     /// Moves what is due by `now` into the backlogs of its destinations, at most `limit` of it: whose and which have more
-    /// now, and when the next is due.
+    /// now, from which place on, and when the next is due. Nothing is due before `from`.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn ripen(&self, now: i64, limit: usize) -> Result<(BTreeSet<Owned>, Option<i64>), Error> {
-        let mut destinations = BTreeSet::new();
-        for (count, timer) in self.timers.prefix(self.partition).enumerate() {
+    pub fn ripen(&self, from: i64, now: i64, limit: usize) -> Result<(BTreeMap<Owned, Place>, Option<i64>), Error> {
+        let mut destinations = BTreeMap::new();
+        // What was removed stands before the first for a while, and is not passed over again each time.
+        let nothing = DeliveryKey { seq: 0, destination: DestinationId(uuid::Uuid::nil()) };
+        let everything = DeliveryKey { seq: u64::MAX, destination: DestinationId(uuid::Uuid::max()) };
+        let bounds = self.timer_key(from, nothing)..=self.timer_key(i64::MAX, everything);
+        for (count, timer) in self.timers.range(bounds).enumerate() {
             let key = timer.key()?;
             let Some((due_at, delivery)) = read_timer(&key) else { continue };
             if due_at > now || count >= limit {
@@ -211,14 +229,17 @@ impl Book {
             }
             if let Some(waiting) = self.get(delivery)? {
                 let waits = waiting.when_due();
-                destinations.insert((waiting.account_id.clone(), delivery.destination, waits));
+                let place = (waiting.due_at, delivery.seq);
+                let first =
+                    destinations.entry((waiting.account_id.clone(), delivery.destination, waits)).or_insert(place);
+                *first = place.min(*first);
                 self.put(delivery, &Waiting { waits: waits as i32, ..waiting })?;
             }
         }
         Ok((destinations, None))
     }
 
-    /// Deliveries that wait for a destination, the earliest first.
+    /// Deliveries that wait for a destination, the earliest first, from a place on, but for some.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -226,24 +247,34 @@ impl Book {
         &self,
         destination: DestinationId,
         waits: Waits,
+        from: Place,
+        but: &BTreeSet<Place>,
         limit: usize,
     ) -> Result<Vec<(DeliveryKey, Waiting)>, Error> {
         let keyspace = if waits == Waits::Replay { &self.replays } else { &self.backlog };
-        let bounds = self.of_destination(destination, (0, 0))..=self.of_destination(destination, (u64::MAX, u64::MAX));
+        let bounds = self.backlog_key(from, destination)..=self.of_destination(destination, (u64::MAX, u64::MAX));
         let mut found = Vec::new();
-        for row in keyspace.range(bounds).take(limit) {
-            let Some(seq) = number_at(&row.key()?, 26) else { continue };
+        for row in keyspace.range(bounds) {
+            if found.len() >= limit {
+                break;
+            }
+            let row = row.key()?;
+            let (Some(due_at), Some(seq)) = (number_at(&row, 18), number_at(&row, 26)) else { continue };
+            if but.contains(&(due_at as i64, seq)) {
+                continue;
+            }
             let key = DeliveryKey { seq, destination };
             found.extend(self.get(key)?.map(|waiting| (key, waiting)));
         }
         Ok(found)
     }
 
-    /// Whose and which destinations have deliveries that wait for them, and whether they are new or replays.
+    /// Whose and which destinations have deliveries that wait for them, whether they are new or replays, and from which
+    /// place on.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn destinations(&self) -> Result<Vec<Owned>, Error> {
+    pub fn destinations(&self) -> Result<Vec<(Owned, Place)>, Error> {
         let mut found = Vec::new();
         for (keyspace, waits) in [(&self.backlog, Waits::Backlog), (&self.replays, Waits::Replay)] {
             let mut start = self.partition.to_vec();
@@ -251,8 +282,10 @@ impl Book {
                 let key = row.key()?;
                 let Some(destination) = key.get(2..18).filter(|_| key.starts_with(&self.partition)) else { break };
                 let destination = DestinationId::from_slice(destination)?;
-                let first = self.waiting_for(destination, waits, 1)?.pop();
-                found.extend(first.map(|(_, waiting)| (waiting.account_id, destination, waits)));
+                let first = self.waiting_for(destination, waits, (0, 0), &BTreeSet::new(), 1)?.pop();
+                found.extend(
+                    first.map(|(key, waiting)| ((waiting.account_id, destination, waits), (waiting.due_at, key.seq))),
+                );
                 start = self.of_destination(destination, (u64::MAX, u64::MAX)).to_vec();
                 start.push(0);
             }

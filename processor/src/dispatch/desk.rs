@@ -72,8 +72,8 @@ impl Desk {
             let account = AccountId::from_slice(&standing.account_id)?;
             desk.lane(account, destination).standing = standing;
         }
-        for (account, destination, waits) in desk.book.destinations()? {
-            desk.lane(AccountId::from_slice(&account)?, destination).has_booked(waits);
+        for ((account, destination, waits), place) in desk.book.destinations()? {
+            desk.lane(AccountId::from_slice(&account)?, destination).has_booked(waits, place);
         }
         Ok(desk)
     }
@@ -157,9 +157,10 @@ impl Desk {
         if waiting.in_order_of != 0 {
             let first = self.book.first_in_order(key.destination, waiting.in_order_of)?.is_none();
             let waits = if first { Waits::Backlog } else { Waits::Held };
-            self.book.put(key, &Waiting { waits: waits as i32, ..waiting })?;
-            self.lane(account, key.destination).has_booked(Waits::Backlog);
-            return Ok(());
+            if first {
+                self.lane(account, key.destination).has_booked(waits, (waiting.due_at, key.seq));
+            }
+            return self.book.put(key, &Waiting { waits: waits as i32, ..waiting });
         }
         let has_memory = self.in_memory < IN_MEMORY;
         let lane = self.lane(account, key.destination);
@@ -171,7 +172,7 @@ impl Desk {
             self.unbooked.insert(key, self.known_from.unwrap_or(next_attempt));
             return Ok(());
         }
-        lane.has_booked(Waits::Backlog);
+        lane.has_booked(Waits::Backlog, (waiting.due_at, key.seq));
         self.book.put(key, &Waiting { waits: Waits::Backlog as i32, ..waiting })
     }
 
@@ -191,7 +192,7 @@ impl Desk {
             Some(_) => return Ok(false),
             None => (Waits::Replay, waiting),
         };
-        self.lane(account, key.destination).has_booked(waits);
+        self.lane(account, key.destination).has_booked(waits, (now, key.seq));
         self.book.put(key, &Waiting { waits: waits as i32, due_at: now, ..waiting })?;
         Ok(is_new)
     }
@@ -213,11 +214,11 @@ impl Desk {
                 self.turns.join(lane.account, destination);
             }
         }
-        if self.next_due.is_some_and(|due| due <= now) {
-            let (destinations, next) = self.book.ripen(now, RIPEN_TOGETHER)?;
+        if let Some(due) = self.next_due.filter(|due| *due <= now) {
+            let (destinations, next) = self.book.ripen(due, now, RIPEN_TOGETHER)?;
             self.next_due = next;
-            for (account, destination, waits) in destinations {
-                self.lane(AccountId::from_slice(&account)?, destination).has_booked(waits);
+            for ((account, destination, waits), place) in destinations {
+                self.lane(AccountId::from_slice(&account)?, destination).has_booked(waits, place);
             }
         }
         Ok(())
@@ -333,8 +334,10 @@ impl Desk {
     pub fn forget(&mut self, account: AccountId, destination: DestinationId, job: &Job) -> Result<(), Error> {
         self.lane(account, destination).done(job);
         self.unbooked.remove(&job.key);
-        if job.booked && self.book.remove(job.key)? {
-            self.lane(account, destination).has_booked(Waits::Backlog);
+        if job.booked
+            && let Some(place) = self.book.remove(job.key)?
+        {
+            self.lane(account, destination).has_booked(Waits::Backlog, place);
         }
         Ok(())
     }
@@ -368,8 +371,8 @@ impl Desk {
             return Ok(());
         }
         if attempt.next_due_at.is_none() {
-            if self.book.remove(key)? {
-                self.lane(account, key.destination).has_booked(Waits::Backlog);
+            if let Some(place) = self.book.remove_row(key, &waiting)? {
+                self.lane(account, key.destination).has_booked(Waits::Backlog, place);
             }
             return Ok(());
         }
@@ -400,7 +403,7 @@ impl Desk {
         if waits == Waits::Timer {
             return self.put_off(key, &waiting);
         }
-        self.lane(account, key.destination).has_booked(waits);
+        self.lane(account, key.destination).has_booked(waits, (due_at, key.seq));
         self.book.put(key, &waiting)
     }
 

@@ -39,6 +39,8 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Whether the book may have due deliveries that are not in memory.
     has_more: bool,
+    /// None of those stands before this place.
+    from: Place,
     /// Places of the book that are in memory.
     loaded: BTreeSet<Place>,
     waits: Waits,
@@ -46,7 +48,7 @@ struct Queue {
 
 impl Queue {
     fn new(waits: Waits) -> Self {
-        Self { jobs: VecDeque::new(), has_more: false, loaded: BTreeSet::new(), waits }
+        Self { jobs: VecDeque::new(), has_more: false, from: (0, 0), loaded: BTreeSet::new(), waits }
     }
 
     /// Loads from the book while there is room, and memory, but one at least; how much more is in memory now.
@@ -54,25 +56,30 @@ impl Queue {
         if !self.has_more || self.jobs.len() > ROOM / 2 || !self.jobs.is_empty() && memory == 0 {
             return Ok(0);
         }
-        // A delivery that failed and became due again may stand before those that are loaded, so the search begins at
-        // the front and passes over at most as many as are in memory.
-        let found = book.waiting_for(destination, self.waits, self.loaded.len() + ROOM)?;
-        let (before, wanted) = (self.loaded.len(), found.len());
+        let wanted = ROOM - self.jobs.len();
+        let found = book.waiting_for(destination, self.waits, self.from, &self.loaded, wanted)?;
+        self.has_more = found.len() >= wanted;
         let mut taken = 0;
         let trigger = if self.waits == Waits::Replay { Trigger::Replay } else { Trigger::Schedule };
         for (key, waiting) in found {
-            if self.jobs.len() >= ROOM || !self.jobs.is_empty() && taken >= memory {
-                return Ok(taken);
+            if !self.jobs.is_empty() && taken >= memory {
+                self.has_more = true;
+                break;
             }
-            if self.loaded.insert((waiting.due_at, key.seq)) {
-                let trigger = if waiting.replay_id.is_empty() { trigger } else { Trigger::Replay };
-                let job = Job { key, waiting, booked: true, trigger };
-                taken += job.weight();
-                self.jobs.push_back(job);
-            }
+            self.loaded.insert((waiting.due_at, key.seq));
+            self.from = (waiting.due_at, key.seq + 1);
+            let trigger = if waiting.replay_id.is_empty() { trigger } else { Trigger::Replay };
+            let job = Job { key, waiting, booked: true, trigger };
+            taken += job.weight();
+            self.jobs.push_back(job);
         }
-        self.has_more = wanted >= before + ROOM;
         Ok(taken)
+    }
+
+    /// The book has one more, at a place.
+    fn has_booked(&mut self, place: Place) {
+        self.from = if self.has_more { self.from.min(place) } else { place };
+        self.has_more = true;
     }
 
     fn is_idle(&self) -> bool {
@@ -168,9 +175,9 @@ impl Lane {
         Ok(spilled)
     }
 
-    /// The book has something for it.
-    pub fn has_booked(&mut self, waits: Waits) {
-        if waits == Waits::Replay { self.replays.has_more = true } else { self.live.has_more = true }
+    /// The book has one more for it, at a place.
+    pub fn has_booked(&mut self, waits: Waits, place: Place) {
+        if waits == Waits::Replay { self.replays.has_booked(place) } else { self.live.has_booked(place) }
     }
 
     /// The next delivery to attempt, loaded from the book if need be, within so much memory (see [`Job::weight`]), or one if

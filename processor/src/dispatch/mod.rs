@@ -49,6 +49,7 @@ use crate::{Error, Store, blocking};
 use attempt::{Outcome, joining, waiting};
 use book::{Book, DeliveryKey, Marks};
 use desk::Desk;
+use outcome::{Recording, recorded};
 use replay::Replays;
 use snapshots::Keeper;
 
@@ -133,6 +134,8 @@ struct Running {
     end: watch::Receiver<u64>,
     /// Ended when this is dropped: at a stop, or when the dispatcher goes back to its marks.
     under_way: JoinSet<Outcome>,
+    /// What has ended and is being made durable.
+    recording: Option<Recording>,
     /// Somebody waits for a turn that other partitions have.
     crowded: bool,
     checkpointed: Instant,
@@ -157,6 +160,7 @@ impl Running {
             untold: BTreeMap::new(),
             end: of.log.end(of.of(Topic::Events)),
             under_way: JoinSet::new(),
+            recording: None,
             crowded: false,
             checkpointed: Instant::now(),
             marked: marks,
@@ -204,7 +208,7 @@ impl Running {
             }
             if folded {
                 // More may be there; outcomes and pages are taken as they are.
-                self.take_outcomes().await?;
+                self.take_outcomes()?;
                 self.go_on_with_replays().await?;
                 tokio::task::yield_now().await;
                 continue;
@@ -216,6 +220,7 @@ impl Running {
     async fn wait(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         enum Woken {
             Ended(Box<Outcome>),
+            Recorded(u64),
             Page(replay::Page),
             Look,
             Other,
@@ -223,7 +228,9 @@ impl Running {
         let until = self.desk.wake_at().map_or(1_000, |at| at - Millis::wall().0).clamp(1, 1_000);
         let (turns, look_at) = (self.of.turns.clone(), self.replays.look_at());
         let woken = tokio::select! {
-            Some(outcome) = self.under_way.join_next() => Woken::Ended(Box::new(outcome.map_err(joining)?)),
+            first = recorded(&mut self.recording) => Woken::Recorded(first?),
+            Some(outcome) = self.under_way.join_next(), if self.recording.is_none() =>
+                Woken::Ended(Box::new(outcome.map_err(joining)?)),
             page = self.replays.page() => Woken::Page(page),
             () = tokio::time::sleep_until(look_at) => Woken::Look,
             _ = self.end.changed() => Woken::Other,
@@ -233,7 +240,11 @@ impl Running {
             () = stop.cancelled() => Woken::Other,
         };
         match woken {
-            Woken::Ended(outcome) => self.record(vec![*outcome]).await,
+            Woken::Ended(outcome) => self.record(*outcome),
+            Woken::Recorded(first) => {
+                self.settle_recorded(first)?;
+                self.take_outcomes()
+            }
             Woken::Page(page) => self.take_page(page).await,
             Woken::Look => self.look_for_replays(),
             Woken::Other => Ok(()),
@@ -325,8 +336,13 @@ impl Running {
     /// Waits a little for attempts under way and makes the marks durable.
     async fn finish(&mut self) -> Result<(), Error> {
         let deadline = tokio::time::Instant::now() + GRACE;
-        while let Ok(Some(outcome)) = tokio::time::timeout_at(deadline, self.under_way.join_next()).await {
-            self.record(vec![outcome.map_err(joining)?]).await?;
+        loop {
+            if self.recording.is_some() {
+                let first = recorded(&mut self.recording).await?;
+                self.settle_recorded(first)?;
+            }
+            let Ok(Some(outcome)) = tokio::time::timeout_at(deadline, self.under_way.join_next()).await else { break };
+            self.record(outcome.map_err(joining)?)?;
         }
         // What hangs still is tried again after the start.
         self.under_way.shutdown().await;

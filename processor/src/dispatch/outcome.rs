@@ -1,5 +1,7 @@
 //! What attempts came to: made durable first, then acted upon.
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Batch;
 use sendtrail_schemas::codec;
@@ -15,18 +17,37 @@ use crate::core::webhook::retry::{Ended, Next, next};
 /// Attempts recorded together.
 const RECORD_TOGETHER: usize = 256;
 
+/// Attempts on their way to the device. Nothing is done about them until they are there; meanwhile others go on.
+pub(super) struct Recording {
+    appended: BoxFuture<'static, Result<u64, sendtrail_eventlog::Error>>,
+    decided: Vec<(Outcome, Attempt)>,
+}
+
+/// Where the attempts begin that are being recorded, once they are durable; never, if there are none.
+pub(super) async fn recorded(recording: &mut Option<Recording>) -> Result<u64, Error> {
+    match recording {
+        Some(recording) => Ok((&mut recording.appended).await?),
+        None => std::future::pending().await,
+    }
+}
+
 impl Running {
-    /// Records what has ended, without waiting for more.
-    pub(super) async fn take_outcomes(&mut self) -> Result<(), Error> {
+    /// Acts on what was recorded, and begins to record what has ended, without waiting for more.
+    pub(super) fn take_outcomes(&mut self) -> Result<(), Error> {
+        if self.recording.is_some() {
+            let Some(first) = recorded(&mut self.recording).now_or_never() else { return Ok(()) };
+            self.settle_recorded(first?)?;
+        }
         match self.under_way.try_join_next() {
             // A panic in one sends the dispatcher back to its marks.
-            Some(first) => self.record(vec![first.map_err(joining)?]).await,
+            Some(first) => self.record(first.map_err(joining)?),
             None => Ok(()),
         }
     }
 
-    /// Makes attempts durable, then acts on them.
-    pub(super) async fn record(&mut self, mut outcomes: Vec<Outcome>) -> Result<(), Error> {
+    /// Begins to make attempts durable; what was recorded before is settled.
+    pub(super) fn record(&mut self, first: Outcome) -> Result<(), Error> {
+        let mut outcomes = vec![first];
         while outcomes.len() < RECORD_TOGETHER
             && let Some(outcome) = self.under_way.try_join_next()
         {
@@ -48,9 +69,15 @@ impl Running {
             batch.push(&attempt);
             decided.push((outcome, attempt));
         }
-        let count = batch.len() as u64;
-        let first = self.of.log.append(self.of.of(Topic::Attempts), batch).await?;
-        self.next_attempt = first + count;
+        let appended = self.of.log.append(self.of.of(Topic::Attempts), batch);
+        self.recording = Some(Recording { appended, decided });
+        Ok(())
+    }
+
+    /// Acts on attempts that are recorded from an offset on.
+    pub(super) fn settle_recorded(&mut self, first: u64) -> Result<(), Error> {
+        let Some(Recording { decided, .. }) = self.recording.take() else { return Ok(()) };
+        self.next_attempt = first + decided.len() as u64;
         for (offset, (outcome, attempt)) in (first..).zip(decided) {
             self.settle(outcome, &attempt, offset)?;
         }

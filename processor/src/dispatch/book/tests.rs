@@ -17,7 +17,7 @@ fn waiting(due_at: i64) -> Waiting {
 }
 
 fn seqs(book: &Book, waits: Waits) -> Vec<u64> {
-    book.waiting_for(id(9), waits, 10).unwrap().into_iter().map(|(key, _)| key.seq).collect()
+    book.waiting_for(id(9), waits, (0, 0), &BTreeSet::new(), 10).unwrap().into_iter().map(|(key, _)| key.seq).collect()
 }
 
 #[test]
@@ -29,16 +29,21 @@ fn a_delivery_has_one_timer_at_a_time() {
     book.put(key(2), &waiting(50)).unwrap();
     book.put(key(1), &waiting(20)).unwrap();
     other.put(key(7), &waiting(1)).unwrap();
-    let of = BTreeSet::from([(vec![1], id(9), Waits::Backlog)]);
-    assert_eq!(book.ripen(10, 10).unwrap(), (BTreeSet::new(), Some(20)));
-    assert_eq!(book.ripen(60, 1).unwrap(), (of.clone(), Some(50)));
+    let of = |waits| (vec![1], id(9), waits);
+    let from = |place| BTreeMap::from([(of(Waits::Backlog), place)]);
+    assert_eq!(book.ripen(0, 10, 10).unwrap(), (BTreeMap::new(), Some(20)));
+    assert_eq!(book.ripen(20, 60, 1).unwrap(), (from((20, 1)), Some(50)));
     assert_eq!(seqs(&book, Waits::Backlog), [1]);
-    assert_eq!(book.ripen(60, 10).unwrap(), (of, None));
+    assert_eq!(book.ripen(50, 60, 10).unwrap(), (from((50, 2)), None));
     assert_eq!(seqs(&book, Waits::Backlog), [1, 2]);
+    let rest = book.waiting_for(id(9), Waits::Backlog, (20, 2), &BTreeSet::new(), 10).unwrap();
+    assert_eq!(rest.iter().map(|(key, _)| key.seq).collect::<Vec<_>>(), [2]);
+    let rest = book.waiting_for(id(9), Waits::Backlog, (0, 0), &BTreeSet::from([(20, 1)]), 1).unwrap();
+    assert_eq!(rest.iter().map(|(key, _)| key.seq).collect::<Vec<_>>(), [2]);
     let replay = Waiting { waits: Waits::Replay as i32, ..waiting(5) };
     book.put(key(3), &replay).unwrap();
     assert_eq!((seqs(&book, Waits::Backlog), seqs(&book, Waits::Replay)), (vec![1, 2], vec![3]));
-    assert_eq!(book.destinations().unwrap(), [(vec![1], id(9), Waits::Backlog), (vec![1], id(9), Waits::Replay)]);
+    assert_eq!(book.destinations().unwrap(), [(of(Waits::Backlog), (20, 1)), (of(Waits::Replay), (5, 3))]);
     assert_eq!(other.destinations().unwrap(), []);
     book.remove(key(1)).unwrap();
     book.remove(key(1)).unwrap();
@@ -46,7 +51,7 @@ fn a_delivery_has_one_timer_at_a_time() {
     book.put(key(2), &waiting(90)).unwrap();
     book.put(key(3), &waiting(95)).unwrap();
     assert_eq!((seqs(&book, Waits::Backlog), seqs(&book, Waits::Replay)), (vec![], vec![]));
-    assert_eq!(book.ripen(60, 10).unwrap(), (BTreeSet::new(), Some(90)));
+    assert_eq!(book.ripen(0, 60, 10).unwrap(), (BTreeMap::new(), Some(90)));
     assert_eq!(book.get(key(2)).unwrap(), Some(waiting(90)));
     book.checkpoint(Marks { event: 3, attempt: 4 }).unwrap();
     assert_eq!((book.marks().unwrap().event, other.marks().unwrap().event), (3, 0));
@@ -66,12 +71,12 @@ fn what_is_held_comes_when_the_one_before_is_done() {
     // It fails, and is tried again later: those behind it still wait.
     book.put(key(1), &of(77, Waits::Timer)).unwrap();
     assert_eq!((seqs(&book, Waits::Backlog), book.first_in_order(id(9), 77).unwrap()), (vec![2], Some(1)));
-    assert!(book.remove(key(1)).unwrap());
+    assert_eq!(book.remove(key(1)).unwrap(), Some((10, 4)));
     assert_eq!(seqs(&book, Waits::Backlog), [2, 4]);
-    assert!(!book.remove(key(2)).unwrap());
+    assert_eq!(book.remove(key(2)).unwrap(), None);
     // The last one goes before the one before it: nothing is let go.
-    assert!(!book.remove(key(6)).unwrap());
-    assert!(!book.remove(key(4)).unwrap());
+    assert_eq!(book.remove(key(6)).unwrap(), None);
+    assert_eq!(book.remove(key(4)).unwrap(), None);
     assert_eq!((seqs(&book, Waits::Backlog), book.first_in_order(id(9), 77).unwrap()), (vec![], None));
 }
 

@@ -32,8 +32,8 @@ pub use reach::{Reach, is_public};
 const ANSWER_BYTES: usize = 4 << 10;
 /// How long the rest of an answer is waited for once its status is known.
 const REST_WITHIN: Duration = Duration::from_secs(1);
-/// Connections to one receiver that are kept open.
-const IDLE_PER_HOST: usize = 8;
+/// Connections to one receiver that are kept open, for as long as many destinations of it may have attempts at once.
+const IDLE_PER_HOST: usize = 256;
 /// How long a connection may take to be made.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
