@@ -4,7 +4,7 @@ mod again;
 pub mod analytics;
 mod archive;
 mod clickhouse;
-mod cursor;
+pub mod cursor;
 mod routes;
 mod show;
 mod turns;

@@ -26,6 +26,10 @@ pub fn is_valid(address: &str) -> bool {
     if let Some(verdict) = plain_ascii(address.as_bytes()) {
         return verdict;
     }
+    // Its reader passes over brackets and spaces around an address, with which it would be another to everybody else.
+    if address.ends_with('>') || address.trim() != address {
+        return false;
+    }
     let options = Options::default().with_required_tld().without_display_text().without_domain_literal();
     EmailAddress::parse_with_options(address, options).is_ok()
 }
@@ -138,7 +142,9 @@ mod tests {
         for good in ["o'hara@example.com", "\"a b\"@example.com", "用户@例子.广告", "a/b=c@example.co.uk"] {
             assert!(is_valid(good), "{good}");
         }
-        for bad in ["a@[127.0.0.1]", "a(b)@example.com", "Name <a@b.co>", "a@b@c.de"] {
+        for bad in
+            ["a@[127.0.0.1]", "a(b)@example.com", "Name <a@b.co>", "<a@b.co>", " a'@b.co", "a'@b.co ", "a@b@c.de"]
+        {
             assert!(!is_valid(bad), "{bad}");
         }
         assert!(!is_valid(&format!("{}@example.com", "a".repeat(250))));

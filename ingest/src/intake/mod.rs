@@ -2,6 +2,7 @@
 
 mod kumomta;
 pub mod native;
+mod object;
 mod ses;
 mod split;
 
@@ -11,6 +12,7 @@ use serde::de::value::StrDeserializer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use object::check_object;
 pub use split::split;
 
 /// Longest identifier of a message, an event or a customer, bytes.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::{Fault, check};
+use super::{Fault, MAX_METADATA, check, check_object};
 
 /// One event of `POST /events`. The block of its type is read, others are passed over.
 #[derive(Deserialize, ToSchema)]
@@ -140,9 +140,7 @@ pub fn read(text: &str) -> Result<EventFact, Fault> {
     let occurred_at = event.occurred_at.map(|text| parse_nanos(&text)).transpose();
     let occurred_at_nanos = occurred_at.map_err(|cause| Fault::invalid(format!("occurred_at: {cause}")))?;
     let metadata = event.metadata.map(RawValue::get).filter(|text| *text != "null");
-    if metadata.is_some_and(|text| !text.starts_with('{')) {
-        return Err(Fault::invalid("metadata is not an object"));
-    }
+    metadata.map_or(Ok(()), |json| check_object("metadata", json, MAX_METADATA)).map_err(Fault::invalid)?;
     if event.category.as_deref().is_some_and(|category| !matches!(category, "transactional" | "marketing")) {
         return Err(Fault::invalid("category is transactional or marketing"));
     }

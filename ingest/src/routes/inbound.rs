@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use crate::Ingest;
 use crate::admission::Kind;
 use crate::body::{Json, Payload};
+use crate::intake::check_object;
 use crate::submit::Stamp;
 
 /// Bytes of a callback.
@@ -194,9 +195,7 @@ pub(super) async fn lifecycle(
         return Err(invalid(format!("event_type {name:?} is none of {}", TOLD.join(", "))));
     }
     let data = request.data.map_or_else(|| "{}".to_owned(), |data| data.get().to_owned());
-    if data.len() > MAX_BYTES || !data.starts_with('{') {
-        return Err(invalid(format!("data is an object of at most {MAX_BYTES} bytes")));
-    }
+    check_object("data", &data, MAX_BYTES).map_err(invalid)?;
     let lifecycle = Lifecycle { event_type: Some(name), data: Some(data), passthrough: Some(false) };
     ingest.command(account, stamp, Change::Lifecycle(lifecycle)).await?;
     Ok(ok(Nothing {}))

@@ -22,7 +22,7 @@ use utoipa::ToSchema;
 
 use super::{fresh, one_line};
 use crate::body::Payload;
-use crate::intake::{MAX_HEADER, MAX_ID, MAX_METADATA, check_tags};
+use crate::intake::{MAX_HEADER, MAX_ID, MAX_METADATA, check_object, check_tags};
 use crate::submit::{Stamp, log_problem, refused};
 use crate::{Ingest, mime};
 
@@ -191,9 +191,7 @@ fn check(message: Message) -> Result<(SendRequest, MailContent), Problem> {
     let tags = message.tags.unwrap_or_default();
     check_tags(&tags).map_err(invalid)?;
     let metadata = message.metadata.map(|raw| raw.get().to_owned()).filter(|text| text != "null");
-    if metadata.as_ref().is_some_and(|text| !text.starts_with('{') || text.len() > MAX_METADATA) {
-        return Err(invalid(format!("metadata is an object of at most {MAX_METADATA} bytes")));
-    }
+    metadata.as_ref().map_or(Ok(()), |json| check_object("metadata", json, MAX_METADATA)).map_err(invalid)?;
     let recipients = recipients(message.to, message.cc, message.bcc)?;
     let content = content(message.html_body, message.text_body, message.attachments)?;
     let headers = recipients.iter().map(|to| to.address.len() + 4).sum::<usize>() + from.len() + subject.len();
