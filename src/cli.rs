@@ -203,6 +203,12 @@ pub enum Keys {
         /// What to call it
         #[arg(long, default_value = "")]
         name: String,
+        /// What it may be used for: read, send, manage; may be repeated; without one: everything
+        #[arg(long = "scope", value_name = "SCOPE")]
+        scopes: Vec<String>,
+        /// From when on it is no longer good, such as 2027-01-01T00:00:00Z
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
     },
     /// List an account's keys
     List {

@@ -200,12 +200,17 @@ async fn accounts(command: Accounts) -> anyhow::Result<()> {
 async fn keys(command: Keys) -> anyhow::Result<()> {
     let path = |account: &str| format!("{ACCOUNTS}/{account}/keys");
     match command {
-        Keys::Create { admin, account_id, name } => {
-            print_json(&api(&admin).post(&path(&account_id), &json!({"name": name})).await?["key"]);
+        Keys::Create { admin, account_id, name, scopes, expires_at } => {
+            let scopes = (!scopes.is_empty()).then_some(scopes);
+            let body = json!({"name": name, "scopes": scopes, "expires_at": expires_at});
+            print_json(&api(&admin).post(&path(&account_id), &body).await?["key"]);
         }
         Keys::List { admin, account_id } => {
             let rows = api(&admin).rows(&path(&account_id), "keys").await?;
-            print_table(&["key_id", "name", "prefix", "created_at", "last_used_at", "revoked_at"], &rows);
+            print_table(
+                &["key_id", "name", "prefix", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"],
+                &rows,
+            );
         }
         Keys::Revoke { admin, account_id, key_id } => {
             let path = format!("{}/{key_id}", path(&account_id));
@@ -264,6 +269,7 @@ fn print_table(columns: &[&str], rows: &[Value]) {
         table.add_row(columns.iter().map(|column| match &row[*column] {
             Value::Null => String::new(),
             Value::String(text) => text.clone(),
+            Value::Array(texts) => texts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
             other => other.to_string(),
         }));
     }

@@ -1,10 +1,10 @@
 //! Who calls: a partner by an account's key, or the administrator.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use sendtrail_schemas::account::KeyForm;
+use sendtrail_schemas::account::{KeyForm, KeyScope};
 use sendtrail_schemas::directory::{KeyOwner, hash_key, same_hash};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Change, Command};
@@ -36,8 +36,28 @@ pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: N
         return Err(Problem::new(Code::InvalidKeyFormat, "a key is pk_live_ and 56 letters and digits"));
     }
     let owner = ingest.owner(key)?;
+    may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
+}
+
+/// What a request wants to do: GET looks, and mail and events have a word of their own.
+fn wanted(method: &Method, path: &str) -> KeyScope {
+    let last = path.rsplit('/').next().unwrap_or_default();
+    match *method {
+        Method::GET | Method::HEAD => KeyScope::Read,
+        Method::POST if matches!(last, "send" | "events") => KeyScope::Send,
+        _ => KeyScope::Manage,
+    }
+}
+
+fn may(owner: &KeyOwner, request: &Request) -> Result<(), Problem> {
+    let scope = wanted(request.method(), request.uri().path());
+    if owner.api_key().is_some_and(|key| key.may(scope)) {
+        return Ok(());
+    }
+    let name = scope.name();
+    Err(Problem::new(Code::InsufficientScope, format!("the key has not the scope {name:?}, which this needs")))
 }
 
 /// The same on S3's surface: `X-API-Key`, or a bearer token, of a native key.
@@ -65,6 +85,7 @@ async fn one_of(
     if !forms.contains(&owner.form) {
         return Err(Problem::new(Code::KeyNotFound, "keys of this form do not open this"));
     }
+    may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
 }
@@ -82,12 +103,16 @@ pub async fn admin(State(ingest): State<Ingest>, request: Request, next: Next) -
 const REMEMBERED: usize = 100_000;
 
 impl Ingest {
-    /// Whose key this is.
+    /// Whose key this is. What it may be used for is another question.
     pub(crate) fn owner(&self, key: &str) -> Result<KeyOwner, Problem> {
         let unknown = || Problem::new(Code::KeyNotFound, "the key was revoked or never existed");
         let owner = self.parts().directory.authenticate(key).ok_or_else(unknown)?;
         if owner.account.suspended {
             return Err(Problem::new(Code::KeyInactive, "the account is suspended"));
+        }
+        let now = self.parts().clock.now().0;
+        if owner.api_key().and_then(|key| key.expires_at).is_some_and(|until| until <= now) {
+            return Err(Problem::new(Code::KeyInactive, "the key is past its time"));
         }
         self.note_use(&owner);
         Ok(owner)
@@ -96,8 +121,7 @@ impl Ingest {
     /// Notes, once an hour, that a key is used.
     fn note_use(&self, owner: &KeyOwner) {
         let now = self.parts().clock.now();
-        let key = owner.account.keys.iter().find(|key| key.key_id == owner.key.bytes());
-        let noted = key.and_then(|key| key.last_used_at);
+        let noted = owner.api_key().and_then(|key| key.last_used_at);
         if noted.is_some_and(|last| last / sendtrail_schemas::time::HOUR >= i64::from(now.hour())) {
             return;
         }
@@ -120,6 +144,17 @@ impl Ingest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_request_wants_is_in_its_method_and_path() {
+        let path = "/api/v1/partner/email/events";
+        assert_eq!(wanted(&Method::GET, path), KeyScope::Read);
+        assert_eq!(wanted(&Method::HEAD, path), KeyScope::Read);
+        assert_eq!(wanted(&Method::POST, path), KeyScope::Send);
+        assert_eq!(wanted(&Method::POST, "/send"), KeyScope::Send);
+        assert_eq!(wanted(&Method::POST, "/api/v1/partner/email/events/replay"), KeyScope::Manage);
+        assert_eq!(wanted(&Method::DELETE, "/api/v1/partner/email/suppression/send"), KeyScope::Manage);
+    }
 
     #[test]
     fn a_native_key_has_64_characters() {

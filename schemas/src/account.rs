@@ -167,6 +167,37 @@ impl KeyForm {
     }
 }
 
+/// What a key may be used for. ◆
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyScope {
+    /// To look at what the account has.
+    Read = 1,
+    /// To send mail and to tell events.
+    Send = 2,
+    /// To change what the account has: sets, webhooks and their secrets, identities, suppressions, replays.
+    Manage = 3,
+}
+
+impl KeyScope {
+    /// Every scope.
+    pub const ALL: [Self; 3] = [Self::Read, Self::Send, Self::Manage];
+
+    /// `read`, `send` or `manage`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Send => "send",
+            Self::Manage => "manage",
+        }
+    }
+
+    /// Reads a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.name() == text)
+    }
+}
+
 /// An API key, of which only the hash is kept.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ApiKey {
@@ -197,9 +228,25 @@ pub struct ApiKey {
     /// The partner's customer whose callbacks come with it.
     #[prost(string, optional, tag = "9")]
     pub customer_id: Option<String>,
+    /// What it may be used for; none: everything.
+    #[prost(enumeration = "KeyScope", repeated, tag = "10")]
+    pub scopes: Vec<i32>,
+    /// From when on it is no longer good, milliseconds since the epoch.
+    #[prost(int64, optional, tag = "11")]
+    pub expires_at: Option<i64>,
 }
 
 impl ApiKey {
+    /// Whether it may be used for something.
+    pub fn may(&self, scope: KeyScope) -> bool {
+        self.scopes.is_empty() || self.scopes.contains(&(scope as i32))
+    }
+
+    /// Whether it is good for less than everything, for ever.
+    pub fn is_restricted(&self) -> bool {
+        !self.scopes.is_empty() || self.expires_at.is_some()
+    }
+
     /// Its identifier.
     pub fn id(&self) -> Option<KeyId> {
         KeyId::from_slice(&self.key_id).ok()

@@ -19,6 +19,9 @@ pub const SOURCED: u32 = 2;
 /// That of intake records and events that an older program would take for something else: dialects, destinations and types
 /// that it does not know.
 pub const OF_WEBHOOKS: u32 = 3;
+/// That of intake records of keys that are good for some things, or for some time: to an older program they are for everything,
+/// for ever.
+pub const OF_KEYS: u32 = 4;
 
 /// A message that stands on a topic.
 pub trait Wire: Message + Default {
@@ -44,7 +47,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Record => "intake record", OF_WEBHOOKS;
+    Record => "intake record", OF_KEYS;
     Event => "event", OF_WEBHOOKS;
     Mail => "mail", VERSION;
     Attempt => "attempt", VERSION;

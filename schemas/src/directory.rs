@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::account::{AccountConfig, KeyForm};
+use crate::account::{AccountConfig, ApiKey, KeyForm};
 use crate::destination::ReplayState;
 use crate::ids::{AccountId, KeyId};
 
@@ -36,7 +36,7 @@ struct Inner {
     replayed: HashSet<AccountId>,
 }
 
-/// A key that is good.
+/// A key that was not revoked.
 #[derive(Clone, Debug)]
 pub struct KeyOwner {
     /// Its account.
@@ -45,6 +45,13 @@ pub struct KeyOwner {
     pub key: KeyId,
     /// Its form.
     pub form: KeyForm,
+}
+
+impl KeyOwner {
+    /// The key.
+    pub fn api_key(&self) -> Option<&ApiKey> {
+        self.account.keys.iter().find(|key| key.key_id == self.key.bytes())
+    }
 }
 
 impl Directory {

@@ -59,8 +59,10 @@ codes! {
     InvalidKeyFormat = "INVALID_KEY_FORMAT" 401,
     /// The key was revoked or never existed.
     KeyNotFound = "KEY_NOT_FOUND" 401,
-    /// The account is suspended.
+    /// The account is suspended, or the key is past its time.
     KeyInactive = "KEY_INACTIVE" 401,
+    /// The key is not for this (RFC 6750 §3.1).
+    InsufficientScope = "INSUFFICIENT_SCOPE" 403,
     /// The account is paused.
     SendingPaused = "SENDING_PAUSED" 403,
     /// The sandbox's daily cap is reached.

@@ -312,6 +312,7 @@ impl Change {
             | Self::ReplayProgress(_)
             | Self::CancelReplay(_)
             | Self::Lifecycle(_) => crate::codec::OF_WEBHOOKS,
+            Self::CreateKey(key) if key.is_restricted() => crate::codec::OF_KEYS,
             _ => crate::codec::VERSION,
         }
     }
@@ -659,4 +660,19 @@ pub struct Refusal {
     /// When it may be tried again, whole seconds.
     #[prost(uint64, optional, tag = "3")]
     pub retry_after_seconds: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::account::KeyScope;
+    use crate::codec::{OF_KEYS, VERSION};
+
+    #[test]
+    fn a_key_that_is_not_for_everything_is_no_record_of_an_older_program() {
+        let version = |key: ApiKey| Body::Command(Command { change: Some(Change::CreateKey(key)) }).version();
+        assert_eq!(version(ApiKey::default()), VERSION);
+        assert_eq!(version(ApiKey { scopes: vec![KeyScope::Read as i32], ..ApiKey::default() }), OF_KEYS);
+        assert_eq!(version(ApiKey { expires_at: Some(1), ..ApiKey::default() }), OF_KEYS);
+    }
 }

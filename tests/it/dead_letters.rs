@@ -2,6 +2,8 @@
 
 use sendtrail::backbone::Backbone;
 use sendtrail_eventlog::Batch;
+use sendtrail_schemas::codec::Wire;
+use sendtrail_schemas::record::Record;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 
 use super::support::*;
@@ -65,7 +67,7 @@ async fn a_record_of_a_newer_version_halts_its_partition_with_503() {
     partner.stream(&[partner.event("Send")]).await;
     let stopped = server.stop().await;
     // Field 1, the version, is one more than is known.
-    poison(&stopped, &[&[8, sendtrail_schemas::codec::OF_WEBHOOKS as u8 + 1]]).await;
+    poison(&stopped, &[&[8, <Record as Wire>::NEWEST as u8 + 1]]).await;
     let server = stopped.start().await;
     let partner = partner.on(&server);
     let health = server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();

@@ -18,6 +18,7 @@ mod events;
 mod grafana;
 mod idempotency;
 mod kafka;
+mod keys;
 mod late;
 mod pause;
 mod quotas;

@@ -1,8 +1,10 @@
 //! Accounts, their keys and their standing, as the administrator sets them.
 
+use std::collections::BTreeSet;
+
 use axum::extract::State;
 use axum::response::Response;
-use sendtrail_schemas::account::{AccountConfig, ApiKey, KeyForm, Mode, Policy};
+use sendtrail_schemas::account::{AccountConfig, ApiKey, KeyForm, KeyScope, Mode, Policy};
 use sendtrail_schemas::address;
 use sendtrail_schemas::directory::hash_key;
 use sendtrail_schemas::ids::{AccountId, KeyId};
@@ -221,6 +223,10 @@ pub(super) struct KeyRequest {
     form: Option<String>,
     /// Whose callbacks come with an `in_rcs` token.
     customer_id: Option<String>,
+    /// What it may be used for: `read`, `send` (mail and events), `manage` (everything else); absent: all of it.
+    scopes: Option<Vec<String>>,
+    /// From when on it is no longer good (RFC 3339); absent: it is until it is revoked.
+    expires_at: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -240,12 +246,16 @@ struct KeyView {
     revoked_at: Option<Millis>,
     last_used_at: Option<Millis>,
     customer_id: Option<String>,
+    /// `read`, `send`, `manage`; of a callback's token none.
+    scopes: Vec<&'static str>,
+    expires_at: Option<Millis>,
     /// Where callbacks are to be sent that this token lets in; shown once.
     #[serde(skip_serializing_if = "Option::is_none")]
     callback_path: Option<String>,
 }
 
 fn key_view(key: &ApiKey) -> KeyView {
+    let scopes = KeyScope::ALL.into_iter().filter(|scope| key.may(*scope));
     KeyView {
         key_id: key.id().map(|id| id.to_string()).unwrap_or_default(),
         name: key.name.clone(),
@@ -256,6 +266,8 @@ fn key_view(key: &ApiKey) -> KeyView {
         revoked_at: key.revoked_at.map(Millis),
         last_used_at: key.last_used_at.map(Millis),
         customer_id: key.customer_id.clone(),
+        scopes: if key.form().is_inbound() { Vec::new() } else { scopes.map(KeyScope::name).collect() },
+        expires_at: key.expires_at.map(Millis),
         callback_path: None,
     }
 }
@@ -273,6 +285,24 @@ fn callback_path(form: KeyForm, token: &str) -> Option<String> {
 fn make_key(form: KeyForm) -> String {
     use rand::distr::{Alphanumeric, SampleString};
     format!("{}_{}", form.name(), Alphanumeric.sample_string(&mut rand::rng(), 56))
+}
+
+/// The scopes of a new key by their names.
+fn scopes(names: Option<&[String]>, form: KeyForm) -> Result<Vec<i32>, Problem> {
+    let Some(names) = names else { return Ok(Vec::new()) };
+    if form.is_inbound() {
+        return Err(invalid("the token of a callback's path has no scopes"));
+    }
+    let known = KeyScope::ALL.map(KeyScope::name).join(", ");
+    let parse =
+        |name: &String| KeyScope::parse(name).ok_or_else(|| invalid(format!("scope {name:?} is none of {known}")));
+    let scopes: BTreeSet<KeyScope> = names.iter().map(parse).collect::<Result<_, _>>()?;
+    match scopes.len() {
+        0 => Err(invalid(format!("scopes is one of {known} at least"))),
+        // What is good for everything stays so when there is more.
+        3 => Ok(Vec::new()),
+        _ => Ok(scopes.into_iter().map(|scope| scope as i32).collect()),
+    }
 }
 
 /// Create a key. It is shown in this reply only.
@@ -295,6 +325,12 @@ pub(super) async fn create_key(
     if request.customer_id.as_ref().is_some_and(|id| id.len() > 256) {
         return Err(invalid("customer_id has at most 256 bytes"));
     }
+    let scopes = scopes(request.scopes.as_deref(), form)?;
+    let expires_at = request.expires_at.as_deref().map(Millis::parse).transpose();
+    let expires_at = expires_at.map_err(|cause| invalid(format!("expires_at: {cause}")))?;
+    if expires_at.is_some_and(|until| until <= stamp.or_now(&ingest)) {
+        return Err(invalid("expires_at is over"));
+    }
     let (key_id, api_key) = (KeyId(fresh()), make_key(form));
     let key = ApiKey {
         key_id: key_id.bytes().to_vec(),
@@ -303,6 +339,8 @@ pub(super) async fn create_key(
         form: form as i32,
         prefix: api_key.chars().take(12).collect(),
         customer_id: request.customer_id,
+        scopes,
+        expires_at: expires_at.map(|until| until.0),
         ..ApiKey::default()
     };
     ingest.command(account, stamp, Change::CreateKey(key)).await?;
