@@ -53,7 +53,7 @@ fn wanted(method: &Method, path: &str) -> KeyScope {
 
 fn may(owner: &KeyOwner, request: &Request) -> Result<(), Problem> {
     let scope = wanted(request.method(), request.uri().path());
-    if owner.api_key().is_some_and(|key| key.may(scope)) {
+    if owner.may(scope) {
         return Ok(());
     }
     let name = scope.name();

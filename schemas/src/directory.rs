@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::account::{AccountConfig, ApiKey, KeyForm};
+use crate::account::{AccountConfig, ApiKey, KeyForm, KeyScope};
 use crate::destination::ReplayState;
 use crate::ids::{AccountId, KeyId};
 
@@ -51,6 +51,11 @@ impl KeyOwner {
     /// The key.
     pub fn api_key(&self) -> Option<&ApiKey> {
         self.account.keys.iter().find(|key| key.key_id == self.key.bytes())
+    }
+
+    /// Whether the key may be used for something.
+    pub fn may(&self, scope: KeyScope) -> bool {
+        self.api_key().is_some_and(|key| key.may(scope))
     }
 }
 

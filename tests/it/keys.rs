@@ -57,6 +57,14 @@ async fn a_key_opens_what_it_is_for_and_nothing_else() {
             assert!(!reply.status.is_server_error(), "{method} {path}: {}", reply.json());
         }
     }
+    // A secret is not for those who only look.
+    let made = partner.api.post("/webhooks", &json!({"url": "https://hook.example/"})).await.unwrap();
+    let path = format!("/webhooks/{}", made["endpoint"]["id"].as_str().unwrap());
+    for (scopes, shown) in [(vec!["read"], false), (vec!["read", "manage"], true)] {
+        let key = make(&server, &partner, json!({"scopes": scopes})).await;
+        let endpoint = partner.api.with_key(key["api_key"].as_str().unwrap()).get(&path).await.unwrap();
+        assert_eq!(endpoint["endpoint"]["secret"].is_string(), shown, "{endpoint}");
+    }
     // It is written down.
     let server = server.restart().await;
     let listed = server.admin.get(&format!("{}/keys", partner.account)).await.unwrap();

@@ -3,7 +3,7 @@
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use sendtrail_schemas::account::AccountConfig;
+use sendtrail_schemas::account::{AccountConfig, KeyScope};
 use sendtrail_schemas::destination::{Destination, Dialect, Surface};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::DestinationId;
@@ -103,7 +103,7 @@ pub(super) async fn list(
     Ok(ok(Many { endpoints: mine.map(|webhook| view(webhook, None)).collect() }))
 }
 
-/// Show an endpoint with its secret.
+/// Show an endpoint, with its secret to keys of the scope `manage`.
 #[utoipa::path(get, path = "/webhooks/{id}", tag = "zmailer", params(("id" = String, Path)),
     responses((status = 200, description = "the endpoint", body = inline(One)), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn get(
@@ -113,7 +113,9 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     let account = ingest.account(owner.account.id())?;
     let (_, found) = mine(&account, &id)?;
-    Ok(ok(One { endpoint: view(found, ingest.shown_secret(found)) }))
+    // Who has it can sign: that is more than looking.
+    let secret = if owner.may(KeyScope::Manage) { ingest.shown_secret(found) } else { None };
+    Ok(ok(One { endpoint: view(found, secret) }))
 }
 
 /// Change an endpoint; what is absent stays.
