@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -67,6 +68,8 @@ struct Made {
 }
 
 const FORMAT: u32 = 1;
+/// How long the lock of a folder is waited for.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub struct EmbeddedLog {
@@ -232,7 +235,14 @@ impl Shared {
 pub fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("LOCK");
     let file = File::create(&path).map_err(io(format!("create {}", path.display())))?;
-    file.try_lock().map_err(|_| Error::Settings(format!("{} is in use by another process", folder.display())))?;
+    let until = Instant::now() + LET_GO_WITHIN;
+    // A process that whoever had it has just begun to start has a copy until it runs its own program.
+    while let Err(error) = file.try_lock() {
+        if Instant::now() >= until {
+            return Err(Error::Settings(format!("{} is in use by another process: {error}", folder.display())));
+        }
+        std::thread::sleep(LET_GO_WITHIN / 20);
+    }
     Ok(file)
 }
 

@@ -73,6 +73,18 @@ fn one_process_at_a_time() {
 }
 
 #[test]
+fn a_folder_that_is_let_go_soon_is_waited_for() {
+    let folder = TempDir::new().unwrap();
+    let held = open(folder.path()).unwrap();
+    let letting_go = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        drop(held);
+    });
+    assert!(open(folder.path()).is_ok());
+    letting_go.join().unwrap();
+}
+
+#[test]
 fn space_is_freed_once_every_partition_has_passed() {
     let folder = TempDir::new().unwrap();
     let log = open(folder.path()).unwrap();
