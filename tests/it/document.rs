@@ -24,11 +24,6 @@ async fn every_documented_route_is_there_and_asks_for_a_key() {
     assert!(routes >= 41, "{routes} routes");
 }
 
-/// The code of an error, in the form of whichever surface.
-fn told_code(body: &Value) -> Value {
-    [&body["error"]["code"], &body["code"], &body["error"]].into_iter().find(|code| code.is_string()).unwrap().clone()
-}
-
 /// A schema with its references followed, and the parts it is made of joined: the names of its fields.
 fn fields(document: &Value, schema: &Value) -> Vec<String> {
     if let Some(name) = schema["$ref"].as_str() {

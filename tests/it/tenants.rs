@@ -87,15 +87,7 @@ async fn nobody_sees_or_changes_what_is_another_accounts() {
         });
         parts.collect::<Vec<_>>().join("/")
     };
-    let document = server.admin.get("/openapi.json").await.unwrap();
-    let routes: Vec<(&String, Method)> = document["paths"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .filter(|(path, _)| !path.starts_with("/api/v1/admin") && !path.starts_with("/api/v1/inbound"))
-        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| (path, method)))
-        .map(|(path, method)| (path, Method::from_bytes(method.to_uppercase().as_bytes()).unwrap()))
-        .collect();
+    let routes = partner_routes(&server).await;
     assert!(routes.len() >= 55, "{} routes", routes.len());
     let gets: Vec<String> =
         routes.iter().filter(|(_, method)| *method == Method::GET).map(|(path, _)| filled(path)).collect();

@@ -273,6 +273,27 @@ impl Partner {
     }
 }
 
+/// The documented routes that a partner's key opens, with their parameters in braces.
+pub async fn partner_routes(server: &Server) -> Vec<(String, Method)> {
+    let document = server.admin.get("/openapi.json").await.unwrap();
+    let mut routes = Vec::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        if path.starts_with("/api/v1/admin") || path.starts_with("/api/v1/inbound") {
+            continue;
+        }
+        for method in methods.as_object().unwrap().keys() {
+            routes.push((path.clone(), Method::from_bytes(method.to_uppercase().as_bytes()).unwrap()));
+        }
+    }
+    routes
+}
+
+/// The code of an error, in the form of whichever surface; null when it is none.
+pub fn told_code(body: &Value) -> Value {
+    let places = [&body["error"]["code"], &body["code"], &body["error"]];
+    places.into_iter().find(|code| code.is_string()).cloned().unwrap_or_default()
+}
+
 /// An event of a message to a recipient of its own.
 pub fn event(kind: &str, message: &str) -> Value {
     let block = match kind {
