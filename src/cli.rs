@@ -62,6 +62,11 @@ pub enum Command {
     },
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
+    /// Check an archive or an export against its seals, offline; exits with 1 when something is not as it was sealed
+    Verify(Verify),
+    /// What auditors need to know of seals
+    #[command(subcommand)]
+    Seals(Seals),
 }
 
 /// Where the server keeps things and listens.
@@ -79,6 +84,26 @@ pub struct Serve {
     /// The address and port, instead of the settings'; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
+}
+
+/// What to check.
+#[derive(Args, Debug)]
+pub struct Verify {
+    /// The folder of an archive, of one of its tables, or of an export
+    pub path: PathBuf,
+    /// A public key that may have signed, base64; without one, the key that the first seal names is taken
+    #[arg(long = "key", value_name = "KEY")]
+    pub keys: Vec<String>,
+    /// The last seal that was seen before, as this command prints it
+    #[arg(long, value_name = "NUMBER:HASH")]
+    pub seen: Option<String>,
+}
+
+/// What auditors need to know of seals.
+#[derive(Subcommand, Debug)]
+pub enum Seals {
+    /// Print the public key that days and exports are sealed with
+    Key(Serve),
 }
 
 /// The topics on Kafka.

@@ -83,7 +83,10 @@ sections! {
         proxy: String, ca_location: PathBuf,
     }
     /// The Parquet archive.
-    Archive { dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64 }
+    Archive {
+        dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64, seal: bool,
+        seal_after_minutes: u32,
+    }
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize }
     /// ClickHouse, when there is one.
@@ -97,7 +100,7 @@ sections! {
     /// Large message bodies.
     Blobs { dir: PathBuf, retention_days: u32 }
     /// Keys.
-    Secrets { key: String, previous_keys: Vec<String> }
+    Secrets { key: String, previous_keys: Vec<String>, seal_key: String }
     /// What is logged.
     Telemetry { log: String, format: String }
 }
@@ -262,6 +265,8 @@ impl Config {
         need(self.secrets.key.is_empty() || self.secret_key().is_some(), "secrets.key: not 32 bytes in base64");
         let previous = self.previous_secret_keys().len() == self.secrets.previous_keys.len();
         need(previous, "secrets.previous_keys: not 32 bytes in base64, each");
+        let seal_key = self.secrets.seal_key.is_empty() || self.seal_key().is_some();
+        need(seal_key, "secrets.seal_key: not 32 bytes in base64");
         need(
             ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
             "telemetry.format: auto, pretty or json",
@@ -317,6 +322,11 @@ impl Config {
         self.secrets.previous_keys.iter().filter_map(|key| read_key(key)).collect()
     }
 
+    /// The seed of the key that the archive is sealed with, if the settings have one.
+    pub fn seal_key(&self) -> Option<[u8; 32]> {
+        read_key(&self.secrets.seal_key)
+    }
+
     /// How much is borne of webhooks that fail.
     pub fn webhook_patience(&self) -> Patience {
         let webhooks = &self.webhooks;
@@ -343,7 +353,7 @@ impl Config {
             shown.secrets.key = "(set)".into();
         }
         shown.secrets.previous_keys.fill("(set)".into());
-        for secret in [&mut shown.kafka.sasl_password, &mut shown.clickhouse.password] {
+        for secret in [&mut shown.secrets.seal_key, &mut shown.kafka.sasl_password, &mut shown.clickhouse.password] {
             if !secret.is_empty() {
                 *secret = "(set)".into();
             }

@@ -1,4 +1,5 @@
-//! The two keys of a data folder: the administrator's, of which only the hash is kept, and the one that seals secrets.
+//! The keys of a data folder: the administrator's, of which only the hash is kept, the one that seals secrets, and the one
+//! that the archive is sealed with.
 
 use std::fs;
 use std::io::Write;
@@ -8,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use rand::Rng;
 use rand::distr::{Alphanumeric, SampleString};
+use sendtrail_audit::SealKey;
 use sendtrail_schemas::directory::hash_key;
 use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex};
 
@@ -64,15 +66,29 @@ fn vault_of(data: &Path, config: &Config) -> anyhow::Result<Vault> {
     if let Some(key) = config.secret_key() {
         return Ok(Vault::new(&key));
     }
-    let path = data.join("secret.key");
-    if let Ok(text) = fs::read_to_string(&path) {
-        let key = unhex(text.trim()).with_context(|| format!("{} holds no key", path.display()))?;
-        return Ok(Vault::new(&key));
+    Ok(Vault::new(&kept(&data.join("secret.key"))?))
+}
+
+/// The key that days and exports are sealed with: the settings', or one that is made in the folder.
+///
+/// # Errors
+/// When the folder cannot be read or written, or the file in it is not a key.
+pub fn seal_key(data: &Path, config: &Config) -> anyhow::Result<SealKey> {
+    match config.seal_key() {
+        Some(seed) => Ok(SealKey::new(&seed)),
+        None => Ok(SealKey::new(&kept(&data.join("seal.key"))?)),
+    }
+}
+
+/// The key in a file, which is made if it is not there.
+fn kept(path: &Path) -> anyhow::Result<[u8; KEY_LENGTH]> {
+    if let Ok(text) = fs::read_to_string(path) {
+        return unhex(text.trim()).with_context(|| format!("{} holds no key", path.display()));
     }
     let mut key = [0u8; KEY_LENGTH];
     rand::rng().fill_bytes(&mut key);
-    write_private(&path, hex(&key).as_bytes())?;
-    Ok(Vault::new(&key))
+    write_private(path, hex(&key).as_bytes())?;
+    Ok(key)
 }
 
 /// Writes a file that only its owner reads, durable when this returns.

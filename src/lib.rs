@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program prints")]
 
 pub mod app;
+pub mod audit;
 pub mod backbone;
 pub mod cli;
 pub mod clickhouse;

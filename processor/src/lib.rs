@@ -59,6 +59,9 @@ pub enum Error {
     /// ClickHouse failed, or does not answer.
     #[error("ClickHouse: {0}")]
     ClickHouse(#[from] ::clickhouse::error::Error),
+    /// The archive's seals cannot be read, written or gone on from.
+    #[error("seals: {0}")]
+    Audit(#[from] sendtrail_audit::Error),
     /// A snapshot is not what was written.
     #[error("a snapshot: {0}")]
     Snapshot(String),

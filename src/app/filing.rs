@@ -5,19 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, Upkeep, UpkeepOptions};
+use rand::Rng;
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Sealer, Table, Upkeep, UpkeepOptions};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::{ProjectionReader, Projections, Sink, SinkHandle, SinkOptions};
 use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::time::MINUTE;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
 use super::shared::Shared;
-use crate::clickhouse;
 use crate::config::Config;
 use crate::elsewhere::tell_clickhouse;
 use crate::roles::Role;
+use crate::{clickhouse, keys};
 
 /// How often an event may wait before queries see it.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
@@ -71,6 +73,17 @@ impl Filing {
             },
         };
         let sink = Arc::new(sink.start(stop.clone()).await?);
+        if config.archive.seal {
+            let sealer = Sealer {
+                table: table.clone(),
+                key: Arc::new(keys::seal_key(&config.data.dir, config)?),
+                clock: shared.clock.clone(),
+                after: i64::from(config.archive.seal_after_minutes) * MINUTE,
+                every: Duration::from_secs(config.archive.merge_seconds),
+                random: |bytes| rand::rng().fill_bytes(bytes),
+            };
+            tasks.spawn(sealer.run(tasks.stop.clone()));
+        }
         for (table, cell) in [(table, cell.clone()), (attempts, attempts_cell.clone())] {
             let options = UpkeepOptions {
                 every: Duration::from_secs(config.archive.merge_seconds),

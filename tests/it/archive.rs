@@ -19,7 +19,9 @@ pub fn python_with(package: &str) -> Option<PathBuf> {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
     let python = home.join("bin/python");
     let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-    if run(Command::new(&python).args(["-c", "import deltalake, pyarrow, duckdb, standardwebhooks"])) {
+    if run(
+        Command::new(&python).args(["-c", "import deltalake, pyarrow, duckdb, pandas, cryptography, standardwebhooks"])
+    ) {
         return Some(python);
     }
     let made = run(Command::new("python3").args(["-m", "venv"]).arg(&home))
@@ -31,6 +33,8 @@ pub fn python_with(package: &str) -> Option<PathBuf> {
             "deltalake>=1.6",
             "pyarrow",
             "duckdb",
+            "pandas",
+            "cryptography",
             "standardwebhooks",
         ]));
     if made {

@@ -3,6 +3,7 @@
 
 mod adversary;
 mod archive;
+mod audit;
 mod backfill;
 mod binary;
 mod clickhouse;

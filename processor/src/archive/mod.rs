@@ -6,6 +6,7 @@ mod gather;
 mod layout;
 mod merge;
 mod parquet_file;
+mod sealer;
 mod table;
 mod upkeep;
 
@@ -13,6 +14,7 @@ pub use follower::{Ends, Follower};
 pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;
 pub use parquet_file::write_files;
+pub use sealer::{Random, Sealer};
 pub use table::Table;
 pub use upkeep::{Upkeep, UpkeepOptions};
 

@@ -58,10 +58,10 @@ impl Adversary {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
+            if manner == Manner::SlowAccept {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
             loop {
-                if manner == Manner::SlowAccept {
-                    tokio::time::sleep(Duration::from_secs(3)).await;
-                }
                 let (stream, _) = listener.accept().await.unwrap();
                 // What the other side does is its own affair.
                 tokio::spawn(async move { drop(behave(manner, stream).await) });

@@ -1,0 +1,128 @@
+//! The folder in which the seals of a table are.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+use crate::envelope::Envelope;
+use crate::salts::Salts;
+
+/// Its name within a table's folder; Delta tools pass over names with an underscore.
+pub const SEALS: &str = "_seals";
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct SealFolder {
+    root: PathBuf,
+}
+
+impl SealFolder {
+    /// Of a table's folder. It need not be there.
+    pub fn of(table: &Path) -> Self {
+        Self { root: table.join(SEALS) }
+    }
+
+    fn path(&self, number: u64, what: &str) -> PathBuf {
+        self.root.join(format!("{number:06}.{what}"))
+    }
+
+    /// Every seal, by its number.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Malformed`]: one is not even an envelope.
+    pub fn seals(&self) -> Result<Vec<(u64, Envelope)>, Error> {
+        self.all("seal.json")
+    }
+
+    /// Every tombstone, by its number.
+    ///
+    /// # Errors
+    /// As [`Self::seals`].
+    pub fn erasures(&self) -> Result<Vec<(u64, Envelope)>, Error> {
+        self.all("erasure.json")
+    }
+
+    fn all(&self, what: &str) -> Result<Vec<(u64, Envelope)>, Error> {
+        if !self.root.is_dir() {
+            return Ok(Vec::new());
+        }
+        let read = |path: &Path| fs::read(path).map_err(Error::io(format!("read {}", path.display())));
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(Error::io(format!("list {}", self.root.display())))? {
+            let entry = entry.map_err(Error::io(format!("list {}", self.root.display())))?;
+            let name = entry.file_name();
+            let Some((number, rest)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            if rest == what {
+                let envelope = serde_json::from_slice(&read(&entry.path())?);
+                let malformed = |cause| Error::Malformed(format!("{}: {cause}", entry.path().display()));
+                all.push((number, envelope.map_err(malformed)?));
+            }
+        }
+        all.sort_unstable_by_key(|(number, _)| *number);
+        Ok(all)
+    }
+
+    /// Writes a seal, its side files first: whoever finds it finds them. Durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn write(&self, number: u64, seal: &Envelope, leaves: &[u8], salts: &Salts) -> Result<(), Error> {
+        self.put(&self.path(number, "leaves"), leaves)?;
+        self.put(&self.path(number, "salts"), &salts.to_bytes())?;
+        self.put(&self.path(number, "seal.json"), &as_json(seal)?)
+    }
+
+    /// Writes a tombstone, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn write_erasure(&self, number: u64, erasure: &Envelope) -> Result<(), Error> {
+        self.put(&self.path(number, "erasure.json"), &as_json(erasure)?)
+    }
+
+    /// The salts of a seal.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn salts(&self, number: u64) -> Result<Salts, Error> {
+        Salts::read(&self.path(number, "salts"))
+    }
+
+    /// Replaces the salts of a seal, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn replace_salts(&self, number: u64, salts: &Salts) -> Result<(), Error> {
+        self.put(&self.path(number, "salts"), &salts.to_bytes())
+    }
+
+    /// The first bytes of a seal's leaves.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn leaves(&self, number: u64) -> Result<Vec<u8>, Error> {
+        let path = self.path(number, "leaves");
+        fs::read(&path).map_err(Error::io(format!("read {}", path.display())))
+    }
+
+    /// Whole or not at all, also when the power goes.
+    fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+        let write = || {
+            fs::create_dir_all(&self.root)?;
+            let aside = path.with_extension("writing");
+            let mut file = File::create(&aside)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&aside, path)?;
+            File::open(&self.root)?.sync_all()?;
+            File::open(self.root.parent().unwrap_or(&self.root))?.sync_all()
+        };
+        write().map_err(Error::io(format!("write {}", path.display())))
+    }
+}
+
+fn as_json(envelope: &Envelope) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec_pretty(envelope).map_err(|cause| Error::Malformed(cause.to_string()))
+}

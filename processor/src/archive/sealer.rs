@@ -1,0 +1,282 @@
+//! Seals the days of the archive that are over: see `docs/AUDIT.md`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use metrics::counter;
+use parquet::arrow::ProjectionMask;
+use sendtrail_audit::{
+    FORMAT, Leaves, PERSONAL, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile, Source,
+    Subject, hash_file,
+};
+use sendtrail_eventlog::Clock;
+use sendtrail_schemas::archive::ArchivedFile;
+use sendtrail_schemas::secret::hex;
+use sendtrail_schemas::time::{Day, Millis};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::layout::Layout;
+use super::merge::{open, read_file};
+use super::table::Table;
+use crate::{Error, blocking};
+
+/// Rows of one seal, which bounds the memory that it takes: about 100 bytes a row. A day of more has several.
+const MAX_ROWS: u64 = 8_000_000;
+/// The version of the columns that a seal names.
+const SCHEMA_VERSION: u32 = 1;
+
+/// Makes salts.
+pub type Random = fn(&mut [u8]);
+
+/// The sealer of one table.
+pub struct Sealer {
+    /// The table. Its rows have a partition and a dense number `seq`.
+    pub table: Arc<Mutex<Table>>,
+    /// Signs.
+    pub key: Arc<SealKey>,
+    /// What day it is.
+    pub clock: Clock,
+    /// How long after its end a day is sealed, milliseconds.
+    pub after: i64,
+    /// How often to look.
+    pub every: Duration,
+    /// Where salts come from.
+    pub random: Random,
+}
+
+/// The seals that are there.
+struct Chain {
+    last: Option<(u64, String)>,
+    by_day: BTreeMap<Day, Vec<Range>>,
+}
+
+impl Sealer {
+    /// Runs until `stop` is cancelled; a seal under way is finished first.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.every) => {}
+            }
+            match self.seal_due().await {
+                Ok(0) => {}
+                Ok(seals) => tracing::info!(seals, "sealed the archive of days that are over"),
+                Err(error) => {
+                    counter!("sendtrail_archive_seal_failures_total").increment(1);
+                    tracing::error!(%error, "the archive cannot be sealed");
+                }
+            }
+        }
+    }
+
+    /// Seals what is due; how many seals that took.
+    ///
+    /// # Errors
+    /// [`Error::Audit`]: the seals that are there cannot be gone on from; [`Error::Missing`]: numbers are missing in a day;
+    /// [`Error::Io`], [`Error::Parquet`].
+    pub async fn seal_due(&self) -> Result<usize, Error> {
+        let (layout, root, files, version) = {
+            let table = self.table.lock().await;
+            (table.layout(), table.root().to_owned(), table.files(), table.version())
+        };
+        let now = self.clock.now();
+        let over = now.plus(-self.after).day();
+        let mut days: BTreeMap<Day, Vec<Arc<ArchivedFile>>> = BTreeMap::new();
+        for file in files.into_iter().filter(|file| file.day < over) {
+            days.entry(file.day).or_default().push(file);
+        }
+        let (key, random) = (self.key.clone(), self.random);
+        let work = Work { layout, root, version, key, random, now };
+        blocking("seal the archive", move || work.seal(&days)).await
+    }
+}
+
+/// One look at everything.
+struct Work {
+    layout: &'static Layout,
+    root: PathBuf,
+    version: u64,
+    key: Arc<SealKey>,
+    random: Random,
+    now: Millis,
+}
+
+impl Work {
+    fn seal(&self, days: &BTreeMap<Day, Vec<Arc<ArchivedFile>>>) -> Result<usize, Error> {
+        let folder = SealFolder::of(&self.root);
+        let mut chain = read_chain(&folder, &self.key.public())?;
+        let mut seals = 0;
+        for (day, files) in days {
+            let known = chain.by_day.get(day).map(Vec::as_slice).unwrap_or_default();
+            let rows: u64 = files.iter().map(|file| file.rows).sum();
+            if known.iter().map(Range::rows).sum::<u64>() == rows {
+                continue;
+            }
+            for ranges in portions(unsealed(&self.root, files, known)?) {
+                let (number, previous) = match chain.last.take() {
+                    Some((number, hash)) => (number + 1, Some(hash)),
+                    None => (1, None),
+                };
+                let hash = self.write(&folder, number, previous, *day, files, ranges)?;
+                counter!("sendtrail_archive_seals_total").increment(1);
+                chain.last = Some((number, hash));
+                seals += 1;
+            }
+        }
+        Ok(seals)
+    }
+
+    fn write(
+        &self,
+        folder: &SealFolder,
+        number: u64,
+        previous: Option<String>,
+        day: Day,
+        files: &[Arc<ArchivedFile>],
+        ranges: Vec<Range>,
+    ) -> Result<String, Error> {
+        let personal: Vec<String> = PERSONAL.iter().map(|&name| name.to_owned()).collect();
+        let mut leaves = Leaves::new(&ranges, &personal);
+        let mut salts = Salts::default();
+        let mut make = || {
+            let mut salt = [0; SALT_LENGTH];
+            (self.random)(&mut salt);
+            salt
+        };
+        let mut sealed = Vec::with_capacity(files.len());
+        for file in files {
+            for batch in read_file(self.layout, &self.root, file)? {
+                let taken = leaves.take(&batch?, &mut Source::Made(&mut salts, &mut make))?;
+                if let Some(((partition, seq), flaw)) = taken.flaws.first() {
+                    return Err(Error::Missing(format!("partition {partition}, seq {seq} in the archive: {flaw:?}")));
+                }
+            }
+            let (sha256, bytes) = hash_file(&self.root.join(&file.path))?;
+            sealed.push(SealedFile { path: file.path.clone(), rows: file.rows, bytes, sha256 });
+        }
+        if let Some(Range { partition, first, last }) = leaves.missing().first() {
+            let why = format!("partition {partition} of the archive has no rows {first} to {last}");
+            return Err(Error::Missing(why));
+        }
+        let prefixes = leaves.prefixes();
+        let seal = Seal {
+            number,
+            previous,
+            sealed_at: self.now.to_string(),
+            subject: Subject::Day {
+                dataset: self.layout.name.to_owned(),
+                day: Millis::of_day(day).day_text(),
+                delta_version: self.version,
+                ranges,
+            },
+            schema_version: SCHEMA_VERSION,
+            personal,
+            rows: leaves.len() as u64,
+            leaves_sha256: Some(sha256(&prefixes)),
+            root: Some(hex(&leaves.root())),
+            files: sealed,
+        };
+        let envelope = self.key.sign(FORMAT, &seal)?;
+        folder.write(number, &envelope, &prefixes, &salts)?;
+        Ok(hex(&envelope.hash()?))
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    hex(&Sha256::digest(bytes))
+}
+
+/// What is sealed already. A chain that does not hold is not gone on from: somebody has to look at it.
+fn read_chain(folder: &SealFolder, key: &PublicKey) -> Result<Chain, Error> {
+    let mut chain = Chain { last: None, by_day: BTreeMap::new() };
+    for (number, envelope) in folder.seals()? {
+        // Seals of before are signed by a key of before.
+        let signed_by = envelope.key().unwrap_or(*key);
+        let seal: Seal = envelope.open(FORMAT, &[signed_by])?;
+        let follows = chain.last.as_ref().map_or((1, None), |(number, hash)| (number + 1, Some(hash)));
+        if (number, seal.previous.as_ref()) != follows {
+            return Err(Error::Missing(format!("seal {number} does not follow the one before it")));
+        }
+        if let Subject::Day { day, ranges, .. } = &seal.subject {
+            chain.by_day.entry(Millis::parse_day(day)?.day()).or_default().extend(ranges);
+        }
+        chain.last = Some((number, hex(&envelope.hash()?)));
+    }
+    Ok(chain)
+}
+
+/// The numbers in files that no seal is about.
+fn unsealed(root: &Path, files: &[Arc<ArchivedFile>], known: &[Range]) -> Result<Vec<Range>, Error> {
+    // A partition's numbers of a day are dense; so are those that came after it was sealed. So bounds and a count are all
+    // that is to be kept of them.
+    let mut bounds: BTreeMap<(u32, u64), (Range, u64)> = BTreeMap::new();
+    for file in files {
+        let builder = open(root, file)?;
+        let columns = ProjectionMask::columns(builder.parquet_schema(), ["partition", "seq"]);
+        for batch in builder.with_projection(columns).build()? {
+            let batch = batch?;
+            let numbers = |name: &str| {
+                let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+                column.ok_or_else(|| Error::Missing(format!("{} has no column {name}", file.path)))
+            };
+            for (partition, seq) in numbers("partition")?.values().iter().zip(numbers("seq")?.values()) {
+                let (partition, seq) = (*partition as u32, *seq as u64);
+                let mine = || known.iter().filter(|range| range.partition == partition);
+                if mine().any(|range| (range.first..=range.last).contains(&seq)) {
+                    continue;
+                }
+                // Between the same two sealed ranges.
+                let after = mine().map(|range| range.last + 1).filter(|end| *end <= seq).max().unwrap_or(0);
+                let one = Range { partition, first: seq, last: seq };
+                let (range, count) = bounds.entry((partition, after)).or_insert((one, 0));
+                (range.first, range.last) = (range.first.min(seq), range.last.max(seq));
+                *count += 1;
+            }
+        }
+    }
+    let mut ranges = Vec::with_capacity(bounds.len());
+    for (range, count) in bounds.into_values() {
+        if range.rows() != count {
+            let Range { partition, first, last } = range;
+            let why = format!("partition {partition} of the archive has {count} rows from {first} to {last}");
+            return Err(Error::Missing(why));
+        }
+        ranges.push(range);
+    }
+    Ok(ranges)
+}
+
+/// Ranges dealt out so that none has too many rows.
+fn portions(ranges: Vec<Range>) -> Vec<Vec<Range>> {
+    let mut portions = vec![Vec::new()];
+    let mut room = MAX_ROWS;
+    for mut range in ranges {
+        loop {
+            if room == 0 {
+                portions.push(Vec::new());
+                room = MAX_ROWS;
+            }
+            let take = range.rows().min(room);
+            room -= take;
+            let part = Range { last: range.first + take - 1, ..range };
+            if let Some(portion) = portions.last_mut() {
+                portion.push(part);
+            }
+            if part.last == range.last {
+                break;
+            }
+            range.first = part.last + 1;
+        }
+    }
+    portions.retain(|portion| !portion.is_empty());
+    portions
+}
+
+#[cfg(test)]
+mod tests;
