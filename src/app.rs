@@ -114,7 +114,7 @@ impl App {
         let edges = Edges::new(config, &shared, &filing, &mut tasks).await;
         let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
-        let query = edges.query(config, &shared, &ingest);
+        let query = edges.query(config, &shared, &ingest, &mut tasks)?;
         let history: Arc<dyn History> = Arc::new(Events(query.clone()));
         working::start(config, &shared, &history, &mut tasks)?;
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();

@@ -62,6 +62,8 @@ pub enum Command {
     },
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
+    /// Export through the API, wait for it, and download its files
+    Export(Export),
     /// Check an archive or an export against its seals, offline; exits with 1 when something is not as it was sealed
     Verify(Verify),
     /// What auditors need to know of seals
@@ -84,6 +86,34 @@ pub struct Serve {
     /// The address and port, instead of the settings'; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
+}
+
+/// What to export.
+#[derive(Args, Debug)]
+pub struct Export {
+    #[command(flatten)]
+    pub admin: Admin,
+    /// `events`, `suppressions`, `status_changes`, `webhook_attempts` or `stats`
+    #[arg(long)]
+    pub dataset: String,
+    /// A day or a time, inclusive
+    #[arg(long)]
+    pub from: Option<String>,
+    /// A day or a time, exclusive
+    #[arg(long)]
+    pub to: Option<String>,
+    /// `parquet`, `csv` or `ndjson`
+    #[arg(long, default_value = "parquet")]
+    pub format: String,
+    /// Whose; without it, everybody's
+    #[arg(long, value_name = "ACCOUNT_ID")]
+    pub account: Option<String>,
+    /// Filters, as the API takes them
+    #[arg(long, value_name = "JSON")]
+    pub filters: Option<String>,
+    /// The folder for the files, which is made
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// What to check.

@@ -110,6 +110,30 @@ impl Api {
         Ok(Reply { status: parts.status, headers: parts.headers, body })
     }
 
+    /// Downloads into a file, as it comes.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or refuses, or the file cannot be written.
+    pub async fn download(&self, path: &str, to: &std::path::Path) -> anyhow::Result<u64> {
+        let uri = format!("{}{path}", self.base);
+        let request = Request::builder().uri(&uri).header(header::AUTHORIZATION, format!("Bearer {}", self.key));
+        let response = self.client.request(request.body(Full::default())?).await?;
+        if !response.status().is_success() {
+            bail!("{uri}: {}", response.status());
+        }
+        let mut body = response.into_body();
+        let mut file = tokio::fs::File::create(to).await.with_context(|| format!("create {}", to.display()))?;
+        let mut bytes = 0;
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.with_context(|| format!("read the answer of {uri}"))?.into_data() {
+                bytes += data.len() as u64;
+                tokio::io::AsyncWriteExt::write_all(&mut file, &data).await?;
+            }
+        }
+        file.sync_all().await?;
+        Ok(bytes)
+    }
+
     /// Gets JSON.
     ///
     /// # Errors

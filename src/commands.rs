@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Seals, Secrets, Serve, Topics};
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
-use crate::{audit, backbone, clickhouse, demo, loadgen, shutdown, telemetry};
+use crate::{audit, backbone, clickhouse, demo, export, loadgen, shutdown, telemetry};
 
 /// Runs a command.
 ///
@@ -33,6 +33,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topics(command) => return topics(command).await,
         Command::Migrate { serve, recreate } => migrate(&serve, recreate).await?,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
+        Command::Export(args) => export::run(&args).await?,
         Command::Verify(args) => return audit::verify(&args).await,
         Command::Seals(Seals::Key(args)) => audit::print_key(&load(&args)?)?,
     }

@@ -41,7 +41,7 @@ sections! {
     /// All settings.
     Config {
         server: Server, data: Data, log: Log, kafka: Kafka, state: State, intake: Intake, sending: Sending, dedup: Dedup,
-        identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query,
+        identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query, exports: Exports,
         clickhouse: ClickHouse, sources: Sources, blobs: Blobs, secrets: Secrets, telemetry: Telemetry,
     }
     /// The HTTP server.
@@ -89,6 +89,8 @@ sections! {
     }
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize }
+    /// Exports.
+    Exports { dir: PathBuf, keep_hours: u32, waiting_per_account: usize }
     /// ClickHouse, when there is one.
     ClickHouse {
         url: String, database: String, user: String, password: String, lanes: u32, retention_days: u32, batch_rows: usize,
@@ -305,6 +307,11 @@ impl Config {
     /// Where the Parquet archive is.
     pub fn archive_folder(&self) -> PathBuf {
         self.folder(&self.archive.dir, "archive")
+    }
+
+    /// Where exports are.
+    pub fn exports_folder(&self) -> PathBuf {
+        self.folder(&self.exports.dir, "exports")
     }
 
     /// Where large message bodies are.

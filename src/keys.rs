@@ -7,11 +7,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use rand::distr::{Alphanumeric, SampleString};
 use sendtrail_audit::SealKey;
 use sendtrail_schemas::directory::hash_key;
 use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex};
+use sha2::Sha256;
 
 use crate::config::Config;
 
@@ -78,6 +80,21 @@ pub fn seal_key(data: &Path, config: &Config) -> anyhow::Result<SealKey> {
         Some(seed) => Ok(SealKey::new(&seed)),
         None => Ok(SealKey::new(&kept(&data.join("seal.key"))?)),
     }
+}
+
+/// The key that links to files of exports are signed with: it follows from the one that secrets are sealed with, so that
+/// servers that share it take each other's.
+///
+/// # Errors
+/// As [`vault`].
+pub fn link_key(data: &Path, config: &Config) -> anyhow::Result<[u8; 32]> {
+    let key = match config.secret_key() {
+        Some(key) => key,
+        None => kept(&data.join("secret.key"))?,
+    };
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key)?;
+    mac.update(b"links to exports");
+    Ok(mac.finalize().into_bytes().into())
 }
 
 /// The key in a file, which is made if it is not there.

@@ -13,6 +13,7 @@ pub mod commands;
 pub mod config;
 mod demo;
 mod elsewhere;
+mod export;
 pub mod health;
 pub mod keys;
 mod loadgen;

@@ -70,6 +70,28 @@ impl sendtrail_ingest::Suppressions for SuppressionLists {
     }
 }
 
+/// The same lists for exports, a page at a time.
+pub struct SuppressionRows(pub Arc<SuppressionLists>);
+
+#[async_trait]
+impl sendtrail_query_api::exports::SuppressionPages for SuppressionRows {
+    async fn page(
+        &self,
+        account: AccountId,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<(Vec<Suppression>, Option<String>), sendtrail_query_api::Error> {
+        let lists = self.0.clone();
+        let query = SuppressionQuery { after, limit, ..SuppressionQuery::default() };
+        let found = tokio::task::spawn_blocking(move || sendtrail_ingest::Suppressions::list(&*lists, account, &query));
+        let port = |cause: String| sendtrail_query_api::Error::Port(cause);
+        let found = found.await.map_err(|cause| port(cause.to_string()))?.map_err(|cause| port(cause.to_string()))?;
+        let next = found.last().filter(|_| found.len() == limit);
+        let next = next.map(|last| sendtrail_schemas::address::fold(&last.email).into_owned());
+        Ok((found, next))
+    }
+}
+
 /// Dead letters, from the projections.
 pub struct DeadLetterBox(pub ProjectionReader);
 

@@ -107,20 +107,28 @@ impl SealFolder {
         fs::read(&path).map_err(Error::io(format!("read {}", path.display())))
     }
 
-    /// Whole or not at all, also when the power goes.
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {
-        let write = || {
-            fs::create_dir_all(&self.root)?;
-            let aside = path.with_extension("writing");
-            let mut file = File::create(&aside)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&aside, path)?;
-            File::open(&self.root)?.sync_all()?;
-            File::open(self.root.parent().unwrap_or(&self.root))?.sync_all()
-        };
-        write().map_err(Error::io(format!("write {}", path.display())))
+        put_durably(path, bytes)
     }
+}
+
+/// Writes a file whole or not at all, also when the power goes; makes its folder if that is missing.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn put_durably(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let folder = path.parent().unwrap_or(path);
+    let write = || {
+        fs::create_dir_all(folder)?;
+        let aside = path.with_extension("writing");
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        File::open(folder)?.sync_all()?;
+        File::open(folder.parent().unwrap_or(folder))?.sync_all()
+    };
+    write().map_err(Error::io(format!("write {}", path.display())))
 }
 
 fn as_json(envelope: &Envelope) -> Result<Vec<u8>, Error> {

@@ -10,7 +10,7 @@ use sha2::Sha256;
 
 use crate::Error;
 use crate::encoding::Columns;
-use crate::merkle::{Hash, leaf, root};
+use crate::merkle::{Hash, Tree, leaf, root};
 use crate::salts::{SALT_LENGTH, Salts, subject_key};
 
 /// Bytes of a leaf that the side file keeps, to tell which row it is that changed.
@@ -222,15 +222,37 @@ pub(crate) fn commit(salt: &[u8], personal: &[u8]) -> Hash {
     }
 }
 
-/// The leaf of a row of an export: everything in the clear.
-pub(crate) fn plain_leaf(
-    columns: &Columns,
-    batch: &RecordBatch,
-    row: usize,
-    bytes: &mut Vec<u8>,
-) -> Result<Hash, Error> {
-    bytes.clear();
-    let mut nothing = Vec::new();
-    columns.encode(batch, row, bytes, &mut nothing)?;
-    Ok(leaf(&[bytes]))
+/// Hashes the rows of an export, file by file: everything in the clear.
+#[derive(Debug, Default)]
+pub struct ExportRows {
+    tree: Tree,
+    bytes: Vec<u8>,
+}
+
+impl ExportRows {
+    /// After these rows.
+    pub fn after(tree: Tree) -> Self {
+        Self { tree, bytes: Vec::new() }
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`]: a column is of a type that has no encoding.
+    pub fn take(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+        let columns = Columns::of(&batch.schema(), &[]);
+        let mut nothing = Vec::new();
+        for row in 0..batch.num_rows() {
+            self.bytes.clear();
+            nothing.clear();
+            columns.encode(batch, row, &mut self.bytes, &mut nothing)?;
+            self.tree.push(leaf(&[&self.bytes]));
+        }
+        Ok(())
+    }
+
+    /// The tree over all rows.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
 }

@@ -15,9 +15,9 @@ use std::path::PathBuf;
 
 pub use encoding::{Columns, PERSONAL};
 pub use envelope::{Envelope, PublicKey, SealKey};
-pub use folder::{SEALS, SealFolder};
-pub use leaves::{Erased, Flaw, Leaves, Range, Source, Taken};
-pub use merkle::{Hash, root};
+pub use folder::{SEALS, SealFolder, put_durably};
+pub use leaves::{Erased, ExportRows, Flaw, Leaves, Range, Source, Taken};
+pub use merkle::{Hash, Tree, root};
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};
 pub use verify::{Fault, Options, Report, verify_export, verify_table};

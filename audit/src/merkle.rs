@@ -1,6 +1,11 @@
 //! Merkle trees as RFC 6962, section 2.1, has them.
 
+use sendtrail_schemas::secret::hex;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::Error;
+use crate::seal::unhex;
 
 /// A SHA-256.
 pub type Hash = [u8; 32];
@@ -31,6 +36,68 @@ pub fn root(mut leaves: Vec<Hash>) -> Hash {
         leaves.truncate(up);
     }
     leaves.first().copied().unwrap_or_else(|| Sha256::digest([]).into())
+}
+
+/// A tree that grows leaf by leaf and keeps no more than a hash for each size of a whole subtree.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Kept", try_from = "Kept")]
+pub struct Tree {
+    leaves: u64,
+    /// Roots of whole subtrees, the largest first: one for each bit of `leaves`.
+    peaks: Vec<Hash>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    leaves: u64,
+    peaks: Vec<String>,
+}
+
+impl From<Tree> for Kept {
+    fn from(tree: Tree) -> Self {
+        Self { leaves: tree.leaves, peaks: tree.peaks.iter().map(|peak| hex(peak)).collect() }
+    }
+}
+
+impl TryFrom<Kept> for Tree {
+    type Error = Error;
+
+    fn try_from(kept: Kept) -> Result<Self, Error> {
+        let peaks: Option<Vec<Hash>> = kept.peaks.iter().map(|peak| unhex(peak)).collect();
+        let peaks = peaks.filter(|peaks| peaks.len() == kept.leaves.count_ones() as usize);
+        let peaks = peaks.ok_or_else(|| Error::Malformed("a tree has a hash for each bit of its size".into()))?;
+        Ok(Self { leaves: kept.leaves, peaks })
+    }
+}
+
+impl Tree {
+    /// Adds the hash of the next leaf.
+    pub fn push(&mut self, mut leaf: Hash) {
+        for _ in 0..self.leaves.trailing_ones() {
+            if let Some(left) = self.peaks.pop() {
+                leaf = node(&left, &leaf);
+            }
+        }
+        self.peaks.push(leaf);
+        self.leaves += 1;
+    }
+
+    /// How many leaves it has.
+    pub fn len(&self) -> u64 {
+        self.leaves
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.leaves == 0
+    }
+
+    /// The root over all.
+    pub fn root(&self) -> Hash {
+        let mut peaks = self.peaks.iter().rev();
+        let Some(last) = peaks.next() else { return Sha256::digest([]).into() };
+        peaks.fold(*last, |right, left| node(left, &right))
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +143,13 @@ mod tests {
         fn every_size_is_as_the_rfc_says(count in 0usize..200) {
             let leaves: Vec<Hash> = (0..count).map(|at| leaf(&[&at.to_be_bytes()])).collect();
             prop_assert_eq!(root(leaves.clone()), recursive(&leaves));
+            let mut tree = Tree::default();
+            for leaf in &leaves {
+                tree.push(*leaf);
+                // Kept and read again at every step.
+                tree = serde_json::from_str(&serde_json::to_string(&tree).unwrap()).unwrap();
+            }
+            prop_assert_eq!((tree.len(), tree.root()), (count as u64, recursive(&leaves)));
         }
     }
 }

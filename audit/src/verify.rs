@@ -11,11 +11,9 @@ use sendtrail_schemas::secret::hex;
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::encoding::Columns;
 use crate::envelope::{Envelope, PublicKey};
 use crate::folder::SealFolder;
-use crate::leaves::{Erased, Flaw, Leaves, Range, Source, plain_leaf};
-use crate::merkle::root;
+use crate::leaves::{Erased, ExportRows, Flaw, Leaves, Range, Source};
 use crate::salts::Salts;
 use crate::seal::{Erasure, FORMAT, Seal, Subject, hash_file, unhex};
 
@@ -364,8 +362,7 @@ pub fn verify_export(folder: &Path, options: &Options) -> Result<Report, Error> 
         }
     };
     let Some(seal) = chain(&mut report, &[(1, envelope)], options).pop() else { return Ok(report) };
-    let mut leaves = Vec::new();
-    let mut bytes = Vec::new();
+    let mut rows = ExportRows::default();
     for file in &seal.files {
         report.files += 1;
         let path = folder.join(&file.path);
@@ -375,22 +372,15 @@ pub fn verify_export(folder: &Path, options: &Options) -> Result<Report, Error> 
             Err(error) => report.add(Fault::File(error.to_string())),
         }
         if seal.root.is_some() {
-            let read = each_batch(&path, |batch| {
-                let columns = Columns::of(&batch.schema(), &[]);
-                for row in 0..batch.num_rows() {
-                    leaves.push(plain_leaf(&columns, batch, row, &mut bytes)?);
-                }
-                Ok(())
-            });
-            if let Err(error) = read {
+            if let Err(error) = each_batch(&path, |batch| rows.take(batch)) {
                 report.add(Fault::File(format!("{} cannot be read: {error}", file.path)));
             }
         }
     }
     report.rows = seal.rows;
     if let Some(wanted) = &seal.root {
-        let count = leaves.len() as u64;
-        if *wanted != hex(&root(leaves)) {
+        let count = rows.tree().len();
+        if *wanted != hex(&rows.tree().root()) {
             report.add(Fault::Root(1, format!("it has {} rows, the files {count}", seal.rows)));
         }
     }

@@ -5,6 +5,7 @@ pub mod analytics;
 mod archive;
 mod clickhouse;
 pub mod cursor;
+pub mod exports;
 mod routes;
 mod show;
 mod turns;
@@ -27,12 +28,14 @@ use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
 use turns::Turns;
 
+use crate::exports::Exports;
+
 pub use again::{Again, AgainPage, Bookmark, OldestFirst};
 pub use analytics::{Analytics, EventQuery};
 pub use archive::DataFusionAnalytics;
 pub use archive::attempts::ArchivedAttempts;
 pub use clickhouse::{ClickHouseAnalytics, ClickHouseBounds, Replica};
-pub use routes::{admin_routes, partner_routes};
+pub use routes::{admin_routes, link_routes, partner_routes};
 
 /// What can go wrong with an answer, besides what is the client's.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +249,8 @@ pub struct Parts {
     pub attempts: Arc<ArchivedAttempts>,
     /// Changes of accounts.
     pub changes: Arc<dyn Changes>,
+    /// Exports, where the archive is seen.
+    pub exports: Option<Exports>,
     /// How many partitions there are.
     pub partitions: u32,
     /// The archive and its sums.

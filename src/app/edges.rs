@@ -10,9 +10,11 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use sendtrail_ingest::sources::Source as KafkaSource;
 use sendtrail_ingest::{DeadLetters, Ingest, Limits};
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Follower, Layout};
+use sendtrail_query_api::exports::{ExportOptions, Exports, Rows};
 use sendtrail_query_api::{ArchivedAttempts, DataFusionAnalytics, Deliveries, Preferred, Query, Replica, Source};
 
 use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::time::HOUR;
 
 use super::Tasks;
 use super::filing::Filing;
@@ -21,11 +23,11 @@ use crate::clickhouse;
 use crate::config::Config;
 use crate::elsewhere::DistantReplica;
 use crate::health::{self, Health};
-use crate::keys::{ADMIN_KEY_VARIABLE, AdminKey, admin_key};
+use crate::keys::{self, ADMIN_KEY_VARIABLE, AdminKey, admin_key};
 use crate::metrics;
 use crate::ports::{
     AskedChanges, ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, OwnedAccounts,
-    Sampler, Sums,
+    Sampler, Sums, SuppressionRows,
 };
 use crate::roles::{Role, Roles};
 use crate::sources;
@@ -39,6 +41,7 @@ pub struct Edges {
     source: Source,
     preferred: Option<Preferred>,
     deliveries: Arc<dyn Deliveries>,
+    archive: Arc<DataFusionAnalytics>,
     attempts: Arc<ArchivedAttempts>,
     dead_letters: Arc<dyn DeadLetters>,
 }
@@ -73,7 +76,7 @@ impl Edges {
         let (preferred, analytics) = preferred.unzip();
         let (source, deliveries): (Source, Arc<dyn Deliveries>) = match &filing.reader {
             Some(reader) => (
-                Source { rollups: Arc::new(Sums(reader.clone())), analytics: archive },
+                Source { rollups: Arc::new(Sums(reader.clone())), analytics: archive.clone() },
                 Arc::new(DeliveryStates { reader: reader.clone(), partitions: config.log.partitions }),
             ),
             None => {
@@ -95,10 +98,10 @@ impl Edges {
                     Some(clickhouse) => clickhouse,
                     None => attempts.clone(),
                 };
-                (Source { rollups: archive, analytics: analytics_here }, deliveries)
+                (Source { rollups: archive.clone(), analytics: analytics_here }, deliveries)
             }
         };
-        Self { accounts, source, preferred, deliveries, attempts, dead_letters }
+        Self { accounts, source, preferred, deliveries, archive, attempts, dead_letters }
     }
 
     /// The write side; also what knows keys.
@@ -126,9 +129,38 @@ impl Edges {
         })
     }
 
+    /// Exports, where this server is asked and sees the archive.
+    fn exports(&self, config: &Config, shared: &Shared, tasks: &mut Tasks) -> anyhow::Result<Option<Exports>> {
+        let roles = &config.server.roles;
+        let sees_archive = roles.has(Role::Sinks) || !config.archive.dir.as_os_str().is_empty();
+        if !roles.has(Role::Query) || !sees_archive {
+            return Ok(None);
+        }
+        let data = &config.data.dir;
+        let options = ExportOptions {
+            folder: config.exports_folder(),
+            keep: i64::from(config.exports.keep_hours) * HOUR,
+            waiting: config.exports.waiting_per_account,
+            links_hold: HOUR,
+            link_key: keys::link_key(data, config)?,
+            seal_key: Arc::new(keys::seal_key(data, config)?),
+        };
+        let rows = Rows {
+            events: self.archive.clone(),
+            attempts: self.attempts.clone(),
+            sums: (self.source.rollups.clone(), self.source.analytics.clone()),
+            suppressions: Arc::new(SuppressionRows(Arc::new(shared.suppressions(config)))),
+            directory: shared.directory.clone(),
+        };
+        let exports = Exports::new(options, rows, shared.clock.clone());
+        tasks.spawn(exports.clone().run(tasks.stop.clone()));
+        Ok(Some(exports))
+    }
+
     /// The read side.
-    pub fn query(self, config: &Config, shared: &Shared, ingest: &Ingest) -> Query {
-        Query::new(sendtrail_query_api::Parts {
+    pub fn query(self, config: &Config, shared: &Shared, ingest: &Ingest, tasks: &mut Tasks) -> anyhow::Result<Query> {
+        let exports = self.exports(config, shared, tasks)?;
+        Ok(Query::new(sendtrail_query_api::Parts {
             directory: shared.directory.clone(),
             accounts: self.accounts,
             source: self.source,
@@ -141,7 +173,8 @@ impl Edges {
             timeout: Duration::from_millis(config.query.timeout_ms),
             concurrency: config.query.concurrency,
             concurrency_per_account: config.query.concurrency_per_account,
-        })
+            exports,
+        }))
     }
 }
 
@@ -201,9 +234,12 @@ pub fn routes(roles: &Roles, ingest: Ingest, query: Query, health: Health) -> Ro
     }
     if roles.has(Role::Query) {
         partner = partner.merge(Router::from(sendtrail_query_api::partner_routes()).with_state(query.clone()));
-        admin = admin.merge(Router::from(sendtrail_query_api::admin_routes()).with_state(query));
+        admin = admin.merge(Router::from(sendtrail_query_api::admin_routes()).with_state(query.clone()));
     }
     let mut router = Router::new();
+    if roles.has(Role::Query) {
+        router = router.nest("/api/v1", sendtrail_query_api::link_routes().with_state(query));
+    }
     if roles.has(Role::Ingest) {
         let of_sendcomms = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::sendcomms);
         let of_zmailer = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::zmailer);

@@ -52,8 +52,13 @@ table = DeltaTable(sys.argv[1])
 rows = table.to_pyarrow_table()
 files = [f if "://" not in f else f[7:] for f in table.file_uris()]
 duck = duckdb.sql("select count(*), count(distinct (account_id, message_id)), sum(bounce.bounceType = 'Permanent') from read_parquet(?, hive_partitioning=true)", params=[files]).fetchall()[0]
+import os
+os.chdir(os.path.dirname(sys.argv[1]))
+duckdb.sql(open(sys.argv[2]).read())
+audit = all(row[4] for row in duckdb.sql("select * from audit").fetchall())
+daily = duckdb.sql("select * from daily").fetchall()
 first = rows.sort_by([("seq", "ascending")]).slice(0, 1).to_pylist()[0]
-print(json.dumps({"rows": rows.num_rows, "columns": rows.schema.names, "duck": duck, "files": len(files),
+print(json.dumps({"rows": rows.num_rows, "columns": rows.schema.names, "duck": duck, "audit": audit, "daily": daily, "files": len(files),
     "types": {f.name: str(f.type) for f in rows.schema}, "partitions": table.metadata().partition_columns, "first": first}, default=str))
 "#;
 
@@ -71,13 +76,19 @@ async fn python_opens_it_and_counts_the_same() {
     let stopped = server.stop().await;
     let table = stopped.config.data.dir.join("archive/events");
     let Some(python) = python() else { return };
-    let output = Command::new(python).args(["-c", COUNT]).arg(&table).output().unwrap();
+    let views = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/duckdb.sql");
+    let output = Command::new(python).args(["-c", COUNT]).arg(&table).arg(views).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told["rows"], log.len(), "after a clean stop it holds every event");
     assert_eq!(told["duck"][0], log.len());
     assert_eq!(told["duck"][2], 8);
     assert_eq!(told["partitions"], json!(["dt"]));
+    assert_eq!(told["audit"], true);
+    let of_account = |row: &&Value| row[0] == json!(partner.account_id);
+    let daily: Vec<&Value> = told["daily"].as_array().unwrap().iter().filter(of_account).collect();
+    assert_eq!(daily.iter().map(|row| row[2].as_u64().unwrap()).sum::<u64>(), 200);
+    assert_eq!(daily.iter().map(|row| row[4].as_u64().unwrap()).sum::<u64>(), 8);
     for column in [
         "account_id",
         "event_id",

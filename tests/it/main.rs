@@ -16,6 +16,7 @@ mod destinations;
 mod dialects;
 mod document;
 mod events;
+mod exports;
 mod grafana;
 mod idempotency;
 mod kafka;

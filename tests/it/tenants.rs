@@ -68,7 +68,14 @@ async fn nobody_sees_or_changes_what_is_another_accounts() {
     eventually("both attempts are known", delivered).await;
     let delivery = owner.rows(&deliveries, "deliveries").await[0]["delivery_id"].as_str().unwrap().to_owned();
 
+    let export = json!({"dataset": "events", "from": "2026-05-01", "to": "2026-05-02"});
+    let export = owner.post("/exports", &export).await["export"]["export_id"].as_str().unwrap().to_owned();
+    let path = format!("/exports/{export}");
+    eventually("the export is done", async || owner.get(&path).await["export"]["status"] == "done").await;
+
     let value = |parameter: &str| match parameter {
+        "export_id" => export.clone(),
+        "name" => "seal.json".into(),
         "config_set_id" => set.clone(),
         "destination_id" => destination.clone(),
         "delivery_id" => delivery.clone(),

@@ -10,7 +10,8 @@ use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::SessionContext;
-use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::attempts::{LoggedAttempt, read_attempts, schema};
 use sendtrail_schemas::ids::AccountId;
@@ -30,13 +31,15 @@ const LISTED: i64 = 30 * DAY;
 /// See the module.
 pub struct ArchivedAttempts {
     context: SessionContext,
+    /// One file after the other.
+    exporting: SessionContext,
     cell: Arc<ArchiveCell>,
 }
 
 impl ArchivedAttempts {
     /// Over the archive of attempts.
     pub fn new(cell: Arc<ArchiveCell>, threads: usize) -> Self {
-        Self { context: context(threads, true), cell }
+        Self { context: context(threads, true), exporting: context(1, true), cell }
     }
 
     /// The attempts of an account that began at or after a time.
@@ -47,6 +50,33 @@ impl ArchivedAttempts {
         let table = ArchiveTable { schema: schema(), root: view.root.clone(), files, tail };
         let rows = self.context.read_table(Arc::new(table))?;
         Ok(rows.filter(col("account_id").eq(lit(account.to_string())).and(col("started_at").gt_eq(time(since))))?)
+    }
+
+    /// All attempts of an account, or of all, that began in a span of time, in no order, some thousand at once.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(crate) async fn rows(
+        &self,
+        account: Option<AccountId>,
+        from: Millis,
+        to: Millis,
+        destination: Option<&str>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
+        let view = self.cell.load();
+        let files = view.files.iter().filter(|file| file.may_hold(account, Some(from), Some(to)));
+        let files = files.cloned().map(Chosen::whole).collect();
+        let tail: Vec<RecordBatch> = view.tail.iter().map(|batch| batch.rows.clone()).collect();
+        let table = ArchiveTable { schema: schema(), root: view.root.clone(), files, tail };
+        let mut wanted = col("started_at").gt_eq(time(from)).and(col("started_at").lt(time(to)));
+        if let Some(account) = account {
+            wanted = wanted.and(col("account_id").eq(lit(account.to_string())));
+        }
+        if let Some(destination) = destination {
+            wanted = wanted.and(col("destination_id").eq(lit(destination)));
+        }
+        let rows = self.exporting.read_table(Arc::new(table))?.filter(wanted)?;
+        Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
     }
 
     /// Every attempt of a delivery, the first one first. None: there was none, or no such delivery.

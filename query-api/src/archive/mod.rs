@@ -16,7 +16,8 @@ use datafusion::dataframe::DataFrame;
 use datafusion::functions_nested::expr_fn::{array_has, map_extract, map_keys};
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use futures::StreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::event::{Event, Tags};
@@ -84,6 +85,8 @@ fn context(threads: usize, bloom_filters: bool) -> SessionContext {
 /// Answers from the archive of one process.
 pub struct DataFusionAnalytics {
     context: SessionContext,
+    /// One file after the other: what is exported is much, and nobody waits for it.
+    exporting: SessionContext,
     cell: Arc<ArchiveCell>,
     look_up: Arc<LookUp>,
 }
@@ -93,7 +96,29 @@ impl DataFusionAnalytics {
     pub fn new(cell: Arc<ArchiveCell>, cache_bytes: usize, threads: usize) -> Self {
         // Ours are looked at before, and remembered.
         let context = context(threads, false);
-        Self { context, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
+        let exporting = self::context(1, true);
+        Self { context, exporting, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
+    }
+
+    /// All events that match, of an account or of all, in no order, some thousand at once.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub(crate) async fn rows(
+        &self,
+        account: Option<AccountId>,
+        query: &EventQuery,
+    ) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
+        let view = self.cell.load();
+        let files = view.files.iter().filter(|file| file.may_hold(account, query.from, query.to));
+        let files = files.cloned().map(provider::Chosen::whole).collect();
+        let tail = Part::All.of_tail(&view);
+        let schema = sendtrail_schemas::columns::schema();
+        let table = ArchiveTable { schema, root: view.root.clone(), files, tail };
+        let mut all = conditions(query, Part::All);
+        all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
+        let rows = self.exporting.read_table(Arc::new(table))?.filter(every(all))?;
+        Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
     }
 
     /// A table of some files and some of the tail.
@@ -254,7 +279,17 @@ fn time(millis: Millis) -> Expr {
 /// What a row must be to be on the page.
 fn predicate(query: &EventQuery, part: Part) -> Expr {
     let mut all = vec![col("account_id").eq(lit(query.account.to_string()))];
-    all.extend(part.predicate());
+    all.extend(conditions(query, part));
+    every(all)
+}
+
+fn every(all: Vec<Expr>) -> Expr {
+    all.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))
+}
+
+/// The same without the account.
+fn conditions(query: &EventQuery, part: Part) -> Vec<Expr> {
+    let mut all: Vec<Expr> = part.predicate().into_iter().collect();
     all.extend(query.from.map(|from| col("occurred_at").gt_eq(time(from))));
     all.extend(query.to.map(|to| col("occurred_at").lt(time(to))));
     if !query.kinds.is_empty() {
@@ -282,7 +317,7 @@ fn predicate(query: &EventQuery, part: Part) -> Expr {
     if let Some(before) = &query.before {
         all.push(comes_after(before));
     }
-    all.into_iter().reduce(Expr::and).unwrap_or_else(|| lit(true))
+    all
 }
 
 fn has_key(key: &str) -> Expr {

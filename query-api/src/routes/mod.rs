@@ -2,6 +2,7 @@
 
 mod deliveries;
 mod events;
+mod exports;
 mod replays;
 mod standing;
 mod stats;
@@ -30,6 +31,9 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
         .routes(routes!(replays::recover))
         .routes(routes!(replays::replay, replays::replays))
         .routes(routes!(replays::get_replay, replays::cancel_replay))
+        .routes(routes!(exports::start, exports::list))
+        .routes(routes!(exports::get, exports::remove))
+        .routes(routes!(exports::file))
         .routes(routes!(stats::stats))
         .routes(routes!(standing::reputation))
         .routes(routes!(standing::quotas))
@@ -37,7 +41,16 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
 
 /// What the administrator may read, below `/api/v1/admin`. To be put behind the administrator's key.
 pub fn admin_routes() -> OpenApiRouter<Query> {
-    OpenApiRouter::new().routes(routes!(events::history))
+    OpenApiRouter::new()
+        .routes(routes!(events::history))
+        .routes(routes!(exports::admin_start, exports::admin_list))
+        .routes(routes!(exports::admin_get, exports::admin_remove))
+        .routes(routes!(exports::admin_file))
+}
+
+/// Files of exports by signed links, below `/api/v1`. They need no key.
+pub fn link_routes() -> axum::Router<Query> {
+    axum::Router::new().route("/exports/{export_id}/files/{name}", axum::routing::get(exports::linked))
 }
 
 /// The header of an answer from the archive while ClickHouse cannot answer: when it was true.

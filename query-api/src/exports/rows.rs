@@ -1,0 +1,243 @@
+//! The rows of an export, some thousand at once, from wherever they are kept.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, Int64Builder, MapBuilder, MapFieldNames, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use sendtrail_schemas::account::Suppression;
+use sendtrail_schemas::directory::Directory;
+use sendtrail_schemas::ids::{AccountId, ConfigSetId};
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::rollup::{HourRows, Rollup};
+use sendtrail_schemas::time::{Hour, Millis};
+
+use super::job::{Dataset, Job, Part};
+use crate::analytics::{EventQuery, TagFilter};
+use crate::archive::DataFusionAnalytics;
+use crate::archive::attempts::ArchivedAttempts;
+use crate::{Analytics, Error, Rollups};
+
+/// Accounts, and rows of a suppression list, that are looked up at once.
+const PAGE: usize = 1_000;
+
+/// Suppression lists.
+#[async_trait]
+pub trait SuppressionPages: Send + Sync + 'static {
+    /// Suppressed addresses of an account after one, in the order of addresses, at most `limit`; and where to go on.
+    ///
+    /// # Errors
+    /// [`Error::Port`].
+    async fn page(
+        &self,
+        account: AccountId,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<(Vec<Suppression>, Option<String>), Error>;
+}
+
+/// Where rows come from.
+pub struct Rows {
+    /// Events.
+    pub events: Arc<DataFusionAnalytics>,
+    /// Attempts at webhooks.
+    pub attempts: Arc<ArchivedAttempts>,
+    /// Sums, and events for hours that have none.
+    pub sums: (Arc<dyn Rollups>, Arc<dyn Analytics>),
+    /// Suppression lists.
+    pub suppressions: Arc<dyn SuppressionPages>,
+    /// Every account.
+    pub directory: Arc<Directory>,
+}
+
+/// Rows.
+pub type Batches<'a> = BoxStream<'a, Result<RecordBatch, Error>>;
+
+impl Rows {
+    /// The rows of a part.
+    ///
+    /// # Errors
+    /// [`Error`]; also those in the stream.
+    pub async fn of<'a>(&'a self, job: &'a Job, part: &'a Part) -> Result<Batches<'a>, Error> {
+        let filters = &job.request.filters;
+        Ok(match job.request.dataset {
+            Dataset::Events | Dataset::StatusChanges => {
+                let is_wanted = |kind: &EventType| job.request.dataset == Dataset::Events || kind.is_status();
+                let mut kinds: Vec<EventType> = filters.kinds().filter(is_wanted).collect();
+                if job.request.dataset == Dataset::StatusChanges && filters.event_types.is_empty() {
+                    kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
+                }
+                let query = EventQuery {
+                    from: Some(part.from),
+                    to: Some(part.to),
+                    kinds,
+                    recipient: filters.recipient.clone(),
+                    message_id: filters.message_id.clone(),
+                    configuration_set_name: filters.configuration_set_name.clone(),
+                    tag: filters.tag.as_deref().map(TagFilter::parse),
+                    ..EventQuery::of(job.account().unwrap_or(AccountId(uuid::Uuid::nil())), usize::MAX)
+                };
+                self.events.rows(job.account(), &query).await?
+            }
+            Dataset::WebhookAttempts => {
+                self.attempts.rows(job.account(), part.from, part.to, filters.destination_id.as_deref()).await?
+            }
+            Dataset::Suppressions => {
+                let of = move |account| {
+                    let pages = stream::try_unfold(Some(None), move |at: Option<Option<String>>| async move {
+                        let Some(after) = at else { return Ok::<_, Error>(None) };
+                        let (rows, next) = self.suppressions.page(account, after, PAGE).await?;
+                        let kept = rows.iter().filter(|row| (part.from.0..part.to.0).contains(&row.created_at));
+                        Ok(Some((suppressions(account, kept)?, next.map(Some))))
+                    });
+                    pages.boxed()
+                };
+                self.accounts(job).flat_map(of).boxed()
+            }
+            Dataset::Stats => self
+                .accounts(job)
+                .then(move |account| self.stats(account, part.from.hour(), part.to.plus(-1).hour() + 1))
+                .boxed(),
+        }
+        .try_filter(|batch| std::future::ready(batch.num_rows() > 0))
+        .boxed())
+    }
+
+    /// The accounts of an export.
+    fn accounts(&self, job: &Job) -> BoxStream<'_, AccountId> {
+        if let Some(account) = job.account() {
+            return stream::once(std::future::ready(account)).boxed();
+        }
+        let pages = stream::unfold(Some(None), move |at: Option<Option<AccountId>>| async move {
+            let found = self.directory.list(at?, PAGE);
+            let ids: Vec<AccountId> = found.iter().map(|config| config.id()).collect();
+            let next = ids.last().copied().map(Some);
+            Some((stream::iter(ids), next))
+        });
+        pages.flatten().boxed()
+    }
+
+    async fn stats(&self, account: AccountId, from: Hour, to: Hour) -> Result<RecordBatch, Error> {
+        let mut rows: Vec<(Hour, Rollup)> = Vec::new();
+        for hour in self.sums.0.rows(account, from, to).await? {
+            match hour {
+                HourRows::Exact(hour, of_hour) => rows.extend(of_hour.into_iter().map(|row| (hour, row))),
+                HourRows::Overflowing(hour) => {
+                    rows.extend(self.sums.1.scan(account, Millis::of_hour(hour), Millis::of_hour(hour + 1)).await?);
+                }
+            }
+        }
+        stats(account, &rows)
+    }
+}
+
+fn utc() -> DataType {
+    DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+}
+
+fn times() -> TimestampMicrosecondBuilder {
+    TimestampMicrosecondBuilder::new().with_data_type(utc())
+}
+
+fn finish(schema: SchemaRef, columns: Vec<ArrayRef>) -> Result<RecordBatch, Error> {
+    RecordBatch::try_new(schema, columns).map_err(|cause| Error::Port(cause.to_string()))
+}
+
+/// The columns of a suppression list.
+fn suppressions<'a>(account: AccountId, rows: impl Iterator<Item = &'a Suppression>) -> Result<RecordBatch, Error> {
+    let text = |name: &str, nullable| Field::new(name, DataType::Utf8, nullable);
+    let schema = Arc::new(Schema::new(vec![
+        text("account_id", false),
+        text("email", false),
+        text("reason", false),
+        text("details", true),
+        Field::new("created_at", utc(), false),
+        text("event_id", true),
+    ]));
+    let mut texts: [StringBuilder; 5] = Default::default();
+    let mut created = times();
+    let whose = account.to_string();
+    for row in rows {
+        let values = [Some(&whose), Some(&row.email), Some(&row.reason), row.details.as_ref(), row.event_id.as_ref()];
+        texts.iter_mut().zip(values).for_each(|(column, value)| column.append_option(value));
+        created.append_value(row.created_at.saturating_mul(1_000));
+    }
+    let [account, email, reason, details, event] = texts.map(|mut column| Arc::new(column.finish()) as ArrayRef);
+    finish(schema, vec![account, email, reason, details, Arc::new(created.finish()), event])
+}
+
+/// The columns of hourly sums.
+fn stats(account: AccountId, rows: &[(Hour, Rollup)]) -> Result<RecordBatch, Error> {
+    const SUMS: [&str; 13] = [
+        "sends",
+        "deliveries",
+        "permanent_bounces",
+        "transient_bounces",
+        "complaints",
+        "rejects",
+        "opens",
+        "unique_opens",
+        "clicks",
+        "unique_clicks",
+        "delays",
+        "rendering_failures",
+        "replies",
+    ];
+    let text = |name: &str| Field::new(name, DataType::Utf8, true);
+    let names = MapFieldNames { entry: "key_value".into(), key: "key".into(), value: "value".into() };
+    let mut tags = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new());
+    let mut texts: [StringBuilder; 4] = Default::default();
+    let mut accounts = StringBuilder::new();
+    let mut hours = times();
+    let mut sums: [Int64Builder; 13] = Default::default();
+    let whose = account.to_string();
+    for (hour, Rollup { dims, sums: of_row }) in rows {
+        accounts.append_value(&whose);
+        hours.append_value(Millis::of_hour(*hour).0.saturating_mul(1_000));
+        let set = dims.config_set_id.as_deref().and_then(|id| ConfigSetId::from_slice(id).ok());
+        let set = set.map(|id| id.to_string());
+        let values = [&dims.configuration_set_name, &set, &dims.from_domain, &dims.recipient_domain];
+        texts.iter_mut().zip(values).for_each(|(column, value)| column.append_option(value.as_ref()));
+        for (key, value) in &dims.tags {
+            tags.keys().append_value(key);
+            tags.values().append_value(value);
+        }
+        // Appending fails only when keys and values differ in number.
+        let _ = tags.append(true);
+        let counts = [
+            of_row.sends,
+            of_row.deliveries,
+            of_row.permanent_bounces,
+            of_row.transient_bounces,
+            of_row.complaints,
+            of_row.rejects,
+            of_row.opens,
+            of_row.unique_opens,
+            of_row.clicks,
+            of_row.unique_clicks,
+            of_row.delays,
+            of_row.rendering_failures,
+            of_row.replies,
+        ];
+        sums.iter_mut().zip(counts).for_each(|(column, count)| column.append_value(count as i64));
+    }
+    let tags: ArrayRef = Arc::new(tags.finish());
+    let mut fields = vec![
+        Field::new("account_id", DataType::Utf8, false),
+        Field::new("hour", utc(), false),
+        text("configuration_set_name"),
+        text("config_set_id"),
+        text("from_domain"),
+        text("recipient_domain"),
+        Field::new("tags", tags.data_type().clone(), true),
+    ];
+    fields.extend(SUMS.map(|name| Field::new(name, DataType::Int64, false)));
+    let mut columns: Vec<ArrayRef> = vec![Arc::new(accounts.finish()), Arc::new(hours.finish())];
+    columns.extend(texts.map(|mut column| Arc::new(column.finish()) as ArrayRef));
+    columns.push(tags);
+    columns.extend(sums.map(|mut column| Arc::new(column.finish()) as ArrayRef));
+    finish(Arc::new(Schema::new(fields)), columns)
+}

@@ -1,0 +1,419 @@
+//! Exports: asked for, looked at, cancelled, downloaded.
+
+use axum::Extension;
+use axum::body::Body as HttpBody;
+use axum::extract::{Request as HttpRequest, State};
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION};
+use axum::response::{IntoResponse, Response};
+use sendtrail_schemas::directory::KeyOwner;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::time::{DAY, Millis};
+use sendtrail_schemas::topic::partition_of;
+use sendtrail_schemas::web::{Nothing, Path, Query as Params, account_id, created, id, invalid, ok};
+use serde::{Deserialize, Serialize};
+use tower_http::services::ServeFile;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Body;
+use super::events::time;
+use crate::Query;
+use crate::exports::{Asker, Dataset, Exports, Filters, Format, Job, Request, Status};
+
+/// Accounts among which one is looked for in each partition.
+const ACCOUNTS: usize = 10_000;
+/// The longest span of an export, days.
+const MAX_DAYS: i64 = 3_660;
+
+/// What to export.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ExportRequest {
+    /// `events`, `suppressions`, `status_changes`, `webhook_attempts` or `stats`.
+    #[schema(value_type = String)]
+    dataset: String,
+    /// A day or a time, inclusive; of suppressions it may be left out. Of `stats`, hours that begin before `to`.
+    from: Option<String>,
+    /// A day or a time, exclusive.
+    to: Option<String>,
+    /// `parquet` (default), `csv` or `ndjson`.
+    format: Option<String>,
+    filters: Option<FiltersRequest>,
+    /// Whose data; only the administrator names one, or none for everybody's.
+    account_id: Option<String>,
+}
+
+/// Which rows; those of `/events`, and of attempts their destination.
+#[derive(Deserialize, Default, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct FiltersRequest {
+    #[serde(default)]
+    event_types: Vec<String>,
+    recipient: Option<String>,
+    message_id: Option<String>,
+    configuration_set_name: Option<String>,
+    tag: Option<String>,
+    destination_id: Option<String>,
+}
+
+/// An export.
+#[derive(Serialize, ToSchema)]
+struct ExportView {
+    export_id: String,
+    account_id: Option<String>,
+    dataset: Dataset,
+    format: Format,
+    from: Option<Millis>,
+    to: Option<Millis>,
+    /// `queued`, `running`, `done`, `failed` or `cancelled`.
+    status: Status,
+    created_at: Millis,
+    finished_at: Option<Millis>,
+    progress: ProgressView,
+    /// When it is done.
+    files: Vec<FileView>,
+    error: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ProgressView {
+    /// Days, of which each becomes a file if it has rows.
+    parts_done: usize,
+    parts_total: usize,
+    rows: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct FileView {
+    name: String,
+    rows: u64,
+    bytes: u64,
+    sha256: Option<String>,
+    /// Where to download it for an hour, without a key.
+    url: String,
+}
+
+fn view(exports: &Exports, job: &Job, running: u64) -> ExportView {
+    let mut files: Vec<FileView> = Vec::new();
+    if job.status == Status::Done {
+        files.extend(job.files.iter().map(|file| FileView {
+            name: file.path.clone(),
+            rows: file.rows,
+            bytes: file.bytes,
+            sha256: Some(file.sha256.clone()),
+            url: exports.link(job.export_id, &file.path),
+        }));
+        let seal = exports.file(job, "seal.json").and_then(|path| std::fs::metadata(path).ok());
+        files.push(FileView {
+            name: "seal.json".into(),
+            rows: 0,
+            bytes: seal.map_or(0, |seal| seal.len()),
+            sha256: None,
+            url: exports.link(job.export_id, "seal.json"),
+        });
+    }
+    ExportView {
+        export_id: job.export_id.to_string(),
+        account_id: job.account_id.map(|account| account.to_string()),
+        dataset: job.request.dataset,
+        format: job.request.format,
+        from: job.request.from,
+        to: job.request.to,
+        status: job.status,
+        created_at: job.created_at,
+        finished_at: job.finished_at,
+        progress: ProgressView {
+            parts_done: job.parts_done,
+            parts_total: job.request.parts().len(),
+            rows: job.rows + running,
+        },
+        files,
+        error: job.error.as_ref().map(|_| "it could not be made; the server's log says why".into()),
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct OneExport {
+    export: ExportView,
+}
+
+#[derive(Serialize, ToSchema)]
+struct AllExports {
+    exports: Vec<ExportView>,
+}
+
+impl ExportRequest {
+    fn read(self) -> Result<Request, Problem> {
+        fn named<T: serde::de::DeserializeOwned>(what: &str, text: &str, all: &str) -> Result<T, Problem> {
+            let read = serde_json::from_value(text.into());
+            read.map_err(|_| invalid(format!("{what} is {all}")))
+        }
+        let all = "events, suppressions, status_changes, webhook_attempts or stats";
+        let dataset: Dataset = named("dataset", &self.dataset, all)?;
+        let format = self.format.as_deref().map(|text| named("format", text, "parquet, csv or ndjson"));
+        let at = |name: &str, text: &Option<String>| {
+            let read = text.as_deref().map(|text| time(name, text)).transpose();
+            read.map_err(|problem| invalid(problem.message))
+        };
+        let (from, to) = (at("from", &self.from)?, at("to", &self.to)?);
+        if dataset != Dataset::Suppressions {
+            let (Some(begin), Some(end)) = (from, to) else {
+                return Err(invalid("from and to are needed: days, or RFC 3339 times"));
+            };
+            if begin >= end {
+                return Err(invalid("from is before to"));
+            }
+            if end.0 - begin.0 > MAX_DAYS * DAY {
+                return Err(invalid(format!("at most {MAX_DAYS} days")));
+            }
+        } else if let (Some(begin), Some(end)) = (from, to)
+            && begin >= end
+        {
+            return Err(invalid("from is before to"));
+        }
+        let filters = self.filters.unwrap_or_default();
+        for name in &filters.event_types {
+            EventType::parse(name).ok_or_else(|| invalid(format!("event_types: {name:?} is none that we know")))?;
+        }
+        let of_events = [&filters.recipient, &filters.message_id, &filters.configuration_set_name, &filters.tag];
+        let has_events = of_events.iter().any(|filter| filter.is_some()) || !filters.event_types.is_empty();
+        let events = matches!(dataset, Dataset::Events | Dataset::StatusChanges);
+        if (has_events && !events) || (filters.destination_id.is_some() && dataset != Dataset::WebhookAttempts) {
+            return Err(invalid(format!("there are filters that {} does not have", dataset.name())));
+        }
+        Ok(Request {
+            dataset,
+            from,
+            to,
+            filters: Filters {
+                event_types: filters.event_types,
+                recipient: filters.recipient,
+                message_id: filters.message_id,
+                configuration_set_name: filters.configuration_set_name,
+                tag: filters.tag,
+                destination_id: filters.destination_id,
+            },
+            format: format.transpose()?.unwrap_or_default(),
+        })
+    }
+}
+
+impl Query {
+    fn exports(&self) -> Result<&Exports, Problem> {
+        let none = || Problem::new(Code::DbUnavailable, "this server sees no archive to export from");
+        self.parts().exports.as_ref().ok_or_else(none)
+    }
+
+    async fn start_export(&self, asker: Asker, body: &[u8]) -> Result<Response, Problem> {
+        let exports = self.exports()?;
+        let request: ExportRequest = serde_json::from_slice(body)
+            .map_err(|cause| invalid(format!("the body is not what is asked for: {cause}")))?;
+        let account = match (asker, &request.account_id) {
+            (Asker::Account(_), Some(_)) => return Err(invalid("account_id is the administrator's to name")),
+            (Asker::Account(account), None) => Some(account),
+            (Asker::Operator, Some(text)) => Some(self.known(text)?),
+            (Asker::Operator, None) => None,
+        };
+        self.settle(account).await;
+        let request = request.read()?;
+        let (starting, shown) = (exports.clone(), exports.clone());
+        let job = tokio::task::spawn_blocking(move || starting.start(asker, account, request));
+        let job = job.await.map_err(|_| Problem::internal())??;
+        Ok(created(OneExport { export: view(&shown, &job, 0) }))
+    }
+
+    /// Waits until what was acknowledged is seen: of an account, or of one in each partition.
+    async fn settle(&self, account: Option<AccountId>) {
+        let parts = self.parts();
+        let mut waited = std::collections::BTreeSet::new();
+        let some = match account {
+            Some(account) => vec![account],
+            None => parts.directory.list(None, ACCOUNTS).iter().map(|config| config.id()).collect(),
+        };
+        for account in some {
+            if waited.insert(partition_of(account, parts.partitions)) {
+                parts.accounts.settle(account).await;
+            }
+        }
+    }
+
+    fn known(&self, text: &str) -> Result<AccountId, Problem> {
+        let account = account_id(text)?;
+        let known = self.parts().directory.account(account);
+        known.map(|_| account).ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))
+    }
+
+    fn list_exports(&self, asker: Asker) -> Result<Response, Problem> {
+        let exports = self.exports()?;
+        let all = exports.list(Some(asker))?;
+        Ok(ok(AllExports { exports: all.iter().map(|job| view(exports, job, 0)).collect() }))
+    }
+
+    fn one_export(&self, asker: Asker, text: &str) -> Result<(Job, u64), Problem> {
+        self.exports()?.get(asker, export_id(text)?).ok_or_else(missing)
+    }
+
+    fn remove_export(&self, asker: Asker, text: &str) -> Result<Response, Problem> {
+        if self.exports()?.remove(asker, export_id(text)?)? { Ok(ok(Nothing {})) } else { Err(missing()) }
+    }
+
+    async fn download(&self, asker: Asker, text: &str, name: &str, request: HttpRequest) -> Result<Response, Problem> {
+        let (job, _) = self.one_export(asker, text)?;
+        let path = self.exports()?.file(&job, name).ok_or_else(missing)?;
+        served(path, name, request).await
+    }
+}
+
+fn missing() -> Problem {
+    Problem::new(Code::NotFound, "no such export, or no such file in it")
+}
+
+fn export_id(text: &str) -> Result<Uuid, Problem> {
+    id(text, Code::NotFound, "export")
+}
+
+/// A file, whole or in part (RFC 9110, ranges).
+async fn served(path: std::path::PathBuf, name: &str, request: HttpRequest) -> Result<Response, Problem> {
+    let mut plain = HttpRequest::new(HttpBody::empty());
+    (*plain.method_mut(), *plain.headers_mut()) = (request.method().clone(), request.headers().clone());
+    let served = ServeFile::new(path).try_call(plain).await.map_err(|cause| {
+        tracing::error!(%cause, "a file of an export cannot be read");
+        Problem::internal()
+    })?;
+    let mut response = served.map(HttpBody::new).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+    if let Ok(value) = HeaderValue::try_from(format!("attachment; filename=\"{name}\"")) {
+        headers.insert(CONTENT_DISPOSITION, value);
+    }
+    Ok(response)
+}
+
+/// Begin an export; its files are there when its status is `done`, for seven days.
+#[utoipa::path(post, path = "/exports", tag = "exports", request_body = ExportRequest,
+    responses((status = 201, description = "it waits for its turn", body = inline(OneExport)), (status = 400, description = "INVALID_REQUEST"),
+        (status = 429, description = "RATE_LIMITED"), (status = 503, description = "DB_UNAVAILABLE")))]
+pub(super) async fn start(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Body(body): Body,
+) -> Result<Response, Problem> {
+    query.start_export(Asker::Account(owner.account.id()), &body).await
+}
+
+/// List the exports, the newest first.
+#[utoipa::path(get, path = "/exports", tag = "exports",
+    responses((status = 200, description = "exports", body = inline(AllExports)), (status = 503, description = "DB_UNAVAILABLE")))]
+pub(super) async fn list(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+) -> Result<Response, Problem> {
+    query.list_exports(Asker::Account(owner.account.id()))
+}
+
+/// Show how far an export is, and its files.
+#[utoipa::path(get, path = "/exports/{export_id}", tag = "exports", params(("export_id" = String, Path)),
+    responses((status = 200, description = "the export", body = inline(OneExport)), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn get(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Path(export): Path<String>,
+) -> Result<Response, Problem> {
+    let (job, running) = query.one_export(Asker::Account(owner.account.id()), &export)?;
+    Ok(ok(OneExport { export: view(query.exports()?, &job, running) }))
+}
+
+/// Cancel an export that is under way, or delete one that is over.
+#[utoipa::path(delete, path = "/exports/{export_id}", tag = "exports", params(("export_id" = String, Path)),
+    responses((status = 200, description = "it is cancelled, or gone"), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn remove(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Path(export): Path<String>,
+) -> Result<Response, Problem> {
+    query.remove_export(Asker::Account(owner.account.id()), &export)
+}
+
+/// Download a file of an export. Takes `Range`.
+#[utoipa::path(get, path = "/exports/{export_id}/files/{name}", tag = "exports",
+    params(("export_id" = String, Path), ("name" = String, Path)),
+    responses((status = 200, description = "the file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "a part of it", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn file(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Path((export, name)): Path<(String, String)>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    query.download(Asker::Account(owner.account.id()), &export, &name, request).await
+}
+
+/// Begin an export of an account, or of all.
+#[utoipa::path(post, path = "/exports", tag = "admin", operation_id = "admin_start_export", request_body = ExportRequest,
+    responses((status = 201, description = "it waits for its turn", body = inline(OneExport)), (status = 400, description = "INVALID_REQUEST"),
+        (status = 404, description = "PARTNER_NOT_FOUND"), (status = 429, description = "RATE_LIMITED"),
+        (status = 503, description = "DB_UNAVAILABLE")))]
+pub(super) async fn admin_start(State(query): State<Query>, Body(body): Body) -> Result<Response, Problem> {
+    query.start_export(Asker::Operator, &body).await
+}
+
+/// List the operator's exports, the newest first.
+#[utoipa::path(get, path = "/exports", tag = "admin", operation_id = "admin_list_exports",
+    responses((status = 200, description = "exports", body = inline(AllExports)), (status = 503, description = "DB_UNAVAILABLE")))]
+pub(super) async fn admin_list(State(query): State<Query>) -> Result<Response, Problem> {
+    query.list_exports(Asker::Operator)
+}
+
+/// Show how far an operator's export is, and its files.
+#[utoipa::path(get, path = "/exports/{export_id}", tag = "admin", operation_id = "admin_get_export",
+    params(("export_id" = String, Path)),
+    responses((status = 200, description = "the export", body = inline(OneExport)), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn admin_get(State(query): State<Query>, Path(export): Path<String>) -> Result<Response, Problem> {
+    let (job, running) = query.one_export(Asker::Operator, &export)?;
+    Ok(ok(OneExport { export: view(query.exports()?, &job, running) }))
+}
+
+/// Cancel an operator's export that is under way, or delete one that is over.
+#[utoipa::path(delete, path = "/exports/{export_id}", tag = "admin", operation_id = "admin_remove_export",
+    params(("export_id" = String, Path)),
+    responses((status = 200, description = "it is cancelled, or gone"), (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn admin_remove(State(query): State<Query>, Path(export): Path<String>) -> Result<Response, Problem> {
+    query.remove_export(Asker::Operator, &export)
+}
+
+/// Download a file of an operator's export. Takes `Range`.
+#[utoipa::path(get, path = "/exports/{export_id}/files/{name}", tag = "admin", operation_id = "admin_export_file",
+    params(("export_id" = String, Path), ("name" = String, Path)),
+    responses((status = 200, description = "the file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "a part of it", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, description = "NOT_FOUND")))]
+pub(super) async fn admin_file(
+    State(query): State<Query>,
+    Path((export, name)): Path<(String, String)>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    query.download(Asker::Operator, &export, &name, request).await
+}
+
+#[derive(Deserialize)]
+pub(super) struct LinkParams {
+    expires: i64,
+    signature: String,
+}
+
+/// Download a file by the link that an export tells, which needs no key and holds for an hour.
+pub(super) async fn linked(
+    State(query): State<Query>,
+    Path((export, name)): Path<(String, String)>,
+    Params(params): Params<LinkParams>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let exports = query.exports()?;
+    let found = exports.linked(export_id(&export)?, &name, params.expires, &params.signature);
+    let none = || Problem::new(Code::KeyNotFound, "the link is past its time, or not one of ours");
+    served(found.ok_or_else(none)?, &name, request).await
+}
