@@ -53,6 +53,8 @@ fn load(args: &Serve) -> anyhow::Result<Config> {
 }
 
 async fn serve(args: &Serve) -> anyhow::Result<()> {
+    // Nothing, but in builds for tests.
+    let _failpoints = fail::FailScenario::setup();
     let config = load(args)?;
     telemetry::log(&config.telemetry)?;
     // Asked for before anything is opened, so that no signal finds nobody.

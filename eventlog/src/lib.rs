@@ -9,6 +9,7 @@ mod blobs;
 mod clock;
 pub mod contract;
 pub mod embedded;
+pub mod failpoint;
 pub mod kafka;
 mod pulse;
 mod replies;

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use foldhash::fast::RandomState;
 use prost::Message;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::mail::{Attempt, DeadLetter, DeliveryStatus};
@@ -276,7 +277,9 @@ impl Projections {
         for (of, next) in &self.passed {
             batch.insert(&self.marks, mark_key(*of), next.to_be_bytes());
         }
+        reach("projections.before");
         batch.commit()?;
+        reach("projections.durable");
         self.passed.clear();
         if self.cached > CACHED_ROWS {
             self.hours.clear();

@@ -23,6 +23,11 @@ pub struct Process {
 
 impl Process {
     pub fn start(data: &std::path::Path, settings: &[(&str, &str)]) -> Self {
+        Self::try_start(data, settings).expect("the server listens")
+    }
+
+    /// The same, unless it ends before it listens.
+    pub fn try_start(data: &std::path::Path, settings: &[(&str, &str)]) -> Option<Self> {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
         command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -37,17 +42,33 @@ impl Process {
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| told.send(line).is_ok()));
         let mut process = Self { child, base: String::new(), greeting: Vec::new() };
         while process.base.is_empty() {
-            let line = lines.recv_timeout(PATIENCE).expect("the server listens");
+            let line = match lines.recv_timeout(PATIENCE) {
+                Ok(line) => line,
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("the server neither listens nor ends"),
+            };
             match line.strip_prefix("listening on ") {
                 Some(base) => process.base = base.to_owned(),
                 None => process.greeting.push(line),
             }
         }
-        process
+        Some(process)
     }
 
     pub fn signal(&mut self, name: &str) {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Ends it, if it has not ended.
+    pub fn kill(&mut self) {
+        // Killing what has ended is no fault.
+        let _ = self.child.kill();
+        self.wait();
+    }
+
+    /// Whether it has ended, of itself or not.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     pub fn wait(&mut self) -> std::process::ExitStatus {

@@ -17,6 +17,7 @@ mod dialects;
 mod document;
 mod events;
 mod exports;
+mod faults;
 mod grafana;
 mod idempotency;
 mod kafka;

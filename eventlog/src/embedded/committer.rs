@@ -94,6 +94,7 @@ impl Committer {
         }
         let number = self.segment.as_ref().map_or(0, |segment| segment.number + 1);
         let segment = Segment::create(&self.folder, number, &self.next)?;
+        crate::failpoint::reach("log.segment");
         let mut index = self.shared.index.write();
         index.add_segment(number, segment.reader()?, segment.path.clone(), segment.length(), Marks::new());
         drop(index);

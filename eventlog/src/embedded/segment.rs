@@ -11,6 +11,7 @@ use sendtrail_schemas::topic::{Topic, TopicPartition};
 
 use super::frame::{Frame, HEADER, MAGIC};
 use crate::Error;
+use crate::failpoint;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"STseg001";
 const SUFFIX: &str = "seg";
@@ -127,7 +128,8 @@ impl Segment {
     /// # Errors
     /// [`Error::Write`] when nothing was appended; [`Error::Failed`] when that is in doubt.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        if let Err(cause) = self.file.write_all(bytes) {
+        let written = failpoint::fails("log.write").and_then(|()| self.file.write_all(bytes));
+        if let Err(cause) = written {
             let undone = self.file.set_len(self.length).and_then(|()| self.file.seek(SeekFrom::End(0)));
             return Err(match undone {
                 Ok(_) => Error::Write(cause.to_string()),
@@ -135,7 +137,10 @@ impl Segment {
             });
         }
         // After a failed fsync the kernel may have dropped the pages: what is on the device is in doubt.
-        self.file.sync_data().map_err(|cause| Error::Failed(format!("fsync of {}: {cause}", self.path.display())))?;
+        failpoint::reach("log.written");
+        let synced = failpoint::fails("log.sync").and_then(|()| self.file.sync_data());
+        synced.map_err(|cause| Error::Failed(format!("fsync of {}: {cause}", self.path.display())))?;
+        failpoint::reach("log.synced");
         self.length += bytes.len() as u64;
         Ok(())
     }

@@ -14,6 +14,7 @@ use sendtrail_audit::{
     Subject, hash_file,
 };
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::secret::hex;
 use sendtrail_schemas::time::{Day, Millis};
@@ -183,6 +184,7 @@ impl Work {
         };
         let envelope = self.key.sign(FORMAT, &seal)?;
         folder.write(number, &envelope, &prefixes, &salts)?;
+        reach("seal.written");
         Ok(hex(&envelope.hash()?))
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use metrics::{counter, gauge};
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::time::Day;
 use tokio::sync::Mutex;
@@ -100,7 +101,9 @@ impl Upkeep {
             counter!("sendtrail_archive_merged_rows_total", "table" => of).increment(merged.rows);
             tracing::debug!(files = chosen.len(), rows = merged.rows, path = merged.path, "merged archive files");
             let mut table = self.table.lock().await;
+            reach("merge.written");
             table.replace(&chosen, merged).await?;
+            reach("merge.committed");
             publish(&self.cell, &table);
             chosen.iter().for_each(|file| begin_to_age(&table.root().join(&file.path)));
             merges += 1;

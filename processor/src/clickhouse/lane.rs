@@ -10,6 +10,7 @@ use bytes::Bytes;
 use clickhouse::Client;
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::clickhouse as format;
 use sendtrail_schemas::time::{Day, Millis};
@@ -82,7 +83,9 @@ impl Lane {
                 let (ranges, rows) = self.fetch(&view, ranges).await?;
                 let claim = Claim { number: next, ranges, before: marks, first: first.clone() };
                 self.claims.make(&claim).await?;
+                reach("clickhouse.claimed");
                 self.insert(&claim, &rows).await?;
+                reach("clickhouse.inserted");
                 self.claims.done(&claim).await?;
                 (next, marks) = (next + 1, claim.after());
                 self.show(&marks);

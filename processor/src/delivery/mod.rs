@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use fjall::{Keyspace, KeyspaceCreateOptions, PersistMode};
 use metrics::counter;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_eventlog::{Batch, Blobs, Clock, Error as LogError, EventLog, Reader, Retention, read};
 use sendtrail_schemas::block::{Block, Reject};
 use sendtrail_schemas::codec;
@@ -277,6 +278,7 @@ impl Running {
         if mark > self.checkpointed.1 {
             let mut batch = self.of.store.database().batch().durability(Some(PersistMode::SyncAll));
             batch.insert(&self.marks, (self.of.partition as u16).to_be_bytes(), mark.to_be_bytes());
+            reach("mail.handed");
             // It waits for the device.
             blocking("note delivery's mark", move || batch.commit()).await?;
             self.of.retention.passed(Reader::Delivery, self.of.of(Topic::Mail), mark);

@@ -4,6 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use metrics::{counter, histogram};
 use sendtrail_eventlog::Batch;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::ids::{AccountId, delivery_id};
 use sendtrail_schemas::mail::{Attempt, DeliveryStatus, FailureClass, Trigger};
@@ -69,6 +70,7 @@ impl Running {
             batch.push(&attempt);
             decided.push((outcome, attempt));
         }
+        reach("attempt.posted");
         let appended = self.of.log.append(self.of.of(Topic::Attempts), batch);
         self.recording = Some(Recording { appended, decided });
         Ok(())
@@ -77,6 +79,7 @@ impl Running {
     /// Acts on attempts that are recorded from an offset on.
     pub(super) fn settle_recorded(&mut self, first: u64) -> Result<(), Error> {
         let Some(Recording { decided, .. }) = self.recording.take() else { return Ok(()) };
+        reach("attempt.recorded");
         self.next_attempt = first + decided.len() as u64;
         for (offset, (outcome, attempt)) in (first..).zip(decided) {
             self.settle(outcome, &attempt, offset)?;

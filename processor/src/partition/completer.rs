@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use futures::future::{BoxFuture, join_all};
 use metrics::{gauge, histogram};
 use parking_lot::Mutex;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_eventlog::{Pulse, Reader, Replies, Retention};
 use sendtrail_schemas::exchange::ProgressView;
 use sendtrail_schemas::ids::AccountId;
@@ -169,9 +170,11 @@ impl Task {
 
     async fn complete(&mut self, outputs: Outputs) -> Result<(), Error> {
         let Outputs { appends, announced, suppressions, decisions, reached } = outputs;
+        reach("outputs.before");
         for appended in join_all(appends).await {
             appended?;
         }
+        reach("outputs.durable");
         // Those who start later must find it: after a crash it is announced again.
         let is_news = !announced.is_empty();
         for announced in join_all(announced).await {
@@ -198,8 +201,10 @@ impl Task {
             let (next_offset, rows) = (writes.next_offset(), writes.len());
             let keys: Vec<_> = taker.iter().flat_map(|_| writes.keys()).collect();
             let begun = std::time::Instant::now();
+            reach("checkpoint.before");
             match store.commit(intake.partition, writes) {
                 Ok(()) => {
+                    reach("checkpoint.durable");
                     histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
                     note_durable(intake.partition);
                     tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");

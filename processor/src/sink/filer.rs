@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use metrics::{counter, histogram};
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, TailBatch};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
@@ -211,7 +212,9 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
     if files.is_empty() {
         return Ok(table);
     }
+    reach("archive.written");
     table.append(&files, &chunk.numbers).await?;
+    reach("archive.committed");
     counter!("sendtrail_archived_rows_total", "table" => layout.name).increment(chunk.rows as u64);
     histogram!("sendtrail_archive_commit_seconds", "table" => layout.name).record(begun.elapsed().as_secs_f64());
     tracing::debug!(of = layout.name, rows = chunk.rows, files = files.len(), version = table.version(), "archived");

@@ -21,6 +21,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use prost::Message;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::time::{HOUR, Millis};
 use tokio_util::sync::CancellationToken;
 
@@ -273,7 +274,9 @@ impl Snapshots {
         files.extend(uploaded);
         let whole = if is_whole { files.len() as u32 } else { whole };
         let manifest = Manifest::new(progress, files, whole);
+        reach("snapshot.before");
         self.put(partition, &manifest.name(), manifest.encode_to_vec()).await?;
+        reach("snapshot.written");
         Ok(manifest)
     }
 
