@@ -6,15 +6,17 @@ mod owning;
 mod shared;
 mod working;
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use sendtrail_ingest::Ingest;
-use sendtrail_processor::SinkHandle;
 use sendtrail_processor::dispatch::History;
+use sendtrail_processor::{SinkHandle, Store};
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +33,9 @@ use filing::Filing;
 use owning::Owning;
 use shared::Shared;
 
+/// How often it is looked whether the store is broken, and what a device must take to be taken for well again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const ROOM: usize = 8 << 20;
 /// How long stopping may take while the log takes what is left.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
@@ -49,6 +54,8 @@ pub struct App {
     sink: Option<Arc<SinkHandle>>,
     backbone: Backbone,
     archive: Arc<ArchiveCell>,
+    store: Store,
+    data: PathBuf,
 }
 
 /// What the archive's files hold.
@@ -60,6 +67,19 @@ pub struct ArchiveTotals {
     pub rows: u64,
     /// Their bytes.
     pub bytes: u64,
+}
+
+/// Whether a device takes some writes, durably.
+fn takes_writes(folder: &Path) -> bool {
+    let path = folder.join("is-there-room");
+    let write = || {
+        let mut file = std::fs::File::create(&path)?;
+        file.write_all(&vec![0; ROOM])?;
+        file.sync_all()
+    };
+    let written: std::io::Result<()> = write();
+    drop(std::fs::remove_file(&path));
+    written.is_ok()
 }
 
 /// Tasks that end before partitions do.
@@ -143,6 +163,8 @@ impl App {
             sink: filing.sink,
             backbone,
             archive: filing.cell,
+            store: shared.store.clone(),
+            data: config.data.dir.clone(),
         })
     }
 
@@ -157,6 +179,22 @@ impl App {
     /// is no longer its to finish.
     pub fn lost(&self) -> impl Future<Output = ()> + use<> {
         self.backbone.clone().lost()
+    }
+
+    /// Resolves when the state store is broken, by a full disk for example, and the disk takes writes again. Until then
+    /// everything that needs it is refused; afterwards the program must begin anew, as after a crash.
+    pub fn broken(&self) -> impl Future<Output = ()> + use<> {
+        let (store, data) = (self.store.clone(), self.data.clone());
+        async move {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let (store, data) = (store.clone(), data.clone());
+                let healed = tokio::task::spawn_blocking(move || store.is_broken() && takes_writes(&data)).await;
+                if healed.unwrap_or(false) {
+                    return;
+                }
+            }
+        }
     }
 
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.

@@ -1,5 +1,6 @@
 //! What each command does.
 
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use comfy_table::Table;
@@ -73,12 +74,26 @@ async fn serve(args: &Serve) -> anyhow::Result<()> {
     tracing::info!(address = %app.address, data = %config.data.dir.display(), "serving");
     tokio::select! {
         () = signal => app.stop().await,
+        () = app.broken() => {
+            tracing::error!("the state store could not be written; there is room again, and this program begins anew");
+            return Err(begin_anew());
+        }
         () = app.lost() => {
             tracing::error!("another server owns the log; this one ends, and may be started again");
             std::process::exit(1);
         }
     }
     Ok(())
+}
+
+/// Becomes this program once more, with the same arguments, as after a crash; returns only when that cannot be done.
+fn begin_anew() -> anyhow::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error.into(),
+    };
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).exec();
+    anyhow::Error::from(error).context("begin anew")
 }
 
 fn config(args: &ConfigArgs) -> ExitCode {

@@ -132,6 +132,12 @@ impl Store {
         Ok(value.map(|value| Row::decode(key.kind, &value)).transpose()?)
     }
 
+    /// Whether a write has failed, after which nothing more is written: what is on the device is in doubt, and only opening
+    /// the store anew tells.
+    pub fn is_broken(&self) -> bool {
+        matches!(self.database.persist(PersistMode::Buffer), Err(fjall::Error::Poisoned))
+    }
+
     /// Everything as it is now, whatever is written meanwhile.
     pub fn view(&self) -> StoreView {
         StoreView { snapshot: self.database.snapshot(), of: self.clone() }

@@ -14,6 +14,7 @@ mod cursors;
 mod dead_letters;
 mod destinations;
 mod dialects;
+mod disk;
 mod document;
 mod events;
 mod exports;

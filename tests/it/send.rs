@@ -59,7 +59,7 @@ async fn large_bodies_and_attachments_go_by_the_blob_store() {
     assert_eq!((status, &reply["error"]), (413, &json!("PAYLOAD_TOO_LARGE")));
 }
 
-fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+pub fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         if entry.path().is_dir() {

@@ -1,0 +1,251 @@
+//! A device that is full, fails, or has lost something: it is said so, nothing that was acknowledged is lost, and all is well
+//! once the cause is gone.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use parking_lot::Mutex;
+use sendtrail::client::Api;
+
+use super::binary::{ADMIN_KEY, Process};
+use super::send::walk;
+use super::support::*;
+
+const SETTINGS: [(&str, &str); 3] = [
+    ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+    ("SENDTRAIL__STATE__CHECKPOINT_MS", "100"),
+    ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
+];
+
+/// An account on a server, and what the server acknowledged of its events.
+struct Teller {
+    api: Api,
+    acknowledged: BTreeSet<String>,
+    batches: usize,
+}
+
+impl Teller {
+    async fn new(base: &str) -> Self {
+        let admin = Api::new(base, ADMIN_KEY);
+        let body = json!({"name": "disk", "contact_email": "a@b.example", "mode": "production"});
+        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+        let keys = format!("{ADMIN}/accounts/{}/keys", account["account"]["account_id"].as_str().unwrap());
+        let key = admin.post(&keys, &json!({})).await.unwrap()["key"]["api_key"].take();
+        Self { api: admin.with_key(key.as_str().unwrap()), acknowledged: BTreeSet::new(), batches: 0 }
+    }
+
+    fn on(self, process: &Process) -> Self {
+        let api = Api::new(&process.base, self.api.key());
+        Self { api, ..self }
+    }
+
+    /// Tells some events; the status, which is 200 or 503.
+    async fn tell(&mut self, padding: usize) -> u16 {
+        let ids: Vec<String> = (0..10).map(|n| format!("{}-{n}", self.batches)).collect();
+        self.batches += 1;
+        let mut lines = String::new();
+        for id in &ids {
+            let mut told = event("Send", id);
+            told["subject"] = "x".repeat(padding).into();
+            lines += &format!("{told}\n");
+        }
+        let headers = [("content-type", "application/x-ndjson")];
+        let reply = self.api.call(Method::POST, &format!("{PARTNER}/events"), &headers, lines).await.unwrap();
+        if reply.status == 200 {
+            assert_eq!(reply.json()["accepted"], ids.len(), "{}", reply.json());
+            self.acknowledged.extend(ids);
+        } else {
+            let told = reply.json();
+            assert_eq!(reply.status, 503, "{told}");
+            assert!(matches!(told["error"].as_str(), Some("DB_UNAVAILABLE" | "UNAVAILABLE")), "{told}");
+            assert!(!told["message"].as_str().unwrap().is_empty());
+        }
+        reply.status.as_u16()
+    }
+
+    /// Everything that was acknowledged is there, once; what was refused is there at most once.
+    async fn check(&self) {
+        let mut log = Vec::new();
+        eventually("events can be read", async || {
+            match self.api.rows(&format!("{PARTNER}/events"), "events").await {
+                Ok(rows) => log = rows,
+                Err(_) => return false,
+            }
+            true
+        })
+        .await;
+        let found: Vec<&str> = log.iter().map(|event| event["message_id"].as_str().unwrap()).collect();
+        let distinct: BTreeSet<&str> = found.iter().copied().collect();
+        assert_eq!(found.len(), distinct.len(), "nothing twice");
+        let lost: Vec<_> = self.acknowledged.iter().filter(|id| !distinct.contains(id.as_str())).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+        let reputation = self.api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+        assert_eq!(reputation["sent"], found.len());
+    }
+}
+
+async fn health(base: &str) -> (u16, String) {
+    let reply = Api::new(base, "").call(Method::GET, "/health", &[], "").await.unwrap();
+    (reply.status.as_u16(), reply.json().to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_fail_are_refused_and_the_next_are_taken() {
+    // A full disk (28) and a failing one (5), for some writes each.
+    let failing = [("FAILPOINTS", "log.write=60*off->7*return(28)->30*off->7*return(5)->off")];
+    let folder = tempfile::TempDir::new().unwrap();
+    let process = Process::start(folder.path(), &[&SETTINGS[..], &failing].concat());
+    let mut teller = Teller::new(&process.base).await;
+    let mut refused = 0;
+    for _ in 0..120 {
+        refused += usize::from(teller.tell(10).await == 503);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(refused > 0, "it was never told that the disk is full");
+    assert_eq!(teller.tell(10).await, 200);
+    teller.check().await;
+    eventually("it is well", async || health(&process.base).await.0 == 200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_failed_sync_nothing_is_acknowledged_before_a_restart() {
+    let failing = [("FAILPOINTS", "log.sync=80*off->1*return(5)->off")];
+    let folder = tempfile::TempDir::new().unwrap();
+    let mut process = Process::start(folder.path(), &[&SETTINGS[..], &failing].concat());
+    let mut teller = Teller::new(&process.base).await;
+    let mut last = 200;
+    for _ in 0..200 {
+        let status = teller.tell(10).await;
+        assert!(last == 200 || status == 503, "what is on the device is in doubt; a second sync would not tell");
+        last = status;
+        if last == 503 && teller.batches % 10 == 0 {
+            break;
+        }
+    }
+    assert_eq!(last, 503, "the sync failed and nobody was told");
+    assert!(!teller.acknowledged.is_empty());
+    let (status, told) = health(&process.base).await;
+    assert!(status == 503 && told.contains("fsync"), "{told}");
+    process.kill();
+    let process = Process::start(folder.path(), &SETTINGS);
+    let mut teller = teller.on(&process);
+    assert_eq!(teller.tell(10).await, 200);
+    teller.check().await;
+}
+
+/// The program on a file system of so many megabytes, and its folder there; none where that cannot be had.
+fn on_small_disk(megabytes: u32) -> Option<(std::process::Child, PathBuf, Arc<Mutex<String>>)> {
+    use std::io::BufRead;
+    let folder = tempfile::TempDir::new().unwrap().keep();
+    let script = format!(
+        "mount -t tmpfs -o size={megabytes}m tmpfs {0} && exec {1} serve --listen 127.0.0.1:0 --data {0}",
+        folder.display(),
+        env!("CARGO_BIN_EXE_sendtrail")
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).envs(SETTINGS);
+    command.env("SENDTRAIL__LOG__SEGMENT_BYTES", "1048576");
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().ok()?;
+    let mut lines = std::io::BufReader::new(child.stdout.take()?).lines();
+    let mut listening = move || lines.find_map(|line| Some(line.ok()?.strip_prefix("listening on ")?.to_owned()));
+    let Some(base) = listening() else {
+        println!("SKIPPED: file systems cannot be mounted here");
+        child.wait().unwrap();
+        return None;
+    };
+    let base = Arc::new(Mutex::new(base));
+    let latest = base.clone();
+    // It may begin anew.
+    std::thread::spawn(move || {
+        while let Some(base) = listening() {
+            *latest.lock() = base
+        }
+    });
+    let inside = PathBuf::from(format!("/proc/{}/root{}", child.id(), folder.display()));
+    Some((child, inside, base))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_503_and_all_goes_on_when_there_is_room() {
+    let Some((mut child, folder, base)) = on_small_disk(64) else { return };
+    let mut teller = Teller::new(&base.lock().clone()).await;
+    for _ in 0..20 {
+        assert_eq!(teller.tell(900).await, 200);
+    }
+    // Somebody else takes what is left.
+    let ballast = folder.join("ballast");
+    let mut file = std::fs::File::create(&ballast).unwrap();
+    let chunk = vec![1u8; 64 << 10];
+    let mut refused = 0;
+    for _ in 0..80 {
+        // Also what is given back meanwhile.
+        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+        refused += usize::from(teller.tell(900).await == 503);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(refused > 10, "{refused}: a full disk takes nothing");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    drop(file);
+    std::fs::remove_file(&ballast).unwrap();
+    let well = async || {
+        let base = base.lock().clone();
+        let reply = Api::new(&base, "").call(Method::GET, "/health", &[], "").await;
+        reply.is_ok_and(|reply| reply.status == 200)
+    };
+    eventually("it is well", well).await;
+    teller.api = Api::new(&base.lock().clone(), teller.api.key());
+    assert_eq!(teller.tell(100).await, 200);
+    teller.check().await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// Files of the archive of events.
+fn files(data: &Path) -> Vec<PathBuf> {
+    let found = walk(&data.join("archive/events"));
+    found.into_iter().filter(|path| path.extension().is_some_and(|ending| ending == "parquet")).collect()
+}
+
+#[tokio::test]
+async fn an_archive_file_that_is_lost_or_damaged_is_an_error_and_never_an_answer() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.archive.commit_seconds = 1;
+        // Nothing of it is remembered.
+        config.query.cache_bytes = 0;
+    })
+    .await;
+    let partner = server.partner("damaged").await;
+    partner.stream(&(0..200).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+    let data = server.config.data.dir.clone();
+    eventually("it is filed", async || server.app.archive().rows >= 200).await;
+    let ask = async || partner.call(Method::GET, "/events?limit=1000", &[], "").await;
+    let whole = ask().await;
+    assert_eq!(whole.json()["events"].as_array().unwrap().len(), 200);
+    let file = files(&data).into_iter().max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();
+    let kept = std::fs::read(&file).unwrap();
+    for what in [Some(kept[..1_000].to_vec()), None] {
+        match &what {
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        let reply = ask().await;
+        let told = reply.json();
+        assert_eq!(
+            (reply.status.as_u16(), &told["error"]),
+            (503, &json!("DB_UNAVAILABLE")),
+            "{:.500}",
+            told.to_string()
+        );
+        // What needs no file goes on.
+        assert_eq!(partner.get("/stats?from=2026-05-01&to=2026-05-02").await["totals"]["sends"], 200);
+        partner.stream(&[partner.event("Open")]).await;
+    }
+    std::fs::write(&file, &kept).unwrap();
+    let events = partner.log().await;
+    assert_eq!(events.len(), 202);
+}
