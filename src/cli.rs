@@ -62,6 +62,8 @@ pub enum Command {
     },
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
+    /// Compare what log, archive, ClickHouse and sums have, or have ClickHouse filled from the archive after it was restored
+    Reconcile(Reconcile),
     /// Export through the API, wait for it, and download its files
     Export(Export),
     /// Check an archive or an export against its seals, offline; exits with 1 when something is not as it was sealed
@@ -86,6 +88,35 @@ pub struct Serve {
     /// The address and port, instead of the settings'; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
+}
+
+/// What to compare.
+#[derive(Args, Debug)]
+pub struct Reconcile {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8420")]
+    pub url: String,
+    /// The administrator's key
+    #[arg(long, env = "SENDTRAIL_ADMIN_KEY", hide_env_values = true, default_value = "")]
+    pub admin_key: String,
+    /// A day or a whole hour, inclusive
+    #[arg(long, required_unless_present = "repair")]
+    pub from: Option<String>,
+    /// A day or a whole hour, exclusive
+    #[arg(long, required_unless_present = "repair")]
+    pub to: Option<String>,
+    /// Whose; without it, everybody's
+    #[arg(long, value_name = "ACCOUNT_ID")]
+    pub account: Option<String>,
+    /// With the server stopped: go on from where ClickHouse is, if that is whole; the server then inserts what it lacks
+    #[arg(long)]
+    pub repair: bool,
+    /// A settings file, to repair
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The data folder, to repair, instead of the settings'
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
 }
 
 /// What to export.

@@ -6,12 +6,14 @@ use std::process::ExitCode;
 use comfy_table::Table;
 use http::Method;
 use sendtrail_eventlog::kafka::{Plan, Step};
-use sendtrail_processor::clickhouse::migrate as migrate_tables;
+use sendtrail_processor::clickhouse::{migrate as migrate_tables, repair as repair_tables};
 use sendtrail_processor::{Projections, Store, archive};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::cli::{Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Seals, Secrets, Serve, Topics};
+use crate::cli::{
+    Accounts, Admin, Cli, Command, ConfigArgs, DeadLetters, Keys, Reconcile, Seals, Secrets, Serve, Topics,
+};
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
 use crate::{audit, backbone, clickhouse, demo, export, loadgen, shutdown, telemetry};
@@ -34,6 +36,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topics(command) => return topics(command).await,
         Command::Migrate { serve, recreate } => migrate(&serve, recreate).await?,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
+        Command::Reconcile(args) => return reconcile(&args).await,
         Command::Export(args) => export::run(&args).await?,
         Command::Verify(args) => return audit::verify(&args).await,
         Command::Seals(Seals::Key(args)) => audit::print_key(&load(&args)?)?,
@@ -165,6 +168,60 @@ async fn migrate(args: &Serve, recreate: bool) -> anyhow::Result<()> {
         None => println!("the tables are made, of version {}", done.meta.version),
     }
     Ok(())
+}
+
+async fn reconcile(args: &Reconcile) -> anyhow::Result<ExitCode> {
+    if args.repair {
+        let serve = Serve { config: args.config.clone(), data: args.data.clone(), roles: Vec::new(), listen: None };
+        return repair(&serve).await;
+    }
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let mut path = format!("/api/v1/admin/reconciliation?from={}&to={}", text(&args.from), text(&args.to));
+    if let Some(account) = &args.account {
+        path = format!("{path}&account_id={account}");
+    }
+    let found = Api::new(&args.url, &args.admin_key).get(&path).await?;
+    let names = ["hour", "log", "archive", "clickhouse", "rollups", "archive_sums", "clickhouse_rollups", "equal"];
+    let mut table = Table::new();
+    table.set_header(names);
+    for hour in found["hours"].as_array().into_iter().flatten() {
+        table.add_row(names.map(|name| match &hour[name] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        }));
+    }
+    println!("{table}");
+    for found in found["differences"].as_array().into_iter().flatten() {
+        println!(
+            "account {}: {} in {}, partition {}, seq {} to {}",
+            found["account_id"],
+            found["difference"],
+            found["store"],
+            found["partition"],
+            found["first_seq"],
+            found["last_seq"]
+        );
+    }
+    let equal = found["equal"] == true;
+    println!("{}", if equal { "every store has the same" } else { "stores differ" });
+    Ok(if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn repair(args: &Serve) -> anyhow::Result<ExitCode> {
+    let config = load(args)?;
+    telemetry::log(&config.telemetry)?;
+    let Some(client) = clickhouse::client(&config.clickhouse) else {
+        anyhow::bail!("there is no ClickHouse in the settings: clickhouse.url is empty");
+    };
+    let _lock = backbone::lock(&config.data.dir)?;
+    let claims = config.data.dir.join("clickhouse-claims");
+    for found in repair_tables(&client, &claims, &config.archive_folder()).await? {
+        println!(
+            "{}, partition {}: ClickHouse has rows up to {}, the archive up to {}; the server inserts the rest when it starts",
+            found.table, found.partition, found.there, found.archived
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {

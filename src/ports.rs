@@ -1,6 +1,6 @@
 //! The ports of the edge, filled by what the processor keeps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::dispatch::{History, HistoryPage, Redelivery, Sender};
 use sendtrail_processor::{DeliveryQuery, LastAttempt, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::analytics::EventQuery;
+use sendtrail_query_api::reconcile::Numbered;
 use sendtrail_query_api::{
     Bookmark, DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Query,
 };
@@ -201,6 +202,67 @@ impl sendtrail_ingest::DeadLetters for LoggedDeadLetters {
             return Ok(None);
         }
         Ok(self.read(partition, seq, 1).await?.into_iter().find(|letter| letter.seq == seq))
+    }
+}
+
+/// Events that are still in the log, for reconciliation.
+pub struct LoggedEventNumbers {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
+    /// How many partitions there are.
+    pub partitions: u32,
+}
+
+/// Bytes of events that are read at once.
+const EVENTS_BYTES: usize = 4 << 20;
+/// Events of a partition's log that are looked at.
+const EVENTS_LOOKED: usize = 5_000_000;
+
+#[async_trait]
+impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
+    async fn numbers(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+        limit: usize,
+    ) -> Result<(Vec<Numbered>, BTreeMap<u32, u64>), sendtrail_query_api::Error> {
+        use sendtrail_query_api::Error;
+        let port = |cause: &dyn std::fmt::Display| Error::Port(cause.to_string());
+        let partition = partition_of(account, self.partitions);
+        let of = TopicPartition::new(Topic::Events, partition);
+        let (mut next, end) = (0, *self.log.end(of).borrow());
+        let (mut numbers, mut first, mut looked) = (Vec::new(), None, 0);
+        while next < end {
+            let batches = match read(&self.log, of, next, EVENTS_BYTES).await {
+                Ok(batches) => batches,
+                Err(sendtrail_eventlog::Error::Trimmed { first, .. }) if first > next => {
+                    next = first;
+                    continue;
+                }
+                Err(error) => return Err(port(&error)),
+            };
+            let before = next;
+            for record in batches.iter().flat_map(|batch| batch.records(before)) {
+                let event: Event = codec::decode(&record.value).map_err(|cause| port(&cause))?;
+                first.get_or_insert(event.seq);
+                next = event.seq + 1;
+                looked += 1;
+                let occurred = event.occurred();
+                if event.account() == account && from <= occurred && occurred < to {
+                    numbers.push((occurred, event.partition, event.seq));
+                }
+            }
+            if looked > EVENTS_LOOKED || numbers.len() > limit {
+                return Err(Error::Excess(
+                    "there is too much in the log to compare; let the archive take it first".into(),
+                ));
+            }
+            if next == before {
+                break;
+            }
+        }
+        Ok((numbers, BTreeMap::from([(partition, first.unwrap_or(end))])))
     }
 }
 

@@ -6,6 +6,7 @@ mod archive;
 mod clickhouse;
 pub mod cursor;
 pub mod exports;
+pub mod reconcile;
 mod routes;
 mod show;
 mod turns;
@@ -29,6 +30,8 @@ use sendtrail_schemas::time::{Hour, Millis};
 use turns::Turns;
 
 use crate::exports::Exports;
+use crate::reconcile::LoggedEvents;
+use sendtrail_schemas::rollup::Rollup;
 
 pub use again::{Again, AgainPage, Bookmark, OldestFirst};
 pub use analytics::{Analytics, EventQuery};
@@ -55,6 +58,9 @@ pub enum Error {
     /// Something behind a port failed.
     #[error("{0}")]
     Port(String),
+    /// More was asked for than is looked at at once.
+    #[error("{0}")]
+    Excess(String),
     /// A query took longer than it may.
     #[error("a query took longer than {0:?}")]
     Timeout(Duration),
@@ -65,6 +71,9 @@ impl Error {
     fn is_excess(&self) -> bool {
         // ClickHouse: TOO_MANY_ROWS, TIMEOUT_EXCEEDED, QUOTA_EXCEEDED, MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
         const EXCESS: [u32; 5] = [158, 159, 201, 241, 396];
+        if matches!(self, Self::Excess(_)) {
+            return true;
+        }
         let Self::ClickHouse(::clickhouse::error::Error::BadResponse(text)) = self else { return false };
         // Of memory, that of all queries together is nobody's fault.
         is_code(text, &EXCESS) && !text.contains("(total)")
@@ -249,6 +258,12 @@ pub struct Parts {
     pub attempts: Arc<ArchivedAttempts>,
     /// Changes of accounts.
     pub changes: Arc<dyn Changes>,
+    /// Files and tail of the archive, whatever is asked before it.
+    pub files: Arc<DataFusionAnalytics>,
+    /// ClickHouse, if there is one.
+    pub clickhouse: Option<Arc<ClickHouseAnalytics>>,
+    /// Events that are still in the log.
+    pub logged: Arc<dyn LoggedEvents>,
     /// Exports, where the archive is seen.
     pub exports: Option<Exports>,
     /// How many partitions there are.
@@ -265,6 +280,13 @@ pub struct Parts {
     pub concurrency: usize,
     /// Of these, at most so many of one account.
     pub concurrency_per_account: usize,
+}
+
+impl Parts {
+    /// Sums of an account, from the archive's events.
+    async fn files_scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+        self.files.scan(account, from, to).await
+    }
 }
 
 /// The read side of one process.

@@ -11,7 +11,9 @@ use sendtrail_ingest::sources::Source as KafkaSource;
 use sendtrail_ingest::{DeadLetters, Ingest, Limits};
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Follower, Layout};
 use sendtrail_query_api::exports::{ExportOptions, Exports, Rows};
-use sendtrail_query_api::{ArchivedAttempts, DataFusionAnalytics, Deliveries, Preferred, Query, Replica, Source};
+use sendtrail_query_api::{
+    ArchivedAttempts, ClickHouseAnalytics, DataFusionAnalytics, Deliveries, Preferred, Query, Replica, Source,
+};
 
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::time::HOUR;
@@ -26,8 +28,8 @@ use crate::health::{self, Health};
 use crate::keys::{self, ADMIN_KEY_VARIABLE, AdminKey, admin_key};
 use crate::metrics;
 use crate::ports::{
-    AskedChanges, ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters, OwnedAccounts,
-    Sampler, Sums, SuppressionRows,
+    AskedChanges, ClickHouseReplica, DeadLetterBox, DeliveryStates, FollowedArchive, LoggedDeadLetters,
+    LoggedEventNumbers, OwnedAccounts, Sampler, Sums, SuppressionRows,
 };
 use crate::roles::{Role, Roles};
 use crate::sources;
@@ -42,6 +44,7 @@ pub struct Edges {
     preferred: Option<Preferred>,
     deliveries: Arc<dyn Deliveries>,
     archive: Arc<DataFusionAnalytics>,
+    clickhouse: Option<Arc<ClickHouseAnalytics>>,
     attempts: Arc<ArchivedAttempts>,
     dead_letters: Arc<dyn DeadLetters>,
 }
@@ -73,7 +76,8 @@ impl Edges {
             None => Arc::new(DistantReplica { elsewhere: shared.elsewhere.clone(), patience }),
         };
         let preferred = clickhouse::preferred(config, &archive, replica);
-        let (preferred, analytics) = preferred.unzip();
+        let (preferred, analytics): (_, Option<Arc<ClickHouseAnalytics>>) = preferred.unzip();
+        let clickhouse = analytics.clone();
         let (source, deliveries): (Source, Arc<dyn Deliveries>) = match &filing.reader {
             Some(reader) => (
                 Source { rollups: Arc::new(Sums(reader.clone())), analytics: archive.clone() },
@@ -101,7 +105,7 @@ impl Edges {
                 (Source { rollups: archive.clone(), analytics: analytics_here }, deliveries)
             }
         };
-        Self { accounts, source, preferred, deliveries, archive, attempts, dead_letters }
+        Self { accounts, source, preferred, deliveries, archive, clickhouse, attempts, dead_letters }
     }
 
     /// The write side; also what knows keys.
@@ -160,6 +164,7 @@ impl Edges {
     /// The read side.
     pub fn query(self, config: &Config, shared: &Shared, ingest: &Ingest, tasks: &mut Tasks) -> anyhow::Result<Query> {
         let exports = self.exports(config, shared, tasks)?;
+        let files = self.archive.clone();
         Ok(Query::new(sendtrail_query_api::Parts {
             directory: shared.directory.clone(),
             accounts: self.accounts,
@@ -174,6 +179,9 @@ impl Edges {
             concurrency: config.query.concurrency,
             concurrency_per_account: config.query.concurrency_per_account,
             exports,
+            files,
+            clickhouse: self.clickhouse,
+            logged: Arc::new(LoggedEventNumbers { log: shared.log.clone(), partitions: config.log.partitions }),
         }))
     }
 }

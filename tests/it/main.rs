@@ -26,6 +26,7 @@ mod keys;
 mod late;
 mod pause;
 mod quotas;
+mod reconcile;
 mod replay;
 mod restart;
 mod roles;

@@ -11,6 +11,7 @@
 mod claims;
 mod lane;
 mod meta;
+mod repair;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::Error;
 use crate::archive::DurableFileSystem;
 use lane::Lane;
 pub use meta::{Meta, Migrated, Wanted, migrate, read_meta};
+pub use repair::{Repaired, repair};
 use rows::Feed;
 
 /// How long to leave ClickHouse alone after a failure, at first and at most.

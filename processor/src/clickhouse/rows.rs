@@ -40,6 +40,11 @@ pub static ATTEMPTS: Feed =
 const PARTITION: &str = "partition";
 
 impl Feed {
+    /// The column that numbers the rows of a partition.
+    pub fn number(&self) -> &'static str {
+        self.number
+    }
+
     /// The rows of some ranges, in ClickHouse's columns; `None` when they are more than so many bytes. Blocks.
     ///
     /// # Errors

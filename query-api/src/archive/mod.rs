@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::compute::min;
-use datafusion::arrow::datatypes::TimestampMicrosecondType;
+use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
 use datafusion::functions_nested::expr_fn::{array_has, map_extract, map_keys};
@@ -27,6 +27,7 @@ use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 
 use crate::analytics::{Analytics, EventQuery, Position};
+use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
 use lookup::{LookUp, Wanted};
 use provider::ArchiveTable;
@@ -119,6 +120,35 @@ impl DataFusionAnalytics {
         all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
         let rows = self.exporting.read_table(Arc::new(table))?.filter(every(all))?;
         Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
+    }
+
+    /// The numbers of all events that match, in no order.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Excess`]: there are more than `limit`.
+    pub(crate) async fn numbers(&self, query: &EventQuery, limit: usize) -> Result<Vec<Numbered>, Error> {
+        let mut batches = self.rows(Some(query.account), query).await?;
+        let mut numbers = Vec::new();
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let mistyped = |name: &str| Error::Port(format!("column {name:?} is missing or of another type"));
+            let whole = |name: &'static str| {
+                let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+                column.ok_or_else(|| mistyped(name))
+            };
+            let occurred = batch.column_by_name("occurred_at");
+            let occurred = occurred.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+            let occurred = occurred.ok_or_else(|| mistyped("occurred_at"))?;
+            let (partitions, seqs) = (whole("partition")?, whole("seq")?);
+            for row in 0..batch.num_rows() {
+                let at = Millis(occurred.value(row).div_euclid(1_000));
+                numbers.push((at, partitions.value(row) as u32, seqs.value(row) as u64));
+            }
+            if numbers.len() > limit {
+                return Err(Error::Excess(format!("more than {limit} events: ask for less")));
+            }
+        }
+        Ok(numbers)
     }
 
     /// A table of some files and some of the tail.

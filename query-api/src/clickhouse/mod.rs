@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use crate::analytics::{Analytics, EventQuery, Position};
 use crate::archive::{DataFusionAnalytics, Part};
+use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
 
 /// Rows of an answer: what this process has to hold.
@@ -103,6 +104,22 @@ impl ClickHouseAnalytics {
         let query = filter.bind(self.query(&sql, wanted.account)).param("limit", wanted.limit as u64);
         let body = query.fetch_bytes(FORMAT)?.collect().map_err(Error::from).await?;
         Ok(read_answer(&body)?)
+    }
+
+    /// The numbers of an account's events in a span of time, of ClickHouse alone.
+    ///
+    /// # Errors
+    /// [`Error::ClickHouse`].
+    pub(crate) async fn numbers(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<Numbered>, Error> {
+        let mut filter = Filter::of_account();
+        filter.span(Some(from), Some(to));
+        let sql = format!(
+            "SELECT toUnixTimestamp64Micro(occurred_at), toUInt32(partition), toUInt64(seq) FROM events WHERE {}",
+            filter.text()
+        );
+        let rows = filter.bind(self.query(&sql, account).with_setting("max_result_rows", "0"));
+        let rows = rows.fetch_all::<(i64, u32, u64)>().await?;
+        Ok(rows.into_iter().map(|(at, partition, seq)| (Millis(at.div_euclid(1_000)), partition, seq)).collect())
     }
 
     async fn sums(&self, query: Query) -> Result<Vec<(Hour, Rollup)>, Error> {

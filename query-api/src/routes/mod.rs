@@ -3,6 +3,7 @@
 mod deliveries;
 mod events;
 mod exports;
+mod reconciliation;
 mod replays;
 mod standing;
 mod stats;
@@ -43,6 +44,7 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
 pub fn admin_routes() -> OpenApiRouter<Query> {
     OpenApiRouter::new()
         .routes(routes!(events::history))
+        .routes(routes!(reconciliation::reconciliation))
         .routes(routes!(exports::admin_start, exports::admin_list))
         .routes(routes!(exports::admin_get, exports::admin_remove))
         .routes(routes!(exports::admin_file))
