@@ -1,17 +1,20 @@
 //! The HTTP server: bounded in connections, headers and time, and stopped without cutting a request short.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::Request;
+use axum::http::HeaderMap;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
+use ipnet::IpNet;
 use sendtrail_ingest::Ingest;
+use sendtrail_schemas::networks::{ClientAddress, client};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -31,6 +34,7 @@ pub struct ServerOptions {
     max_header_bytes: usize,
     header_timeout: Duration,
     grace: Duration,
+    trusted_proxies: Arc<[IpNet]>,
 }
 
 impl ServerOptions {
@@ -42,6 +46,7 @@ impl ServerOptions {
             max_header_bytes: config.max_header_bytes,
             header_timeout: Duration::from_millis(config.header_timeout_ms),
             grace: Duration::from_secs(config.shutdown_grace_seconds),
+            trusted_proxies: config.trusted_proxies.clone().into(),
         }
     }
 }
@@ -78,6 +83,7 @@ impl Server {
             router,
             room: Arc::new(Semaphore::new(options.max_connections)),
             grace: options.grace,
+            trusted_proxies: options.trusted_proxies.clone(),
             connections: TaskTracker::new(),
         };
         let task = tokio::spawn(accepting.run(listener, stop.clone()));
@@ -93,11 +99,19 @@ impl Server {
     }
 }
 
+/// Where a request came from.
+fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> ClientAddress {
+    // One that is no text tells nothing, and stops whoever reads on.
+    let forwarded = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or_default());
+    ClientAddress(client(peer, &forwarded.collect::<Vec<_>>(), trusted))
+}
+
 struct Accepting {
     builder: Builder<TokioExecutor>,
     router: Router,
     room: Arc<Semaphore>,
     grace: Duration,
+    trusted_proxies: Arc<[IpNet]>,
     connections: TaskTracker,
 }
 
@@ -112,7 +126,7 @@ impl Accepting {
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, _)) => self.serve(stream, permit, &graceful),
+                Ok((stream, peer)) => self.serve(stream, peer.ip(), permit, &graceful),
                 Err(cause) => {
                     // Out of descriptors, most likely: let some connections end.
                     tracing::warn!(%cause, "a connection was not accepted");
@@ -132,11 +146,16 @@ impl Accepting {
         }
     }
 
-    fn serve(&self, stream: TcpStream, permit: OwnedSemaphorePermit, graceful: &GracefulShutdown) {
+    fn serve(&self, stream: TcpStream, peer: IpAddr, permit: OwnedSemaphorePermit, graceful: &GracefulShutdown) {
         // Small answers are not held back; a socket that refuses this is no worse.
         let _ = stream.set_nodelay(true);
         let router = self.router.clone();
-        let service = hyper::service::service_fn(move |request: Request<Incoming>| router.clone().call(request));
+        let trusted = self.trusted_proxies.clone();
+        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            let address = client_address(peer, request.headers(), &trusted);
+            request.extensions_mut().insert(address);
+            router.clone().call(request)
+        });
         let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let connection = graceful.watch(connection.into_owned());
         self.connections.spawn(async move {

@@ -6,6 +6,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use sendtrail_schemas::account::{KeyForm, KeyScope};
 use sendtrail_schemas::directory::{KeyOwner, hash_key, same_hash};
+use sendtrail_schemas::networks::{self, ClientAddress};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Change, Command};
 
@@ -36,6 +37,7 @@ pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: N
         return Err(Problem::new(Code::InvalidKeyFormat, "a key is pk_live_ and 56 letters and digits"));
     }
     let owner = ingest.owner(key)?;
+    is_from_within(&owner, &request)?;
     may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
@@ -54,6 +56,21 @@ fn wanted(method: &Method, path: &str) -> KeyScope {
         _ if path.starts_with(EXPORTS) => KeyScope::Read,
         _ => KeyScope::Manage,
     }
+}
+
+/// Whether the account may be used from where the request came.
+fn is_from_within(owner: &KeyOwner, request: &Request) -> Result<(), Problem> {
+    let listed = &owner.account.networks;
+    if listed.is_empty() {
+        return Ok(());
+    }
+    let address = request.extensions().get::<ClientAddress>().map(|client| client.0);
+    let listed: Vec<_> = listed.iter().filter_map(|network| networks::parse(network).ok()).collect();
+    if address.is_some_and(|address| networks::hold(&listed, address)) {
+        return Ok(());
+    }
+    let address = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
+    Err(Problem::new(Code::IpBlocked, format!("{address} is not on the account's list of networks")))
 }
 
 fn may(owner: &KeyOwner, request: &Request) -> Result<(), Problem> {
@@ -90,6 +107,7 @@ async fn one_of(
     if !forms.contains(&owner.form) {
         return Err(Problem::new(Code::KeyNotFound, "keys of this form do not open this"));
     }
+    is_from_within(&owner, &request)?;
     may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)

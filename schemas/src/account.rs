@@ -499,6 +499,9 @@ pub struct AccountConfig {
     /// Replays of events, the newest last; at most 20.
     #[prost(message, repeated, tag = "19")]
     pub replays: Vec<Replay>,
+    /// From where its keys may be used, as [`crate::networks`] writes them; none: from everywhere.
+    #[prost(string, repeated, tag = "20")]
+    pub networks: Vec<String>,
 }
 
 impl AccountConfig {

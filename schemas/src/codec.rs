@@ -22,6 +22,8 @@ pub const OF_WEBHOOKS: u32 = 3;
 /// That of intake records of keys that are good for some things, or for some time: to an older program they are for everything,
 /// for ever.
 pub const OF_KEYS: u32 = 4;
+/// That of intake records of the networks from which an account may be used: an older program would let everybody in.
+pub const OF_NETWORKS: u32 = 5;
 
 /// A message that stands on a topic.
 pub trait Wire: Message + Default {
@@ -47,7 +49,7 @@ macro_rules! wire {
 }
 
 wire! {
-    Record => "intake record", OF_KEYS;
+    Record => "intake record", OF_NETWORKS;
     Event => "event", OF_WEBHOOKS;
     Mail => "mail", VERSION;
     Attempt => "attempt", VERSION;

@@ -16,6 +16,7 @@ pub mod exchange;
 pub mod ids;
 pub mod kind;
 pub mod mail;
+pub mod networks;
 pub mod problem;
 pub mod record;
 pub mod reputation;

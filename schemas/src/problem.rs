@@ -61,6 +61,8 @@ codes! {
     KeyNotFound = "KEY_NOT_FOUND" 401,
     /// The account is suspended, or the key is past its time.
     KeyInactive = "KEY_INACTIVE" 401,
+    /// The caller's address is not on the account's list.
+    IpBlocked = "IP_BLOCKED" 403,
     /// The key is not for this (RFC 6750 §3.1).
     InsufficientScope = "INSUFFICIENT_SCOPE" 403,
     /// The account is paused.

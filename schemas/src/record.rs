@@ -211,7 +211,7 @@ pub struct Command {
     /// Which.
     #[prost(
         oneof = "Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
     )]
     pub change: Option<Change>,
 }
@@ -297,6 +297,9 @@ pub enum Change {
     /// Something for the account-level webhook that is not about email.
     #[prost(message, tag = "26")]
     Lifecycle(crate::block::Lifecycle),
+    /// From where the account may be used.
+    #[prost(message, tag = "27")]
+    SetNetworks(Networks),
 }
 
 impl Change {
@@ -313,9 +316,18 @@ impl Change {
             | Self::CancelReplay(_)
             | Self::Lifecycle(_) => crate::codec::OF_WEBHOOKS,
             Self::CreateKey(key) if key.is_restricted() => crate::codec::OF_KEYS,
+            Self::SetNetworks(_) => crate::codec::OF_NETWORKS,
             _ => crate::codec::VERSION,
         }
     }
+}
+
+/// Networks, as [`crate::networks`] writes them; none: everywhere.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Networks {
+    /// They.
+    #[prost(string, repeated, tag = "1")]
+    pub networks: Vec<String>,
 }
 
 /// What an administrator gives for an account; in a patch, what is unset stays.

@@ -24,6 +24,7 @@ mod idempotency;
 mod kafka;
 mod keys;
 mod late;
+mod networks;
 mod pause;
 mod quotas;
 mod reconcile;

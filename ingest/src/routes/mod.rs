@@ -7,6 +7,7 @@ mod destinations;
 mod events;
 mod identities;
 mod inbound;
+mod networks;
 mod send;
 mod sendcomms;
 pub mod style;
@@ -41,6 +42,7 @@ pub fn partner_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(own::put_webhook, own::get_webhook, own::delete_webhook))
         .routes(routes!(own::put_operational, own::get_operational, own::delete_operational))
         .routes(routes!(suppression::list))
+        .routes(routes!(networks::get, networks::put))
         .routes(routes!(suppression::get, suppression::put, suppression::delete))
 }
 
@@ -52,6 +54,7 @@ pub fn admin_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(accounts::create_key, accounts::list_keys))
         .routes(routes!(accounts::revoke_key))
         .routes(routes!(accounts::pause))
+        .routes(routes!(networks::admin_get, networks::admin_put))
         .routes(routes!(accounts::resume))
         .routes(routes!(identities::override_status))
         .routes(routes!(dead_letters::list))

@@ -8,7 +8,8 @@ use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::Code;
 use sendtrail_schemas::record::{
-    AccountFields, Change, Claim, ConfigSetPatch, Done, IdentityName, Outcome, Pause, Resume, SetIdentityStatus,
+    AccountFields, Change, Claim, ConfigSetPatch, Done, IdentityName, Networks, Outcome, Pause, Resume,
+    SetIdentityStatus,
 };
 use sendtrail_schemas::time::HOUR;
 
@@ -72,6 +73,11 @@ impl Step<'_> {
                 let key = account.config_mut().keys.iter_mut().find(|known| known.key_id == key);
                 let stale = key.filter(|key| key.last_used_at.is_none_or(|last| last < hour));
                 done(stale.map(|key| key.last_used_at = Some(hour)).is_some())
+            }
+            Change::SetNetworks(Networks { networks }) => {
+                let changed = account.config.networks != networks;
+                account.config_mut().networks = networks;
+                done(changed)
             }
             Change::Pause(pause) => self.pause(id, account, pause),
             Change::Resume(resume) => self.resume(id, account, resume),
