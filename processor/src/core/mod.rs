@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod effects;
+pub mod invariants;
 pub mod overlay;
 pub mod policy;
 pub mod quota;

@@ -6,6 +6,7 @@ mod send;
 mod standing;
 mod webhook;
 
+pub use command::MAX_CONFIG_SETS;
 use sendtrail_schemas::account::{AccountConfig, ConfigSet};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::{Event, EventFact};
@@ -18,6 +19,8 @@ use sendtrail_schemas::record::{
 };
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::Topic;
+
+pub use webhook::{MAX_DESTINATIONS, MAX_WEBHOOKS};
 
 use super::effects::Effects;
 use super::overlay::{Keys, Overlay};

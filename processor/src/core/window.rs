@@ -47,6 +47,17 @@ impl Window {
         self.sum
     }
 
+    /// The same, counted anew.
+    pub(super) fn counted(&self) -> Counts {
+        let mut counted = Counts::default();
+        let hours = self.last - WINDOW_HOURS + 1..=self.last;
+        self.slots
+            .iter()
+            .flat_map(|slots| hours.clone().map(|hour| slots[slot(hour)]))
+            .for_each(|slot| counted.add(slot.counts()));
+        counted
+    }
+
     /// Moves the window's end to an hour; never back.
     pub fn slide(&mut self, hour: Hour) {
         let Some(slots) = self.slots.as_deref_mut() else {

@@ -16,7 +16,9 @@ use super::prepare::{Prepared, prepare};
 use super::records::{append, numbered};
 use super::{Ended, READ_BYTES, Session, reached};
 use crate::Error;
-use crate::core::overlay::Keys;
+use crate::core::effects::Effects;
+use crate::core::invariants::{Before, of_account};
+use crate::core::overlay::{Keys, Overlay};
 use crate::core::step::{skip, step};
 
 impl Session<'_> {
@@ -53,10 +55,14 @@ impl Session<'_> {
         self.load(keys)?;
         let (overlay, effects) = (&mut self.overlay, &mut self.effects);
         let waiting = record.reply_to;
+        let before = Before::of(&overlay.progress, effects);
         let stepped = catch_unwind(AssertUnwindSafe(|| {
             #[cfg(test)]
             super::tests::panic_if_asked(&record);
             step(overlay, record, keys, offset, received_at, effects);
+            if cfg!(debug_assertions) {
+                assert_invariants(before, overlay, keys, offset, effects);
+            }
         }));
         stepped.map_err(|panic| {
             // The overlay is in doubt, and so are the effects of this piece: both are thrown away.
@@ -153,4 +159,13 @@ fn at_fault() -> Outcome {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+}
+
+/// Whether everything holds that must; a violation is a panic of the logic.
+fn assert_invariants(before: Before, overlay: &mut Overlay, keys: &Keys, offset: u64, effects: &Effects) {
+    let of_record = before.check(&overlay.progress, effects, offset);
+    let account = keys.account.and_then(|id| overlay.account(id));
+    if let Err(violation) = of_record.and_then(|()| account.map_or(Ok(()), of_account)) {
+        panic!("the invariant {} does not hold: {}", violation.name, violation.found);
+    }
 }
