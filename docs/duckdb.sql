@@ -1,17 +1,19 @@
--- Views over an archive or an export for DuckDB. From the folder that holds `events` and `attempts` (or an export's files):
+-- Views over an archive for DuckDB, from the folder that holds `events` and `attempts`:
 --   duckdb -init docs/duckdb.sql
+-- Files of an export need none: SELECT * FROM 'events-*.parquet'.
 -- Files are listed here by their names. While the server runs, merged files lie beside those they were merged from for a day
 -- (archive.vacuum_after_hours); what counts then is the Delta log: use delta_scan('events') (INSTALL delta), or the list that
--- `deltalake` or Polars give. The views below are right for exports, and for an archive whose server was stopped and vacuumed:
--- they take every row once, by its identity.
+-- `deltalake` or Polars give. The views below take every row once, by its identity; `copies` tells how many there were.
 CREATE OR REPLACE VIEW events AS
 SELECT * FROM read_parquet('events/dt=*/*.parquet', hive_partitioning = true, union_by_name = true)
 QUALIFY row_number() OVER (PARTITION BY "partition", seq) = 1;
 
--- Every partition is whole: no row is missing, none is there twice.
+-- Whether every partition is whole. Copies are rows of files that were merged, until they are deleted.
 CREATE OR REPLACE VIEW audit AS
-SELECT "partition", count(*) AS rows, min(seq) AS first, max(seq) AS last, count(*) = max(seq) - min(seq) + 1 AS whole
-FROM events GROUP BY "partition" ORDER BY "partition";
+SELECT "partition", count(DISTINCT seq) AS rows, min(seq) AS first, max(seq) AS last,
+    count(DISTINCT seq) = max(seq) - min(seq) + 1 AS whole, count(*) - count(DISTINCT seq) AS copies
+FROM read_parquet('events/dt=*/*.parquet', hive_partitioning = true, union_by_name = true)
+GROUP BY "partition" ORDER BY "partition";
 
 -- What /stats counts, by UTC day and account.
 CREATE OR REPLACE VIEW daily AS

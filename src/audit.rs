@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use sendtrail_audit::{Options, Report, SEALS, verify_export, verify_table};
+use sendtrail_audit::{Options, Report, SEALS, Subject, verify_export, verify_table};
 use sendtrail_processor::archive::{EVENTS, Table};
 
 use crate::cli::Verify;
@@ -31,11 +31,18 @@ pub async fn verify(args: &Verify) -> anyhow::Result<ExitCode> {
 
 async fn check(path: &Path, options: Options) -> anyhow::Result<Report> {
     let path = path.canonicalize().with_context(|| format!("find {}", path.display()))?;
+    let below = path.join(EVENTS.name);
+    let folder = if below.is_dir() { below } else { path.clone() };
     if path.join("seal.json").is_file() {
+        // Whoever put an export's seal there would have the archive passed over.
+        if [folder.join("_delta_log"), folder.join(SEALS)].iter().any(|part| part.exists()) {
+            bail!(
+                "{} holds an archive, and the seal of an export: take seal.json away, or look who put it there",
+                path.display()
+            );
+        }
         return Ok(tokio::task::spawn_blocking(move || verify_export(&path, &options)).await??);
     }
-    let below = path.join(EVENTS.name);
-    let folder = if below.is_dir() { below } else { path };
     let Some(table) = Table::find(&EVENTS, &folder).await? else {
         bail!("{} is neither an archive nor an export: it has no _delta_log and no seal.json", folder.display());
     };
@@ -53,6 +60,10 @@ fn print(report: &Report, options: &Options) {
     let told = report.faults.len() as u64;
     if report.fault_count > told {
         println!("       and {} more", report.fault_count - told);
+    }
+    if let Some(Subject::Export { dataset, export_id, account_id, request }) = &report.subject {
+        let whose = account_id.as_deref().unwrap_or("all accounts");
+        println!("export {export_id} of {dataset}, of {whose}, asked for as {request}");
     }
     println!(
         "{} seals hold, over {} rows in {} files; {} rows were erased, {} are not sealed yet",

@@ -90,7 +90,7 @@ sections! {
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize }
     /// Exports.
-    Exports { dir: PathBuf, keep_hours: u32, waiting_per_account: usize }
+    Exports { dir: PathBuf, keep_hours: u32, waiting_per_account: usize, kept_per_account: usize }
     /// ClickHouse, when there is one.
     ClickHouse {
         url: String, database: String, user: String, password: String, lanes: u32, retention_days: u32, batch_rows: usize,

@@ -28,6 +28,9 @@ const EVERYWHERE: [(&str, &str); 4] = [
     ("503", "UNAVAILABLE, DB_UNAVAILABLE; with Retry-After"),
 ];
 
+/// Answers of every route that an account's key opens.
+const BY_KEY: (&str, &str) = ("403", "INSUFFICIENT_SCOPE, IP_BLOCKED");
+
 /// Answers of every route that takes a body.
 const WITH_A_BODY: [(&str, &str); 3] =
     [("408", "REQUEST_TIMEOUT"), ("413", "PAYLOAD_TOO_LARGE"), ("415", "UNSUPPORTED_MEDIA_TYPE")];
@@ -118,12 +121,19 @@ fn complete(path: &str, operation: &mut Operation) {
     }
     let responses = &mut operation.responses.responses;
     let with_a_body = WITH_A_BODY.iter().filter(|_| operation.request_body.is_some());
-    for (status, description) in EVERYWHERE.iter().chain(with_a_body) {
+    let by_key = !path.starts_with("/api/v1/admin") && !path.starts_with("/api/v1/inbound");
+    let by_key = Some(&BY_KEY).filter(|_| by_key);
+    for (status, description) in EVERYWHERE.iter().chain(with_a_body).chain(by_key) {
         let response = || RefOr::T(ResponseBuilder::new().description(*description).build());
         responses.entry((*status).to_owned()).or_insert_with(response);
     }
     for (status, response) in responses {
         let RefOr::T(response) = response else { continue };
+        // A file, a text, or nothing.
+        let is_other = !response.content.is_empty() && !response.content.contains_key(JSON);
+        if is_other || matches!(&**status, "304" | "412" | "416") {
+            continue;
+        }
         let told = match response.content.swap_remove(JSON) {
             Some(RefOr::T(Content { schema, .. })) => schema,
             _ => None,

@@ -226,7 +226,7 @@ impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
         from: Millis,
         to: Millis,
         limit: usize,
-    ) -> Result<(Vec<Numbered>, BTreeMap<u32, u64>), sendtrail_query_api::Error> {
+    ) -> Result<(Vec<Numbered>, BTreeMap<u32, u64>, BTreeMap<u32, u64>), sendtrail_query_api::Error> {
         use sendtrail_query_api::Error;
         let port = |cause: &dyn std::fmt::Display| Error::Port(cause.to_string());
         let partition = partition_of(account, self.partitions);
@@ -262,7 +262,8 @@ impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
                 break;
             }
         }
-        Ok((numbers, BTreeMap::from([(partition, first.unwrap_or(end))])))
+        let of = |number| BTreeMap::from([(partition, number)]);
+        Ok((numbers, of(first.unwrap_or(end)), of(end)))
     }
 }
 

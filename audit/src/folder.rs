@@ -11,6 +11,9 @@ use crate::salts::Salts;
 /// Its name within a table's folder; Delta tools pass over names with an underscore.
 pub const SEALS: &str = "_seals";
 
+/// The greatest number of a seal.
+const LAST: u64 = 999_999_999;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct SealFolder {
@@ -55,6 +58,9 @@ impl SealFolder {
             let Some((number, rest)) = name.to_str().and_then(|name| name.split_once('.')) else { continue };
             let Ok(number) = number.parse::<u64>() else { continue };
             if rest == what {
+                if number > LAST || format!("{number:06}.{what}") != name.to_string_lossy() {
+                    return Err(Error::Malformed(format!("{} is no name of ours", entry.path().display())));
+                }
                 let envelope = serde_json::from_slice(&read(&entry.path())?);
                 let malformed = |cause| Error::Malformed(format!("{}: {cause}", entry.path().display()));
                 all.push((number, envelope.map_err(malformed)?));

@@ -16,6 +16,9 @@ use crate::salts::{SALT_LENGTH, Salts, subject_key};
 /// Bytes of a leaf that the side file keeps, to tell which row it is that changed.
 pub(crate) const PREFIX: usize = 8;
 
+/// Rows of one seal, which bounds the memory that it takes: about 100 bytes a row. A day of more has several.
+pub const MAX_ROWS: u64 = 8_000_000;
+
 /// Numbers of a partition, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
@@ -30,7 +33,21 @@ pub struct Range {
 impl Range {
     /// How many numbers.
     pub fn rows(&self) -> u64 {
-        self.last - self.first + 1
+        (self.last - self.first).saturating_add(1)
+    }
+
+    /// How many numbers ranges have that are in order, do not overlap, and have no more rows than a seal may have.
+    pub fn count(ranges: &[Self]) -> Option<u64> {
+        let mut rows = 0u64;
+        for (at, range) in ranges.iter().enumerate() {
+            let before = at.checked_sub(1).map(|before| ranges[before]);
+            let follows = before.is_none_or(|before| (before.partition, before.last) < (range.partition, range.first));
+            if range.first > range.last || !follows {
+                return None;
+            }
+            rows = rows.saturating_add(range.rows());
+        }
+        (rows <= MAX_ROWS).then_some(rows)
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub use encoding::{Columns, PERSONAL};
 pub use envelope::{Envelope, PublicKey, SealKey};
 pub use folder::{SEALS, SealFolder, put_durably};
-pub use leaves::{Erased, ExportRows, Flaw, Leaves, Range, Source, Taken};
+pub use leaves::{Erased, ExportRows, Flaw, Leaves, MAX_ROWS, Range, Source, Taken};
 pub use merkle::{Hash, Tree, root};
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};

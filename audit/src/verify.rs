@@ -5,7 +5,9 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use sendtrail_schemas::secret::hex;
 use sha2::{Digest, Sha256};
@@ -35,8 +37,12 @@ pub struct Options {
 pub enum Fault {
     /// There is no seal at all.
     NoSeals,
-    /// A seal of a number is missing.
-    SealMissing(u64),
+    /// Seals are missing: the first and the last number.
+    SealsMissing(u64, u64),
+    /// A row stands on another day than the one that it was sealed on.
+    Misplaced(u32, u64),
+    /// Rows that are not sealed yet are not what comes after those that are: numbers that are missing, or there twice.
+    Unsealed(Range, u64),
     /// A seal does not follow from the one before it, or is not the one that was seen.
     Chain(u64, String),
     /// A seal or tombstone cannot be read, or its signature does not hold.
@@ -63,7 +69,19 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSeals => f.write_str("there are no seals"),
-            Self::SealMissing(number) => write!(f, "seal {number} is missing"),
+            Self::SealsMissing(first, last) if first == last => write!(f, "seal {first} is missing"),
+            Self::SealsMissing(first, last) => write!(f, "seals {first} to {last} are missing"),
+            Self::Misplaced(partition, seq) => {
+                write!(
+                    f,
+                    "partition {partition}, seq {seq}: the row stands on another day than the one it was sealed on"
+                )
+            }
+            Self::Unsealed(Range { partition, first, last }, rows) => write!(
+                f,
+                "partition {partition}: there are {rows} rows that are not sealed yet, numbered from {first} to {last}: some are \
+                 missing, or there twice"
+            ),
             Self::Chain(number, why) => write!(f, "seal {number}: {why}"),
             Self::Seal(what) | Self::File(what) | Self::FileChanged(what) => f.write_str(what),
             Self::Missing(Range { partition, first, last }) if first == last => {
@@ -103,6 +121,8 @@ pub struct Report {
     pub unsealed: u64,
     /// The last seal: its number and hash, to be noted by whoever checks again later.
     pub last: Option<(u64, String)>,
+    /// What it is, if it is an export.
+    pub subject: Option<Subject>,
     /// The keys that signatures were checked with.
     pub keys: Vec<PublicKey>,
     /// What is wrong, the first of it.
@@ -147,35 +167,96 @@ pub fn verify_table(folder: &Path, files: &[String], options: &Options) -> Resul
         let day = file.strip_prefix("dt=").and_then(|rest| rest.get(..10)).unwrap_or_default();
         by_day.entry(day.to_owned()).or_default().push(file);
     }
-    // Of each day that has a seal: rows that were read, less those that are of one.
-    let mut unsealed: BTreeMap<String, u64> = BTreeMap::new();
+    let mut sealed: Vec<(Range, &str)> = Vec::new();
     for seal in &chain {
         let Subject::Day { day, ranges, .. } = &seal.subject else {
             report.add(Fault::Seal(format!("seal {} is not one of a day", seal.number)));
             continue;
         };
+        if Range::count(ranges) != Some(seal.rows) {
+            report.add(Fault::Seal(format!("seal {}: its ranges do not have {} rows", seal.number, seal.rows)));
+            continue;
+        }
         let before = report.fault_count;
         let files = by_day.get(day).map(Vec::as_slice).unwrap_or_default();
-        let rows = check_rows(&mut report, folder, files, &seals, seal, ranges, &erased)?;
-        let left = unsealed.entry(day.clone()).or_insert(rows.read);
-        *left = left.saturating_sub(rows.of_seal);
+        check_rows(&mut report, folder, files, &seals, seal, ranges, &erased)?;
+        sealed.extend(ranges.iter().map(|range| (*range, day.as_str())));
         if report.fault_count == before {
             report.seals += 1;
         }
     }
-    report.unsealed = unsealed.values().sum();
-    for (day, files) in &by_day {
-        report.files += files.len() as u64;
-        if !unsealed.contains_key(day) {
-            for file in files {
-                match rows_of(&folder.join(file)) {
-                    Ok(rows) => report.unsealed += rows,
-                    Err(why) => report.add(Fault::File(why.to_string())),
+    sealed.sort_unstable_by_key(|(range, _)| (range.partition, range.first));
+    for pair in sealed.windows(2) {
+        let (one, other) = (pair[0].0, pair[1].0);
+        if one.partition == other.partition && one.last >= other.first {
+            report.add(Fault::Seal(format!(
+                "partition {}, seq {}: two seals are about it",
+                other.partition, other.first
+            )));
+        }
+    }
+    check_places(&mut report, folder, &by_day, &sealed);
+    Ok(report)
+}
+
+/// Whether each row stands on the day that it was sealed on, and what is not sealed yet is what comes next, without a hole.
+fn check_places(report: &mut Report, folder: &Path, by_day: &BTreeMap<String, Vec<&String>>, sealed: &[(Range, &str)]) {
+    let mut unsealed: BTreeMap<u32, (Range, u64)> = BTreeMap::new();
+    for (day, files) in by_day {
+        for file in files {
+            report.files += 1;
+            let read = each_number(&folder.join(file), |partition, seq| {
+                let after = sealed.partition_point(|(range, _)| (range.partition, range.first) <= (partition, seq));
+                let within = after.checked_sub(1).map(|at| sealed[at]);
+                match within.filter(|(range, _)| range.partition == partition && seq <= range.last) {
+                    Some((_, of)) if of != day => report.add(Fault::Misplaced(partition, seq)),
+                    Some(_) => {}
+                    None => {
+                        let one = Range { partition, first: seq, last: seq };
+                        let (range, rows) = unsealed.entry(partition).or_insert((one, 0));
+                        (range.first, range.last) = (range.first.min(seq), range.last.max(seq));
+                        *rows += 1;
+                    }
                 }
+            });
+            // A file of a sealed day was told already.
+            if let Err(error) = read
+                && !report
+                    .faults
+                    .iter()
+                    .any(|fault| matches!(fault, Fault::File(why) if why.starts_with(file.as_str())))
+            {
+                report.add(Fault::File(format!("{file} cannot be read: {error}")));
             }
         }
     }
-    Ok(report)
+    for (range, rows) in unsealed.into_values() {
+        report.unsealed += rows;
+        let begins = sealed.iter().rev().find(|(sealed, _)| sealed.partition == range.partition);
+        let follows = begins.is_none_or(|(sealed, _)| range.first == sealed.last.saturating_add(1));
+        if range.rows() != rows || !follows {
+            report.add(Fault::Unsealed(range, rows));
+        }
+    }
+}
+
+/// The partition and the number of each row of a file.
+fn each_number(path: &Path, mut take: impl FnMut(u32, u64)) -> Result<(), Error> {
+    let broken = |cause| Error::Parquet { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(Error::io(format!("open {}", path.display())))?;
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken)?;
+    let columns = ProjectionMask::columns(reader.parquet_schema(), ["partition", "seq"]);
+    for batch in reader.with_projection(columns).build().map_err(broken)? {
+        let batch = batch.map_err(|cause| broken(cause.into()))?;
+        let numbers = |name: &str| {
+            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+            column.ok_or_else(|| Error::Malformed(format!("{} has no column {name}", path.display())))
+        };
+        for (partition, seq) in numbers("partition")?.values().iter().zip(numbers("seq")?.values()) {
+            take(*partition as u32, *seq as u64);
+        }
+    }
+    Ok(())
 }
 
 /// The seals, as far as their signatures and their order hold.
@@ -188,8 +269,10 @@ fn chain(report: &mut Report, envelopes: &[(u64, Envelope)], options: &Options) 
     let mut seals = Vec::new();
     let (mut next, mut previous) = (1, None);
     for (number, envelope) in envelopes {
-        (next..*number).for_each(|missing| report.add(Fault::SealMissing(missing)));
         let gap = next != *number;
+        if next < *number {
+            report.add(Fault::SealsMissing(next, number - 1));
+        }
         next = number + 1;
         let hash = envelope.hash().map(|hash| hex(&hash));
         match (envelope.open::<Seal>(FORMAT, &report.keys), hash) {
@@ -212,8 +295,8 @@ fn chain(report: &mut Report, envelopes: &[(u64, Envelope)], options: &Options) 
             }
         }
     }
-    if let Some((seen, _)) = &options.seen {
-        (next..=*seen).for_each(|missing| report.add(Fault::SealMissing(missing)));
+    if let Some((seen, _)) = options.seen.as_ref().filter(|(seen, _)| next <= *seen) {
+        report.add(Fault::SealsMissing(next, *seen));
     }
     seals
 }
@@ -241,15 +324,6 @@ fn erased(report: &mut Report, folder: &SealFolder) -> Result<Erased, Error> {
     Ok(erased)
 }
 
-/// Rows of a day's files.
-#[derive(Default)]
-struct Rows {
-    /// All that were read.
-    read: u64,
-    /// Those that are of the seal.
-    of_seal: u64,
-}
-
 /// Compares a seal's rows.
 fn check_rows(
     report: &mut Report,
@@ -259,23 +333,16 @@ fn check_rows(
     seal: &Seal,
     ranges: &[Range],
     erased: &Erased,
-) -> Result<Rows, Error> {
-    if ranges.iter().map(Range::rows).sum::<u64>() != seal.rows {
-        report.add(Fault::Seal(format!("seal {}: its ranges do not have {} rows", seal.number, seal.rows)));
-        return Ok(Rows::default());
-    }
+) -> Result<(), Error> {
     let salts = seals.salts(seal.number).unwrap_or_else(|error| {
         report.add(Fault::Seal(format!("seal {}: its salts cannot be read: {error}", seal.number)));
         Salts::default()
     });
     let mut leaves = Leaves::new(ranges, &seal.personal);
-    let mut rows = Rows::default();
     let before = report.fault_count;
     for file in files {
         let read = each_batch(&folder.join(file), |batch| {
             let taken = leaves.take(batch, &mut Source::Kept(&salts, erased))?;
-            rows.read += batch.num_rows() as u64;
-            rows.of_seal += (batch.num_rows() - taken.outside.len()) as u64;
             for ((partition, seq), flaw) in taken.flaws {
                 report.add(match flaw {
                     Flaw::Twice => Fault::Twice(partition, seq),
@@ -322,14 +389,7 @@ fn check_rows(
         };
         report.add(Fault::Root(seal.number, why.into()));
     }
-    Ok(rows)
-}
-
-fn rows_of(path: &Path) -> Result<u64, Error> {
-    let file = File::open(path).map_err(Error::io(format!("open {}", path.display())))?;
-    let read = ParquetRecordBatchReaderBuilder::try_new(file);
-    let read = read.map_err(|cause| Error::Parquet { path: path.to_owned(), cause })?;
-    Ok(read.metadata().file_metadata().num_rows().max(0) as u64)
+    Ok(())
 }
 
 /// Reads a file, some thousand rows at once.
@@ -362,8 +422,23 @@ pub fn verify_export(folder: &Path, options: &Options) -> Result<Report, Error> 
         }
     };
     let Some(seal) = chain(&mut report, &[(1, envelope)], options).pop() else { return Ok(report) };
+    if !matches!(seal.subject, Subject::Export { .. }) {
+        report.add(Fault::Seal("seal.json is not the seal of an export".into()));
+        return Ok(report);
+    }
+    report.subject = Some(seal.subject.clone());
+    for entry in std::fs::read_dir(folder).map_err(Error::io(format!("list {}", folder.display())))? {
+        let name = entry.map_err(Error::io(format!("list {}", folder.display())))?.file_name();
+        let known = name == "seal.json" || name == "job.json" || seal.files.iter().any(|file| name == *file.path);
+        if !known {
+            report.add(Fault::FileChanged(format!("{} was not sealed", name.to_string_lossy())));
+        }
+    }
     let mut rows = ExportRows::default();
-    for file in &seal.files {
+    for file in seal.files.iter().filter(|file| !is_plain(&file.path)) {
+        report.add(Fault::Seal(format!("{:?} is no name of a file beside the seal", file.path)));
+    }
+    for file in seal.files.iter().filter(|file| is_plain(&file.path)) {
         report.files += 1;
         let path = folder.join(&file.path);
         match hash_file(&path) {
@@ -371,10 +446,10 @@ pub fn verify_export(folder: &Path, options: &Options) -> Result<Report, Error> 
             Ok(_) => report.add(Fault::FileChanged(format!("{} is not the file that was sealed", file.path))),
             Err(error) => report.add(Fault::File(error.to_string())),
         }
-        if seal.root.is_some() {
-            if let Err(error) = each_batch(&path, |batch| rows.take(batch)) {
-                report.add(Fault::File(format!("{} cannot be read: {error}", file.path)));
-            }
+        if seal.root.is_some()
+            && let Err(error) = each_batch(&path, |batch| rows.take(batch))
+        {
+            report.add(Fault::File(format!("{} cannot be read: {error}", file.path)));
         }
     }
     report.rows = seal.rows;
@@ -388,4 +463,10 @@ pub fn verify_export(folder: &Path, options: &Options) -> Result<Report, Error> 
         report.seals = 1;
     }
     Ok(report)
+}
+
+/// Whether a path is the name of a file beside the seal.
+fn is_plain(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(name)), None) if name == path)
 }

@@ -100,6 +100,21 @@ def parts(schema, row, personal):
     return named(plain), named(private)
 
 
+def bare(schema, row, personal):
+    """Whether a row holds nothing personal."""
+    for field in schema:
+        value = row.get(field.name)
+        if value is None:
+            continue
+        if not pa.types.is_struct(field.type):
+            if field.name in personal:
+                return False
+        elif f"{field.name}.*" in personal:
+            if any(value[i.name] is not None and f"!{field.name}.{i.name}" not in personal for i in field.type):
+                return False
+    return True
+
+
 def root(leaves):
     if not leaves:
         return hashlib.sha256().hexdigest()
@@ -142,6 +157,8 @@ def check_day(folder, files, seal, erased):
             plain, private = parts(schema, row, personal)
             if name in erased:
                 commitment = bytes.fromhex(erased[name])
+                if not bare(schema, row, personal):
+                    faults.append(f"partition {name[0]}, seq {name[1]}: it was erased, and holds personal fields again")
             else:
                 recipient = row.get("recipient_folded") or row.get("recipient") or ""
                 subject = hashlib.sha256(row["account_id"].encode() + b"\0" + recipient.encode()).digest()[:16]

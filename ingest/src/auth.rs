@@ -43,8 +43,8 @@ pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: N
     Ok(next.run(request).await)
 }
 
-/// Where exports are.
-const EXPORTS: &str = "/api/v1/partner/email/exports";
+/// Where exports are, below the partner's routes.
+const EXPORTS: &str = "/exports";
 
 /// What a request wants to do: GET looks, and mail and events have a word of their own.
 fn wanted(method: &Method, path: &str) -> KeyScope {
@@ -175,8 +175,8 @@ mod tests {
         assert_eq!(wanted(&Method::HEAD, path), KeyScope::Read);
         assert_eq!(wanted(&Method::POST, path), KeyScope::Send);
         assert_eq!(wanted(&Method::POST, "/send"), KeyScope::Send);
-        assert_eq!(wanted(&Method::POST, "/api/v1/partner/email/exports"), KeyScope::Read);
-        assert_eq!(wanted(&Method::DELETE, "/api/v1/partner/email/exports/x"), KeyScope::Read);
+        assert_eq!(wanted(&Method::POST, "/exports"), KeyScope::Read);
+        assert_eq!(wanted(&Method::DELETE, "/exports/x"), KeyScope::Read);
         assert_eq!(wanted(&Method::POST, "/api/v1/partner/email/events/replay"), KeyScope::Manage);
         assert_eq!(wanted(&Method::DELETE, "/api/v1/partner/email/suppression/send"), KeyScope::Manage);
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::web::object;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncReadExt};
 
@@ -46,16 +47,7 @@ impl<T: DeserializeOwned> FromRequest<Ingest> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, ingest: &Ingest) -> Result<Self, Problem> {
-        Payload::from_request(request, ingest).await?.json().map(Self)
-    }
-}
-
-impl Payload {
-    /// The body as a value.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let malformed =
-            |cause| Problem::new(Code::InvalidRequest, format!("the body is not what is asked for: {cause}"));
-        serde_json::from_slice(&self.bytes).map_err(malformed)
+        object(&Payload::from_request(request, ingest).await?.bytes).map(Self)
     }
 }
 

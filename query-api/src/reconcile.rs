@@ -15,7 +15,8 @@ pub type Numbered = (Millis, u32, u64);
 /// Events that are still in the log.
 #[async_trait]
 pub trait LoggedEvents: Send + Sync + 'static {
-    /// Those of an account that happened in a span of time, and the first number that is kept of each partition.
+    /// Those of an account that happened in a span of time, the first number that is kept of each partition, and the number
+    /// after its last.
     ///
     /// # Errors
     /// [`Error::Port`]; [`Error::Excess`]: there are more than `limit` events to look at.
@@ -25,7 +26,7 @@ pub trait LoggedEvents: Send + Sync + 'static {
         from: Millis,
         to: Millis,
         limit: usize,
-    ) -> Result<(Vec<Numbered>, BTreeMap<u32, u64>), Error>;
+    ) -> Result<(Vec<Numbered>, BTreeMap<u32, u64>, BTreeMap<u32, u64>), Error>;
 }
 
 /// A store.

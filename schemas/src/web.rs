@@ -59,6 +59,17 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     }
 }
 
+/// A body that is a JSON object. An array is none, though it could be read as one, field by field.
+///
+/// # Errors
+/// `INVALID_REQUEST` when it is not what is asked for.
+pub fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.trim_ascii_start().first().is_some_and(|first| *first == b'[') {
+        return Err(invalid("the body is a JSON object, not an array"));
+    }
+    serde_json::from_slice(body).map_err(|cause| invalid(format!("the body is not what is asked for: {cause}")))
+}
+
 /// A body that may be left out.
 ///
 /// # Errors
@@ -67,7 +78,7 @@ pub fn optional_json<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Pr
     if body.trim_ascii().is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|cause| invalid(format!("the body is not what is asked for: {cause}")))
+    object(body)
 }
 
 /// INVALID_PARAM.

@@ -145,6 +145,7 @@ impl Edges {
             folder: config.exports_folder(),
             keep: i64::from(config.exports.keep_hours) * HOUR,
             waiting: config.exports.waiting_per_account,
+            kept: config.exports.kept_per_account,
             links_hold: HOUR,
             link_key: keys::link_key(data, config)?,
             seal_key: Arc::new(keys::seal_key(data, config)?),

@@ -28,9 +28,14 @@ impl Process {
 
     /// The same, unless it ends before it listens.
     pub fn try_start(data: &std::path::Path, settings: &[(&str, &str)]) -> Option<Self> {
+        Self::start_logging(data, settings, Stdio::null())
+    }
+
+    /// The same, with its log somewhere.
+    pub fn start_logging(data: &std::path::Path, settings: &[(&str, &str)], log: Stdio) -> Option<Self> {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(data);
-        command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.envs(settings.iter().copied()).stdout(Stdio::piped()).stderr(log);
         // What servers log, kept in a folder for whoever looks for a failure.
         if let Ok(folder) = std::env::var("SENDTRAIL_TEST_LOGS") {
             let name = format!("{}-{}", data.file_name().unwrap().display(), Millis::wall().0);

@@ -62,7 +62,7 @@ async fn every_answer_is_documented_field_by_field() {
             assert!(names.insert(operation["operationId"].as_str().unwrap()), "{method} {path}: its name is taken");
             for (status, response) in operation["responses"].as_object().unwrap() {
                 let content = &response["content"];
-                if content["text/plain"].is_object() || content["application/octet-stream"].is_object() {
+                if content["application/json"].is_null() {
                     continue;
                 }
                 let fields = fields(&document, &response["content"]["application/json"]["schema"]);

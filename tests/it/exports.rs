@@ -190,6 +190,10 @@ async fn every_dataset_and_filter() {
         ),
         (json!({"dataset": "events", "from": "2026-05-01", "to": "2026-05-02", "format": "xlsx"}), "format is"),
         (
+            json!({"dataset": "status_changes", "from": "2026-05-01", "to": "2026-05-02", "filters": {"event_types": ["Delivery"]}}),
+            "no change of status",
+        ),
+        (
             json!({"dataset": "events", "from": "2026-05-01", "to": "2026-05-02", "account_id": partner.account_id}),
             "administrator",
         ),
@@ -262,6 +266,12 @@ async fn what_is_under_way_is_bounded_cancelled_and_taken_up_after_a_restart() {
     for _ in 0..3 {
         begin(&partner, &long).await;
     }
+    // Whoever may read may export.
+    let scoped = json!({"scopes": ["read"]});
+    let key = server.admin.post(&format!("{}/keys", partner.account), &scoped).await.unwrap();
+    let reader = partner.api.with_key(key["key"]["api_key"].as_str().unwrap());
+    let own = reader.post(&format!("{PARTNER}/exports"), &long).await;
+    assert_eq!(own.map_err(|why| why.to_string()[..16].to_owned()).unwrap_err(), "429 RATE_LIMITED");
     let refused = partner.call(Method::POST, "/exports", &[], long.to_string()).await;
     assert_eq!((refused.status, &refused.json()["error"]), (StatusCode::TOO_MANY_REQUESTS, &json!("RATE_LIMITED")));
     assert!(refused.headers.contains_key("retry-after"));

@@ -26,6 +26,7 @@ async fn a_key_opens_what_it_is_for_and_nothing_else() {
             let path = &path.replace(['{', '}'], "x");
             let needed = match method.as_str() {
                 "GET" => "read",
+                _ if path.starts_with("/api/v1/partner/email/exports") => "read",
                 "POST" if path.ends_with("/send") || path.ends_with("/events") => "send",
                 _ => "manage",
             };

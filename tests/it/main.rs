@@ -31,6 +31,7 @@ mod reconcile;
 mod replay;
 mod restart;
 mod roles;
+mod secrets;
 mod send;
 mod ses;
 mod sources;

@@ -14,7 +14,7 @@ use sendtrail_schemas::event::Tags;
 use sendtrail_schemas::mail::{Attachment, Body as ContentBody, Content, MailContent};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Idempotency, Outcome, Recipient, RecipientKind, SendRequest};
-use sendtrail_schemas::web::{invalid, ok};
+use sendtrail_schemas::web::{invalid, object, ok};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -141,7 +141,7 @@ pub(super) async fn send(
     stamp: Stamp,
     payload: Payload,
 ) -> Result<Response, Problem> {
-    let message: Message = payload.json()?;
+    let message: Message = object(&payload.bytes)?;
     let idempotency = idempotency(&headers, "send", &payload.bytes)?;
     let (mut request, content) = check(message)?;
     request.idempotency = idempotency;

@@ -10,8 +10,8 @@ use arrow::datatypes::Int64Type;
 use metrics::counter;
 use parquet::arrow::ProjectionMask;
 use sendtrail_audit::{
-    FORMAT, Leaves, PERSONAL, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile, Source,
-    Subject, hash_file,
+    FORMAT, Leaves, MAX_ROWS, PERSONAL, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile,
+    Source, Subject, hash_file,
 };
 use sendtrail_eventlog::Clock;
 use sendtrail_eventlog::failpoint::reach;
@@ -26,8 +26,6 @@ use super::merge::{open, read_file};
 use super::table::Table;
 use crate::{Error, blocking};
 
-/// Rows of one seal, which bounds the memory that it takes: about 100 bytes a row. A day of more has several.
-const MAX_ROWS: u64 = 8_000_000;
 /// The version of the columns that a seal names.
 const SCHEMA_VERSION: u32 = 1;
 

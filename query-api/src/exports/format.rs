@@ -29,7 +29,7 @@ pub struct ExportFile {
 
 enum Kind {
     Parquet(Box<ArrowWriter<File>>),
-    Csv(csv::Writer<BufWriter<File>>),
+    Csv(Box<csv::Writer<BufWriter<File>>>),
     Ndjson(LineDelimitedWriter<BufWriter<File>>),
 }
 
@@ -54,7 +54,7 @@ impl ExportFile {
                     .build();
                 Kind::Parquet(Box::new(ArrowWriter::try_new(file, schema.clone(), Some(properties))?))
             }
-            Format::Csv => Kind::Csv(csv::Writer::new(BufWriter::new(file))),
+            Format::Csv => Kind::Csv(Box::new(csv::Writer::new(BufWriter::new(file)))),
             Format::Ndjson => Kind::Ndjson(LineDelimitedWriter::new(BufWriter::new(file))),
         };
         Ok(Self { aside, path, kind })

@@ -120,10 +120,20 @@ pub struct Part {
 }
 
 impl Request {
+    /// How many parts it has.
+    pub fn parts_total(&self) -> usize {
+        match self.from.zip(self.to).filter(|_| self.dataset != Dataset::Suppressions) {
+            Some((from, to)) if from < to => (to.plus(-1).day() - from.day() + 1) as usize,
+            Some(_) => 0,
+            None => 1,
+        }
+    }
+
     /// Its parts, in their order.
     pub fn parts(&self) -> Vec<Part> {
         let name = self.dataset.name();
-        let (Some(from), Some(to)) = (self.from, self.to) else {
+        let span = self.from.zip(self.to).filter(|_| self.dataset != Dataset::Suppressions);
+        let Some((from, to)) = span else {
             let (from, to) = (self.from.unwrap_or(Millis(0)), self.to.unwrap_or(Millis(i64::MAX / 1_000)));
             return vec![Part { name: name.into(), from, to }];
         };
@@ -210,6 +220,7 @@ mod tests {
                 dataset: Dataset::Events, from: Some(from), to: Some(to), filters: Filters::default(), format: Format::Csv,
             };
             let parts = request.parts();
+            prop_assert_eq!(parts.len(), request.parts_total());
             prop_assert_eq!((parts[0].from, parts[parts.len() - 1].to), (from, to));
             for pair in parts.windows(2) {
                 prop_assert_eq!(pair[0].to, pair[1].from);

@@ -41,9 +41,14 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SEEN_WITHIN: Duration = Duration::from_secs(900);
 /// The seal among the files.
 const SEAL: &str = "seal.json";
-/// Whose presence ends a job.
-const CANCELLED: &str = "cancelled";
 const JOB: &str = "job.json";
+/// Held by the server that makes exports, of those that share the folder; and by whoever changes a job.
+const WORKER: &str = "worker.lock";
+const CHANGING: &str = "changing.lock";
+/// How long the worker rests after something went wrong.
+const REST: Duration = Duration::from_secs(1);
+/// How often the worker looks whether its export was cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How exports are kept.
 pub struct ExportOptions {
@@ -53,6 +58,8 @@ pub struct ExportOptions {
     pub keep: i64,
     /// How many of one account may wait or run.
     pub waiting: usize,
+    /// How many of one account are kept, with those that are over.
+    pub kept: usize,
     /// How long links to files hold, milliseconds.
     pub links_hold: i64,
     /// Signs links.
@@ -141,13 +148,32 @@ impl Exports {
         Some((job, running))
     }
 
+    /// Has nobody else change a job, in this process or another.
+    fn changing(&self) -> Result<Changing<'_>, Error> {
+        let here = self.inner.changing.lock();
+        let file = self.lock_file(CHANGING)?;
+        file.lock().map_err(port)?;
+        Ok(Changing { _here: here, _everywhere: file })
+    }
+
+    fn lock_file(&self, name: &str) -> Result<fs::File, Error> {
+        let folder = &self.inner.options.folder;
+        fs::create_dir_all(folder).map_err(port)?;
+        fs::OpenOptions::new().create(true).append(true).open(folder.join(name)).map_err(port)
+    }
+
     /// Takes a job in.
     ///
     /// # Errors
-    /// `RATE_LIMITED`: enough of this account wait.
+    /// `RATE_LIMITED`: enough of this account wait, or are kept.
     pub fn start(&self, asker: Asker, account: Option<AccountId>, request: Request) -> Result<Job, Problem> {
-        let _turn = self.inner.changing.lock();
-        let waiting = self.list(Some(asker))?.iter().filter(|job| !job.status.is_over()).count();
+        let _turn = self.changing()?;
+        let known = self.list(Some(asker))?;
+        if known.len() >= self.inner.options.kept {
+            let why = format!("{} exports are kept; delete some", known.len());
+            return Err(Problem::new(Code::RateLimited, why).retry_after(3_600));
+        }
+        let waiting = known.iter().filter(|job| !job.status.is_over()).count();
         if waiting >= self.inner.options.waiting {
             let why = format!("{waiting} exports are under way; wait for one, or cancel it");
             return Err(Problem::new(Code::RateLimited, why).retry_after(30));
@@ -176,20 +202,26 @@ impl Exports {
     /// # Errors
     /// [`Error::Port`].
     pub fn remove(&self, asker: Asker, id: Uuid) -> Result<bool, Error> {
-        let _turn = self.inner.changing.lock();
+        let _turn = self.changing()?;
         let Some(mut job) = self.read(id).filter(|job| may_see(job, asker)) else { return Ok(false) };
         if job.status.is_over() {
             fs::remove_dir_all(self.folder(id)).map_err(port)?;
             return Ok(true);
         }
-        // Whoever makes it sees this with its next rows, and leaves the job alone.
-        put_durably(&self.folder(id).join(CANCELLED), &[]).map_err(port)?;
-        for file in std::mem::take(&mut job.files) {
-            fs::remove_file(self.folder(id).join(file.path)).map_err(port)?;
-        }
+        // Whoever makes it sees this soon, and leaves the job alone.
+        let files = std::mem::take(&mut job.files);
         (job.status, job.finished_at) = (Status::Cancelled, Some(self.inner.clock.now()));
         self.keep(&job)?;
+        self.forget(id, files.iter().map(|file| file.path.as_str()));
         Ok(true)
+    }
+
+    /// Deletes files of an export that nobody wants any more.
+    fn forget<'a>(&self, id: Uuid, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            // What stays goes with its folder.
+            drop(fs::remove_file(self.folder(id).join(name)));
+        }
     }
 
     /// Where a file of a finished export is.
@@ -201,8 +233,10 @@ impl Exports {
     /// The finished export of a link that holds.
     pub fn linked(&self, id: Uuid, name: &str, expires: i64, signature: &str) -> Option<PathBuf> {
         let holds = bool::from(self.signature(id, name, expires).as_bytes().ct_eq(signature.as_bytes()));
-        let job = self.read(id).filter(|_| holds && expires * 1_000 > self.inner.clock.now().0)?;
-        self.file(&job, name)
+        if !holds || expires.saturating_mul(1_000) <= self.inner.clock.now().0 {
+            return None;
+        }
+        self.file(&self.read(id)?, name)
     }
 
     /// A link to a file of an export, for whoever has it, as long as it holds.
@@ -223,31 +257,55 @@ impl Exports {
     /// Makes exports, one after the other, until `stop` is cancelled. What is not finished then goes on at the next start.
     pub async fn run(self, stop: CancellationToken) {
         let mut swept = None::<tokio::time::Instant>;
+        // Of the servers that share a folder one makes exports, as long as it lives.
+        let mut worker: Option<fs::File> = None;
         while !stop.is_cancelled() {
-            if swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY) {
-                swept = Some(tokio::time::Instant::now());
-                self.sweep();
+            if worker.is_none() {
+                worker = self.lock_file(WORKER).ok().filter(|file| file.try_lock().is_ok());
             }
-            let exports = self.clone();
-            let next = tokio::task::spawn_blocking(move || exports.next()).await.ok().flatten();
-            let Some(job) = next else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.inner.more.notified() => {}
-                    () = tokio::time::sleep(SWEEP_EVERY) => {}
+            let rest = match worker.is_some() {
+                false => SWEEP_EVERY / 60,
+                true => {
+                    let sweeps = swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+                    swept = if sweeps { Some(tokio::time::Instant::now()) } else { swept };
+                    let (exports, handle, stopping) = (self.clone(), Handle::current(), stop.clone());
+                    let turn = tokio::task::spawn_blocking(move || exports.turn(sweeps, &handle, &stopping)).await;
+                    match turn {
+                        Ok(Some(true)) => continue,
+                        Ok(Some(false)) | Err(_) => REST,
+                        Ok(None) => SWEEP_EVERY,
+                    }
                 }
-                continue;
             };
-            let (exports, handle, stopping) = (self.clone(), Handle::current(), stop.clone());
-            let id = job.export_id;
-            let made = tokio::task::spawn_blocking(move || exports.make(job, &handle, &stopping)).await;
-            self.inner.running.lock().remove(&id);
-            if let Ok(Err(error)) = made {
-                counter!("sendtrail_exports_failed_total").increment(1);
-                tracing::error!(%error, export = %id, "an export failed");
-                self.fail(id, &error);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.inner.more.notified() => {}
+                () = tokio::time::sleep(rest) => {}
             }
         }
+    }
+
+    /// Makes the export that waits longest; whether that went well, and none if there is none.
+    fn turn(&self, sweeps: bool, handle: &Handle, stop: &CancellationToken) -> Option<bool> {
+        if sweeps {
+            self.sweep();
+        }
+        let job = self.next()?;
+        let id = job.export_id;
+        // A panic in one is its failure, and not that of the next.
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(job, handle, stop)));
+        self.inner.running.lock().remove(&id);
+        let error = match made {
+            Ok(Ok(())) => return Some(true),
+            Ok(Err(error)) => error,
+            Err(_) => Error::Port("making an export panicked".into()),
+        };
+        counter!("sendtrail_exports_failed_total").increment(1);
+        tracing::error!(%error, export = %id, "an export failed");
+        if let Err(error) = self.fail(id, &error) {
+            tracing::error!(%error, export = %id, "an export's failure cannot be kept");
+        }
+        Some(false)
     }
 
     /// The job that waits longest.
@@ -256,17 +314,15 @@ impl Exports {
         jobs.into_iter().rfind(|job| !job.status.is_over())
     }
 
-    fn fail(&self, id: Uuid, error: &Error) {
-        let _turn = self.inner.changing.lock();
-        let Some(mut job) = self.read(id).filter(|job| !job.status.is_over()) else { return };
+    fn fail(&self, id: Uuid, error: &Error) -> Result<(), Error> {
+        let _turn = self.changing()?;
+        let Some(mut job) = self.read(id).filter(|job| !job.status.is_over()) else { return Ok(()) };
+        let files = std::mem::take(&mut job.files);
         (job.status, job.finished_at) = (Status::Failed, Some(self.inner.clock.now()));
         job.error = Some(error.to_string());
-        for file in std::mem::take(&mut job.files) {
-            drop(fs::remove_file(self.folder(id).join(file.path)));
-        }
-        if let Err(error) = self.keep(&job) {
-            tracing::error!(%error, export = %id, "an export's failure cannot be kept");
-        }
+        self.keep(&job)?;
+        self.forget(id, files.iter().map(|file| file.path.as_str()));
+        Ok(())
     }
 
     /// Makes what is left of a job.
@@ -281,13 +337,14 @@ impl Exports {
                 return Ok(());
             }
             let name = format!("{}.{}", part.name, job.request.format.ending());
+            let path = folder.join(&name);
             let mut hashed = ExportRows::after(job.tree.clone());
-            let Some(rows) = self.write(&job, part, &folder.join(&name), &mut hashed, handle, stop)? else {
+            let Some(rows) = self.write(&job, part, &path, &mut hashed, handle, stop)? else {
                 return Ok(());
             };
             let mut files = job.files.clone();
             if rows > 0 {
-                let (sha256, bytes) = hash_file(&folder.join(&name)).map_err(port)?;
+                let (sha256, bytes) = hash_file(&path).map_err(port)?;
                 files.push(SealedFile { path: name, rows, bytes, sha256 });
             }
             let tree = hashed.tree().clone();
@@ -297,15 +354,21 @@ impl Exports {
                 job.parts_done += 1;
             })?;
             if !goes_on {
-                // Its files that were known are gone; this one is not yet.
-                let known = |file: &SealedFile| drop(fs::remove_file(folder.join(&file.path)));
-                job.files.iter().for_each(known);
+                // Files that were known are gone; this one is not yet.
+                drop(fs::remove_file(path));
                 return Ok(());
             }
         }
-        self.seal(&job)?;
         let now = self.inner.clock.now();
-        if self.go_on(&mut job, |job| (job.status, job.finished_at) = (Status::Done, Some(now)))? {
+        let mut sealed = Ok(());
+        let done = self.go_on(&mut job, |job| {
+            sealed = self.seal(job);
+            if sealed.is_ok() {
+                (job.status, job.finished_at) = (Status::Done, Some(now));
+            }
+        })?;
+        sealed?;
+        if done {
             counter!("sendtrail_exports_total").increment(1);
             counter!("sendtrail_exported_rows_total").increment(job.rows);
         }
@@ -331,13 +394,18 @@ impl Exports {
 
     /// Changes a job and keeps it, unless it was cancelled; whether it goes on.
     fn go_on(&self, job: &mut Job, change: impl FnOnce(&mut Job)) -> Result<bool, Error> {
-        let _turn = self.inner.changing.lock();
-        change(job);
-        if self.folder(job.export_id).join(CANCELLED).exists() {
+        let _turn = self.changing()?;
+        if !self.goes_on(job.export_id) {
             return Ok(false);
         }
+        change(job);
         self.keep(job)?;
         Ok(true)
+    }
+
+    /// Whether a job is there and not over: its owner may have ended it, or deleted it.
+    fn goes_on(&self, id: Uuid) -> bool {
+        self.read(id).is_some_and(|job| !job.status.is_over())
     }
 
     /// Writes a part; how many rows it has. None: the job was cancelled, or the server stops.
@@ -350,13 +418,17 @@ impl Exports {
         handle: &Handle,
         stop: &CancellationToken,
     ) -> Result<Option<u64>, Error> {
-        let cancelled = self.folder(job.export_id).join(CANCELLED);
         let mut batches = handle.block_on(self.inner.rows.of(job, part))?;
         let mut file: Option<ExportFile> = None;
         let mut rows = 0;
+        let mut looked = std::time::Instant::now();
         while let Some(batch) = handle.block_on(batches.next()) {
             let batch = batch?;
-            if stop.is_cancelled() || cancelled.exists() {
+            let looks = looked.elapsed() >= LOOK_EVERY;
+            if looks {
+                looked = std::time::Instant::now();
+            }
+            if stop.is_cancelled() || looks && !self.goes_on(job.export_id) {
                 drop(fs::remove_file(path.with_extension("writing")));
                 return Ok(None);
             }
@@ -404,7 +476,7 @@ impl Exports {
 
     /// Deletes what is over for long enough.
     fn sweep(&self) {
-        let _turn = self.inner.changing.lock();
+        let Ok(_turn) = self.changing() else { return };
         let old = self.inner.clock.now().plus(-self.inner.options.keep);
         for job in self.list(None).unwrap_or_default() {
             if job.finished_at.is_some_and(|at| at <= old)
@@ -414,6 +486,13 @@ impl Exports {
             }
         }
     }
+}
+
+/// Nobody else changes a job meanwhile.
+struct Changing<'a> {
+    _here: parking_lot::MutexGuard<'a, ()>,
+    /// Locked until it is closed.
+    _everywhere: fs::File,
 }
 
 fn port(cause: impl std::fmt::Display) -> Error {

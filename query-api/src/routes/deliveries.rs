@@ -21,6 +21,7 @@ use crate::{DeliveriesQuery, DeliveryRow, Error, Query};
 
 /// A delivery as its owner sees it.
 #[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryOfDestination)]
 struct DeliveryView {
     delivery_id: String,
     destination_id: String,

@@ -4,7 +4,7 @@ use axum::Extension;
 use axum::body::Body as HttpBody;
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::HeaderValue;
-use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION};
+use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, RANGE};
 use axum::response::{IntoResponse, Response};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::AccountId;
@@ -12,7 +12,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::{DAY, Millis};
 use sendtrail_schemas::topic::partition_of;
-use sendtrail_schemas::web::{Nothing, Path, Query as Params, account_id, created, id, invalid, ok};
+use sendtrail_schemas::web::{Nothing, Path, Query as Params, account_id, created, id, invalid, object, ok};
 use serde::{Deserialize, Serialize};
 use tower_http::services::ServeFile;
 use utoipa::ToSchema;
@@ -127,7 +127,7 @@ fn view(exports: &Exports, job: &Job, running: u64) -> ExportView {
         finished_at: job.finished_at,
         progress: ProgressView {
             parts_done: job.parts_done,
-            parts_total: job.request.parts().len(),
+            parts_total: job.request.parts_total(),
             rows: job.rows + running,
         },
         files,
@@ -176,7 +176,11 @@ impl ExportRequest {
         }
         let filters = self.filters.unwrap_or_default();
         for name in &filters.event_types {
-            EventType::parse(name).ok_or_else(|| invalid(format!("event_types: {name:?} is none that we know")))?;
+            let kind = EventType::parse(name);
+            let kind = kind.ok_or_else(|| invalid(format!("event_types: {name:?} is none that we know")))?;
+            if dataset == Dataset::StatusChanges && !kind.is_status() {
+                return Err(invalid(format!("event_types: {name:?} is no change of status")));
+            }
         }
         let of_events = [&filters.recipient, &filters.message_id, &filters.configuration_set_name, &filters.tag];
         let has_events = of_events.iter().any(|filter| filter.is_some()) || !filters.event_types.is_empty();
@@ -209,8 +213,7 @@ impl Query {
 
     async fn start_export(&self, asker: Asker, body: &[u8]) -> Result<Response, Problem> {
         let exports = self.exports()?;
-        let request: ExportRequest = serde_json::from_slice(body)
-            .map_err(|cause| invalid(format!("the body is not what is asked for: {cause}")))?;
+        let request: ExportRequest = object(body)?;
         let account = match (asker, &request.account_id) {
             (Asker::Account(_), Some(_)) => return Err(invalid("account_id is the administrator's to name")),
             (Asker::Account(account), None) => Some(account),
@@ -246,24 +249,45 @@ impl Query {
         known.map(|_| account).ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))
     }
 
-    fn list_exports(&self, asker: Asker) -> Result<Response, Problem> {
-        let exports = self.exports()?;
-        let all = exports.list(Some(asker))?;
-        Ok(ok(AllExports { exports: all.iter().map(|job| view(exports, job, 0)).collect() }))
+    /// Does what reads or writes files beside the runtime's workers.
+    async fn with_exports<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Exports) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let exports = self.exports()?.clone();
+        tokio::task::spawn_blocking(move || work(&exports)).await.map_err(|_| Problem::internal())?
     }
 
-    fn one_export(&self, asker: Asker, text: &str) -> Result<(Job, u64), Problem> {
-        self.exports()?.get(asker, export_id(text)?).ok_or_else(missing)
+    async fn list_exports(&self, asker: Asker) -> Result<Response, Problem> {
+        let views = self.with_exports(move |exports| {
+            let all = exports.list(Some(asker))?;
+            Ok(all.iter().map(|job| view(exports, job, 0)).collect())
+        });
+        Ok(ok(AllExports { exports: views.await? }))
     }
 
-    fn remove_export(&self, asker: Asker, text: &str) -> Result<Response, Problem> {
-        if self.exports()?.remove(asker, export_id(text)?)? { Ok(ok(Nothing {})) } else { Err(missing()) }
+    async fn show_export(&self, asker: Asker, text: &str) -> Result<Response, Problem> {
+        let id = export_id(text)?;
+        let shown = self.with_exports(move |exports| {
+            let (job, running) = exports.get(asker, id).ok_or_else(missing)?;
+            Ok(view(exports, &job, running))
+        });
+        Ok(ok(OneExport { export: shown.await? }))
+    }
+
+    async fn remove_export(&self, asker: Asker, text: &str) -> Result<Response, Problem> {
+        let id = export_id(text)?;
+        let removed = self.with_exports(move |exports| Ok(exports.remove(asker, id)?)).await?;
+        if removed { Ok(ok(Nothing {})) } else { Err(missing()) }
     }
 
     async fn download(&self, asker: Asker, text: &str, name: &str, request: HttpRequest) -> Result<Response, Problem> {
-        let (job, _) = self.one_export(asker, text)?;
-        let path = self.exports()?.file(&job, name).ok_or_else(missing)?;
-        served(path, name, request).await
+        let (id, wanted) = (export_id(text)?, name.to_owned());
+        let path = self.with_exports(move |exports| {
+            let (job, _) = exports.get(asker, id).ok_or_else(missing)?;
+            exports.file(&job, &wanted).ok_or_else(missing)
+        });
+        served(path.await?, name, request).await
     }
 }
 
@@ -279,6 +303,10 @@ fn export_id(text: &str) -> Result<Uuid, Problem> {
 async fn served(path: std::path::PathBuf, name: &str, request: HttpRequest) -> Result<Response, Problem> {
     let mut plain = HttpRequest::new(HttpBody::empty());
     (*plain.method_mut(), *plain.headers_mut()) = (request.method().clone(), request.headers().clone());
+    // Several parts at once are not served; all of it is, then (RFC 9110, 14.2).
+    if plain.headers().get(RANGE).is_some_and(|range| range.as_bytes().contains(&b',')) {
+        plain.headers_mut().remove(RANGE);
+    }
     let served = ServeFile::new(path).try_call(plain).await.map_err(|cause| {
         tracing::error!(%cause, "a file of an export cannot be read");
         Problem::internal()
@@ -291,6 +319,12 @@ async fn served(path: std::path::PathBuf, name: &str, request: HttpRequest) -> R
     }
     Ok(response)
 }
+
+/// Bytes.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "it stands for a body that is no JSON")]
+struct FileBytes(Vec<u8>);
 
 /// Begin an export; its files are there when its status is `done`, for seven days.
 #[utoipa::path(post, path = "/exports", tag = "exports", request_body = ExportRequest,
@@ -311,7 +345,7 @@ pub(super) async fn list(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
 ) -> Result<Response, Problem> {
-    query.list_exports(Asker::Account(owner.account.id()))
+    query.list_exports(Asker::Account(owner.account.id())).await
 }
 
 /// Show how far an export is, and its files.
@@ -322,8 +356,7 @@ pub(super) async fn get(
     Extension(owner): Extension<KeyOwner>,
     Path(export): Path<String>,
 ) -> Result<Response, Problem> {
-    let (job, running) = query.one_export(Asker::Account(owner.account.id()), &export)?;
-    Ok(ok(OneExport { export: view(query.exports()?, &job, running) }))
+    query.show_export(Asker::Account(owner.account.id()), &export).await
 }
 
 /// Cancel an export that is under way, or delete one that is over.
@@ -334,15 +367,16 @@ pub(super) async fn remove(
     Extension(owner): Extension<KeyOwner>,
     Path(export): Path<String>,
 ) -> Result<Response, Problem> {
-    query.remove_export(Asker::Account(owner.account.id()), &export)
+    query.remove_export(Asker::Account(owner.account.id()), &export).await
 }
 
 /// Download a file of an export. Takes `Range`.
 #[utoipa::path(get, path = "/exports/{export_id}/files/{name}", tag = "exports",
     params(("export_id" = String, Path), ("name" = String, Path)),
-    responses((status = 200, description = "the file", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, description = "a part of it", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "the file, of its own type", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 206, description = "a part of it", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 304, description = "it is as it was (If-Modified-Since)"), (status = 404, description = "NOT_FOUND"),
+        (status = 412, description = "it is newer (If-Unmodified-Since)"), (status = 416, description = "it has no such part")))]
 pub(super) async fn file(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
@@ -365,7 +399,7 @@ pub(super) async fn admin_start(State(query): State<Query>, Body(body): Body) ->
 #[utoipa::path(get, path = "/exports", tag = "admin", operation_id = "admin_list_exports",
     responses((status = 200, description = "exports", body = inline(AllExports)), (status = 503, description = "DB_UNAVAILABLE")))]
 pub(super) async fn admin_list(State(query): State<Query>) -> Result<Response, Problem> {
-    query.list_exports(Asker::Operator)
+    query.list_exports(Asker::Operator).await
 }
 
 /// Show how far an operator's export is, and its files.
@@ -373,8 +407,7 @@ pub(super) async fn admin_list(State(query): State<Query>) -> Result<Response, P
     params(("export_id" = String, Path)),
     responses((status = 200, description = "the export", body = inline(OneExport)), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn admin_get(State(query): State<Query>, Path(export): Path<String>) -> Result<Response, Problem> {
-    let (job, running) = query.one_export(Asker::Operator, &export)?;
-    Ok(ok(OneExport { export: view(query.exports()?, &job, running) }))
+    query.show_export(Asker::Operator, &export).await
 }
 
 /// Cancel an operator's export that is under way, or delete one that is over.
@@ -382,15 +415,16 @@ pub(super) async fn admin_get(State(query): State<Query>, Path(export): Path<Str
     params(("export_id" = String, Path)),
     responses((status = 200, description = "it is cancelled, or gone"), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn admin_remove(State(query): State<Query>, Path(export): Path<String>) -> Result<Response, Problem> {
-    query.remove_export(Asker::Operator, &export)
+    query.remove_export(Asker::Operator, &export).await
 }
 
 /// Download a file of an operator's export. Takes `Range`.
 #[utoipa::path(get, path = "/exports/{export_id}/files/{name}", tag = "admin", operation_id = "admin_export_file",
     params(("export_id" = String, Path), ("name" = String, Path)),
-    responses((status = 200, description = "the file", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 206, description = "a part of it", body = Vec<u8>, content_type = "application/octet-stream"),
-        (status = 404, description = "NOT_FOUND")))]
+    responses((status = 200, description = "the file, of its own type", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 206, description = "a part of it", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 304, description = "it is as it was (If-Modified-Since)"), (status = 404, description = "NOT_FOUND"),
+        (status = 412, description = "it is newer (If-Unmodified-Since)"), (status = 416, description = "it has no such part")))]
 pub(super) async fn admin_file(
     State(query): State<Query>,
     Path((export, name)): Path<(String, String)>,
@@ -412,8 +446,9 @@ pub(super) async fn linked(
     Params(params): Params<LinkParams>,
     request: HttpRequest,
 ) -> Result<Response, Problem> {
-    let exports = query.exports()?;
-    let found = exports.linked(export_id(&export)?, &name, params.expires, &params.signature);
+    let (id, wanted) = (export_id(&export)?, name.clone());
+    let found = query.with_exports(move |exports| Ok(exports.linked(id, &wanted, params.expires, &params.signature)));
+    let found = found.await?;
     let none = || Problem::new(Code::KeyNotFound, "the link is past its time, or not one of ours");
     served(found.ok_or_else(none)?, &name, request).await
 }

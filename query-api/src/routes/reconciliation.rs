@@ -78,12 +78,20 @@ impl Query {
         let parts = self.parts();
         parts.accounts.settle(account).await;
         let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, usize::MAX) };
-        let (log, kept) = parts.logged.numbers(account, from, to, *left).await?;
-        let archive = parts.files.numbers(&query, *left).await?;
+        // What comes meanwhile is in one store before the others.
+        let (log, kept, end) = parts.logged.numbers(account, from, to, *left).await?;
+        let mut archive = parts.files.numbers(&query, *left).await?;
+        archive.retain(|(_, partition, seq)| end.get(partition).is_none_or(|end| seq < end));
         *left = left.saturating_sub(archive.len().max(log.len()));
         let mut stores = vec![(Store::Log, log), (Store::Archive, archive)];
         if let Some(clickhouse) = &parts.clickhouse {
-            stores.push((Store::ClickHouse, clickhouse.numbers(account, from, to).await?));
+            if let Some(preferred) = &parts.preferred {
+                // For it to have what the archive has.
+                preferred.replica.is_ready(account).await;
+            }
+            let mut rows = clickhouse.numbers(account, from, to).await?;
+            rows.retain(|(_, partition, seq)| end.get(partition).is_none_or(|end| seq < end));
+            stores.push((Store::ClickHouse, rows));
         }
         let mut compared = Compared::default();
         compare(&stores, &kept, &mut compared);

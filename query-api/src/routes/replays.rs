@@ -242,7 +242,7 @@ pub(super) struct ReplayRequest {
 #[utoipa::path(post, path = "/events/replay", tag = "webhooks", request_body = ReplayRequest,
     responses((status = 200, description = "a dry run's counts", body = inline(Dry)),
         (status = 201, description = "the replay", body = inline(OneReplay)),
-        (status = 400, description = "INVALID_REQUEST, REPLAY_LIMIT_REACHED")))]
+        (status = 400, description = "INVALID_REQUEST, REPLAY_LIMIT_REACHED"), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn replay(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,

@@ -168,11 +168,11 @@ async fn a_chain_that_was_changed_is_found_and_not_gone_on_from() {
     let last = fs::read(seal(3)).unwrap();
     fs::remove_file(seal(3)).unwrap();
     assert!(verify(&Options { keys: keys(), seen: None }).holds());
-    assert_eq!(verify(&Options { keys: keys(), seen: whole.last.clone() }).faults, [Fault::SealMissing(3)]);
+    assert_eq!(verify(&Options { keys: keys(), seen: whole.last.clone() }).faults, [Fault::SealsMissing(3, 3)]);
     fs::write(seal(3), &last).unwrap();
     let second = fs::read(seal(2)).unwrap();
     fs::remove_file(seal(2)).unwrap();
-    assert_eq!(verify(&Options { keys: keys(), seen: None }).faults, [Fault::SealMissing(2)]);
+    assert_eq!(verify(&Options { keys: keys(), seen: None }).faults, [Fault::SealsMissing(2, 2)]);
     assert!(archive.sealer.seal_due().await.unwrap_err().to_string().contains("does not follow"));
     // One in another's place.
     fs::write(seal(2), &last).unwrap();
@@ -205,6 +205,47 @@ async fn damaged_files_are_named() {
     assert!(archive.verify().await.holds());
     archive.rewrite(&path, |events| events[0].message_id = "other".into());
     assert!(matches!(archive.verify().await.faults[..], [Fault::Root(1, _)]));
+}
+
+#[tokio::test]
+async fn rows_that_are_planted_on_another_day_are_found() {
+    let mut archive = Archive::new().await;
+    archive.add(FIRST, [4, 4]).await;
+    archive.add(FIRST + 1, [2, 0]).await;
+    archive.add(FIRST + 2, [3, 0]).await;
+    assert_eq!(archive.seal(FIRST + 2).await, 2);
+    let whole = archive.verify().await;
+    assert_eq!((whole.holds(), whole.unsealed), (true, 3), "{whole:?}");
+    let paths = archive.paths().await;
+    let kept: Vec<Vec<u8>> = paths.iter().map(|path| fs::read(archive.folder.path().join(path)).unwrap()).collect();
+    // A row of the first day once more, among those of today, and among those of a day that is sealed.
+    for at in [1, 2] {
+        archive.rewrite(&paths[at], |events| {
+            let day = events[0].received_at;
+            events.push(Event { received_at: day, ..event(1, 2, FIRST) });
+        });
+        let faults = archive.verify().await.faults;
+        assert_eq!(faults, [Fault::Misplaced(1, 2)], "{at}");
+        fs::write(archive.folder.path().join(&paths[at]), &kept[at]).unwrap();
+    }
+    // One of today's twice, one of a partition's that has none yet, and one that leaves a hole.
+    for (partition, seq) in [(0, 7), (1, 9), (0, 12)] {
+        archive.rewrite(&paths[2], |events| {
+            let day = events[0].received_at;
+            events.push(Event { received_at: day, ..event(partition, seq, FIRST) });
+        });
+        let faults = archive.verify().await.faults;
+        assert!(matches!(faults[..], [Fault::Unsealed(range, _)] if range.partition == partition), "{faults:?}");
+        fs::write(archive.folder.path().join(&paths[2]), &kept[2]).unwrap();
+    }
+    // What is named like a seal and is none of ours.
+    let seals = archive.folder.path().join("_seals");
+    for name in ["1.seal.json", "9999999999999999.seal.json"] {
+        fs::copy(seals.join("000001.seal.json"), seals.join(name)).unwrap();
+        assert!(matches!(&archive.verify().await.faults[..], [Fault::Seal(why)] if why.contains(name)), "{name}");
+        fs::remove_file(seals.join(name)).unwrap();
+    }
+    assert!(archive.verify().await.holds());
 }
 
 /// What somebody does to a row.
@@ -280,6 +321,8 @@ proptest! {
                         prop_assert!(named.insert((partition, seq)), "twice: {:?}", report.faults);
                     }
                     Fault::Missing(range) => named.extend((range.first..=range.last).map(|seq| (range.partition, seq))),
+                    // Rows that were taken away have become others, which nobody sealed.
+                    Fault::Unsealed(range, _) => prop_assert!(range.last >= 1_000_000),
                     ref other => prop_assert!(false, "{other:?}"),
                 }
             }
