@@ -98,6 +98,7 @@ pub fn run() {
         sources: HashMap::new(),
         admin_key_hash: [0; 32],
         limits: Limits {
+            requests_per_second: 0,
             max_lag: Duration::from_secs(1),
             decision_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),

@@ -47,7 +47,7 @@ sections! {
     /// The HTTP server.
     Server {
         roles: Roles, listen: String, max_connections: usize, max_header_bytes: usize, header_timeout_ms: u64, body_timeout_ms: u64,
-        max_body_bytes: usize, shutdown_grace_seconds: u64, trusted_proxies: Vec<ipnet::IpNet>,
+        max_body_bytes: usize, shutdown_grace_seconds: u64, requests_per_second_per_account: u32, trusted_proxies: Vec<ipnet::IpNet>,
     }
     /// Where everything is kept.
     Data { dir: PathBuf }

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 25] = [
+const COUNTERS: [(&str, &str, bool); 30] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -22,6 +22,11 @@ const COUNTERS: [(&str, &str, bool); 25] = [
     ("sendtrail_archive_vacuumed_files_total", "Files deleted after they were merged.", false),
     ("sendtrail_archived_rows_total", "Rows written to Parquet files, by table.", true),
     ("sendtrail_archive_merges_total", "Merges of files, by table.", true),
+    ("sendtrail_archive_seals_total", "Seals made of days that are over.", false),
+    ("sendtrail_archive_seal_failures_total", "Times that the archive could not be sealed; the log says why.", false),
+    ("sendtrail_exports_total", "Exports that were made.", false),
+    ("sendtrail_exports_failed_total", "Exports that could not be made; the log says why.", false),
+    ("sendtrail_exported_rows_total", "Rows of exports that were made.", false),
     ("sendtrail_archive_merged_rows_total", "Rows of merged files, by table.", true),
     ("sendtrail_webhook_attempts_total", "Attempts at webhooks, by what came of them.", true),
     (

@@ -29,7 +29,8 @@ const EVERYWHERE: [(&str, &str); 4] = [
 ];
 
 /// Answers of every route that an account's key opens.
-const BY_KEY: (&str, &str) = ("403", "INSUFFICIENT_SCOPE, IP_BLOCKED");
+const BY_KEY: [(&str, &str); 2] =
+    [("403", "INSUFFICIENT_SCOPE, IP_BLOCKED"), ("429", "RATE_LIMITED; with Retry-After")];
 
 /// Answers of every route that takes a body.
 const WITH_A_BODY: [(&str, &str); 3] =
@@ -122,7 +123,7 @@ fn complete(path: &str, operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
     let with_a_body = WITH_A_BODY.iter().filter(|_| operation.request_body.is_some());
     let by_key = !path.starts_with("/api/v1/admin") && !path.starts_with("/api/v1/inbound");
-    let by_key = Some(&BY_KEY).filter(|_| by_key);
+    let by_key = BY_KEY.iter().filter(|_| by_key);
     for (status, description) in EVERYWHERE.iter().chain(with_a_body).chain(by_key) {
         let response = || RefOr::T(ResponseBuilder::new().description(*description).build());
         responses.entry((*status).to_owned()).or_insert_with(response);

@@ -93,10 +93,9 @@ impl Standing {
     }
 }
 
-/// A loose limit on sends before they reach the log, so that a flood of refused ones does not fill it. The exact limit
-/// is decided in log order.
+/// Calls a second of each account, before anything is done for them.
 #[derive(Default)]
-pub struct SendGuard {
+pub struct Guard {
     limiters: Mutex<HashMap<AccountId, (u32, Arc<DefaultDirectRateLimiter>)>>,
     clock: DefaultClock,
 }
@@ -106,10 +105,15 @@ const LOOSE: u32 = 50;
 /// Accounts remembered; beyond, all begin anew.
 const REMEMBERED: usize = 100_000;
 
-impl SendGuard {
-    /// Whether one more call of an account may go on: four times its rate a second, at least 50.
-    pub fn check(&self, account: &AccountConfig) -> Result<(), Problem> {
-        let per_second = account.peak_rate().saturating_mul(4).max(LOOSE);
+impl Guard {
+    /// Whether one more send of an account may go to the log: four times its rate a second, at least 50. A flood of refused
+    /// ones does not fill it; the exact limit is decided in log order.
+    pub fn check_send(&self, account: &AccountConfig) -> Result<(), Problem> {
+        self.check(account.id(), account.peak_rate().saturating_mul(4).max(LOOSE))
+    }
+
+    /// Whether one more call of an account may go on.
+    pub fn check(&self, account: AccountId, per_second: u32) -> Result<(), Problem> {
         let limiter = {
             let mut limiters = self.limiters.lock();
             if limiters.len() >= REMEMBERED {
@@ -119,7 +123,7 @@ impl SendGuard {
                 let quota = Quota::per_second(NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN));
                 (per_second, Arc::new(RateLimiter::direct(quota)))
             };
-            let entry = limiters.entry(account.id()).or_insert_with(fresh);
+            let entry = limiters.entry(account).or_insert_with(fresh);
             if entry.0 != per_second {
                 *entry = fresh();
             }
@@ -188,14 +192,14 @@ mod tests {
 
     #[test]
     fn a_flood_is_stopped_and_accounts_are_apart() {
-        let guard = SendGuard::default();
+        let guard = Guard::default();
         let account = |id: u128| AccountConfig {
             account_id: uuid::Uuid::from_u128(id).as_bytes().to_vec(),
             ..AccountConfig::default()
         };
-        let passed = (0..500).filter(|_| guard.check(&account(1)).is_ok()).count();
+        let passed = (0..500).filter(|_| guard.check_send(&account(1)).is_ok()).count();
         assert!((50..200).contains(&passed), "{passed}");
-        assert_eq!(guard.check(&account(1)).unwrap_err().code, Code::RateLimited);
-        assert!(guard.check(&account(2)).is_ok());
+        assert_eq!(guard.check_send(&account(1)).unwrap_err().code, Code::RateLimited);
+        assert!(guard.check_send(&account(2)).is_ok());
     }
 }

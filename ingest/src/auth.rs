@@ -38,6 +38,7 @@ pub async fn partner(State(ingest): State<Ingest>, mut request: Request, next: N
     }
     let owner = ingest.owner(key)?;
     is_from_within(&owner, &request)?;
+    ingest.is_within_rate(&owner)?;
     may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
@@ -108,6 +109,7 @@ async fn one_of(
         return Err(Problem::new(Code::KeyNotFound, "keys of this form do not open this"));
     }
     is_from_within(&owner, &request)?;
+    ingest.is_within_rate(&owner)?;
     may(&owner, &request)?;
     request.extensions_mut().insert(owner);
     Ok(next.run(request).await)
@@ -126,6 +128,14 @@ pub async fn admin(State(ingest): State<Ingest>, request: Request, next: Next) -
 const REMEMBERED: usize = 100_000;
 
 impl Ingest {
+    /// Whether the account asks no more than it may.
+    fn is_within_rate(&self, owner: &KeyOwner) -> Result<(), Problem> {
+        match self.limits().requests_per_second {
+            0 => Ok(()),
+            rate => self.inner.requests.check(owner.account.id(), rate),
+        }
+    }
+
     /// Whose key this is. What it may be used for is another question.
     pub(crate) fn owner(&self, key: &str) -> Result<KeyOwner, Problem> {
         let unknown = || Problem::new(Code::KeyNotFound, "the key was revoked or never existed");

@@ -133,6 +133,8 @@ pub struct Limits {
     pub mail_domain: String,
     /// The DKIM selector in them.
     pub dkim_selector: String,
+    /// Requests a second of one account, on all surfaces together; 0: any number.
+    pub requests_per_second: u32,
     /// Content larger than this goes to the blob store.
     pub inline_bytes: usize,
 }
@@ -145,7 +147,8 @@ pub struct Ingest {
 
 struct Inner {
     parts: Parts,
-    guard: admission::SendGuard,
+    guard: admission::Guard,
+    requests: admission::Guard,
     used_keys: Mutex<HashSet<(KeyId, Hour)>>,
     closing: AtomicBool,
 }
@@ -185,7 +188,8 @@ impl Ingest {
     pub fn new(parts: Parts) -> Self {
         let inner = Inner {
             parts,
-            guard: admission::SendGuard::default(),
+            guard: admission::Guard::default(),
+            requests: admission::Guard::default(),
             used_keys: Mutex::default(),
             closing: AtomicBool::new(false),
         };

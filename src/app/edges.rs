@@ -231,6 +231,7 @@ fn limits(config: &Config) -> Limits {
         mail_domain: config.identities.mail_domain.clone(),
         dkim_selector: config.identities.dkim_selector.clone(),
         inline_bytes: config.intake.inline_bytes,
+        requests_per_second: config.server.requests_per_second_per_account,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Accounts that may be used from some networks only.
+//! Accounts that may be used from some networks only, and not more often than they may.
 
 use http::Method;
 
@@ -79,4 +79,27 @@ async fn nobody_is_believed_who_is_no_trusted_proxy() {
     assert_eq!(code(&partner, &[("x-forwarded-for", "192.0.2.1")]).await, (403, json!("IP_BLOCKED")));
     server.admin.send(Method::PUT, &path, &json!({"networks": ["127.0.0.0/8"]})).await.unwrap();
     assert_eq!(code(&partner, &[("x-forwarded-for", "192.0.2.1")]).await.0, 200);
+}
+
+#[tokio::test]
+async fn an_account_that_asks_too_often_is_told_to_wait_and_others_are_not() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.server.requests_per_second_per_account = 2;
+    })
+    .await;
+    let (partner, other) = (server.partner("eager").await, server.partner("calm").await);
+    let mut refused = None;
+    for _ in 0..200 {
+        let reply = partner.call(Method::GET, "/quotas", &[], "").await;
+        if reply.status == 429 {
+            refused = Some(reply);
+            break;
+        }
+    }
+    let refused = refused.expect("it is told to wait");
+    assert_eq!(refused.json()["error"], "RATE_LIMITED");
+    assert!(refused.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(code(&other, &[]).await.0, 200);
+    eventually("it may ask again", async || code(&partner, &[]).await.0 == 200).await;
 }

@@ -7,6 +7,7 @@ mod destinations;
 mod events;
 mod identities;
 mod inbound;
+mod keys;
 mod networks;
 mod send;
 mod sendcomms;
@@ -51,8 +52,8 @@ pub fn admin_routes() -> OpenApiRouter<Ingest> {
     OpenApiRouter::new()
         .routes(routes!(accounts::create, accounts::list))
         .routes(routes!(accounts::get, accounts::patch))
-        .routes(routes!(accounts::create_key, accounts::list_keys))
-        .routes(routes!(accounts::revoke_key))
+        .routes(routes!(keys::create_key, keys::list_keys))
+        .routes(routes!(keys::revoke_key))
         .routes(routes!(accounts::pause))
         .routes(routes!(networks::admin_get, networks::admin_put))
         .routes(routes!(accounts::resume))

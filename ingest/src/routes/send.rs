@@ -146,7 +146,7 @@ pub(super) async fn send(
     let (mut request, content) = check(message)?;
     request.idempotency = idempotency;
     if !ingest.parts().clock.is_simulated() {
-        ingest.inner.guard.check(&owner.account)?;
+        ingest.inner.guard.check_send(&owner.account)?;
     }
     request.content = Some(store(&ingest, stamp, content).await?);
     let decision = ingest.decide(owner.account.id(), stamp, Body::Send(request)).await?;

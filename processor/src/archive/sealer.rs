@@ -57,6 +57,10 @@ struct Chain {
 impl Sealer {
     /// Runs until `stop` is cancelled; a seal under way is finished first.
     pub async fn run(self, stop: CancellationToken) {
+        // Told from the start, so that the first failure is seen.
+        for name in ["sendtrail_archive_seals_total", "sendtrail_archive_seal_failures_total"] {
+            counter!(name).absolute(0);
+        }
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
