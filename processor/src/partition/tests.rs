@@ -324,6 +324,8 @@ async fn a_newer_logic_halts_the_partition_also_after_a_restart() {
     let house = House::open(log.path(), state.path());
     house.create_account().await;
     house.fact("m1").await;
+    // A partition that begins only now would apply nothing.
+    house.tells(&["m1"]).await;
     let settings = Settings { logic_version: LOGIC_VERSION + 1, ..usual_settings() };
     let body = Some(Body::Settings(settings));
     house.put_bytes(&codec::encode(&Record { version: codec::VERSION, body, ..Record::default() })).await;
