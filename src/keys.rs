@@ -12,7 +12,7 @@ use rand::Rng;
 use rand::distr::{Alphanumeric, SampleString};
 use sendtrail_audit::SealKey;
 use sendtrail_schemas::directory::hash_key;
-use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex};
+use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex, unhex};
 use sha2::Sha256;
 
 use crate::config::Config;
@@ -117,17 +117,6 @@ fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         fs::File::open(path.parent().unwrap_or(path))?.sync_all()
     };
     write().with_context(|| format!("write {}", path.display()))
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0u8; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

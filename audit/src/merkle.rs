@@ -1,11 +1,10 @@
 //! Merkle trees as RFC 6962, section 2.1, has them.
 
-use sendtrail_schemas::secret::hex;
+use sendtrail_schemas::secret::{hex, unhex};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::seal::unhex;
 
 /// A SHA-256.
 pub type Hash = [u8; 32];

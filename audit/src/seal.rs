@@ -9,7 +9,6 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::leaves::Range;
-use crate::merkle::Hash;
 
 /// The type of a signed seal, and its version.
 pub const FORMAT: &str = "application/vnd.sendtrail.seal.v1+json";
@@ -132,16 +131,4 @@ impl std::io::Write for Writer<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// A hash from hex.
-pub(crate) fn unhex(text: &str) -> Option<Hash> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut hash = Hash::default();
-    for (at, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(hash)
 }

@@ -75,6 +75,42 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// What its counts are called, wherever they are columns.
+    pub const NAMES: [&str; 13] = [
+        "sends",
+        "deliveries",
+        "permanent_bounces",
+        "transient_bounces",
+        "complaints",
+        "rejects",
+        "opens",
+        "unique_opens",
+        "clicks",
+        "unique_clicks",
+        "delays",
+        "rendering_failures",
+        "replies",
+    ];
+
+    /// Its counts, in the order of [`Self::NAMES`].
+    pub fn counts(&self) -> [u64; 13] {
+        [
+            self.sends,
+            self.deliveries,
+            self.permanent_bounces,
+            self.transient_bounces,
+            self.complaints,
+            self.rejects,
+            self.opens,
+            self.unique_opens,
+            self.clicks,
+            self.unique_clicks,
+            self.delays,
+            self.rendering_failures,
+            self.replies,
+        ]
+    }
+
     /// What one event adds. Nothing for subscriptions and changes of standing.
     pub fn of(kind: EventType, permanent: bool, unique: bool) -> Self {
         let mut sums = Self::default();

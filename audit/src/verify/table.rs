@@ -8,7 +8,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sendtrail_schemas::secret::hex;
+use sendtrail_schemas::secret::{hex, unhex};
 use sha2::{Digest, Sha256};
 
 use super::{Fault, Options, Report, chain, each_batch};
@@ -16,7 +16,7 @@ use crate::Error;
 use crate::folder::SealFolder;
 use crate::leaves::{Erased, Flaw, Leaves, Range, Source};
 use crate::salts::Salts;
-use crate::seal::{Erasure, Seal, Subject, unhex};
+use crate::seal::{Erasure, Seal, Subject};
 
 /// Checks the files of a table, by the path of each below its folder, against the seals beside them.
 ///

@@ -101,7 +101,7 @@ impl DataFusionAnalytics {
         Self { context, exporting, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
     }
 
-    /// All events that match, of an account or of all, in no order, some thousand at once.
+    /// All events that match, of an account or of all, in no order, some thousand at once; of them some columns, or all.
     ///
     /// # Errors
     /// [`Error`].
@@ -109,6 +109,7 @@ impl DataFusionAnalytics {
         &self,
         account: Option<AccountId>,
         query: &EventQuery,
+        columns: Option<&[&str]>,
     ) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
         let view = self.cell.load();
         let files = view.files.iter().filter(|file| file.may_hold(account, query.from, query.to));
@@ -118,7 +119,10 @@ impl DataFusionAnalytics {
         let table = ArchiveTable { schema, root: view.root.clone(), files, tail };
         let mut all = conditions(query, Part::All);
         all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
-        let rows = self.exporting.read_table(Arc::new(table))?.filter(every(all))?;
+        let mut rows = self.exporting.read_table(Arc::new(table))?.filter(every(all))?;
+        if let Some(columns) = columns {
+            rows = rows.select_columns(columns)?;
+        }
         Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
     }
 
@@ -127,7 +131,7 @@ impl DataFusionAnalytics {
     /// # Errors
     /// [`Error`]; [`Error::Excess`]: there are more than `limit`.
     pub(crate) async fn numbers(&self, query: &EventQuery, limit: usize) -> Result<Vec<Numbered>, Error> {
-        let mut batches = self.rows(Some(query.account), query).await?;
+        let mut batches = self.rows(Some(query.account), query, Some(&["occurred_at", "partition", "seq"])).await?;
         let mut numbers = Vec::new();
         while let Some(batch) = batches.next().await {
             let batch = batch?;

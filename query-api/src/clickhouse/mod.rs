@@ -160,7 +160,7 @@ impl Analytics for ClickHouseAnalytics {
 #[async_trait]
 impl Rollups for ClickHouseAnalytics {
     async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
-        let sums: Vec<String> = SUMS.iter().map(|name| format!("sum(`{name}`) AS `{name}`")).collect();
+        let sums: Vec<String> = Sums::NAMES.iter().map(|name| format!("sum(`{name}`) AS `{name}`")).collect();
         let sql = format!(
             "SELECT account_id, `hour`, configuration_set_name, config_set_id, from_domain, recipient_domain, tags, {} \
              FROM stats_hourly WHERE account_id = {{account:UUID}} AND `hour` >= {{from:Int32}} AND `hour` < {{to:Int32}}\
@@ -292,23 +292,7 @@ impl Filter {
     }
 }
 
-/// The columns of sums, in the order of [`SumRow`].
-const SUMS: [&str; 13] = [
-    "sends",
-    "deliveries",
-    "permanent_bounces",
-    "transient_bounces",
-    "complaints",
-    "rejects",
-    "opens",
-    "unique_opens",
-    "clicks",
-    "unique_clicks",
-    "delays",
-    "rendering_failures",
-    "replies",
-];
-
+/// Its counts are in the order of [`Sums::NAMES`].
 #[derive(Row, Deserialize)]
 struct SumRow {
     #[serde(with = "clickhouse::serde::uuid")]

@@ -12,7 +12,7 @@ use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::{HourRows, Rollup};
+use sendtrail_schemas::rollup::{HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Hour, Millis};
 
 use super::job::{Dataset, Job, Part};
@@ -80,7 +80,7 @@ impl Rows {
                     tag: filters.tag.as_deref().map(TagFilter::parse),
                     ..EventQuery::of(job.account().unwrap_or(AccountId(uuid::Uuid::nil())), usize::MAX)
                 };
-                self.events.rows(job.account(), &query).await?
+                self.events.rows(job.account(), &query, None).await?
             }
             Dataset::WebhookAttempts => {
                 self.attempts.rows(job.account(), part.from, part.to, filters.destination_id.as_deref()).await?
@@ -171,21 +171,6 @@ fn suppressions<'a>(account: AccountId, rows: impl Iterator<Item = &'a Suppressi
 
 /// The columns of hourly sums.
 fn stats(account: AccountId, rows: &[(Hour, Rollup)]) -> Result<RecordBatch, Error> {
-    const SUMS: [&str; 13] = [
-        "sends",
-        "deliveries",
-        "permanent_bounces",
-        "transient_bounces",
-        "complaints",
-        "rejects",
-        "opens",
-        "unique_opens",
-        "clicks",
-        "unique_clicks",
-        "delays",
-        "rendering_failures",
-        "replies",
-    ];
     let text = |name: &str| Field::new(name, DataType::Utf8, true);
     let names = MapFieldNames { entry: "key_value".into(), key: "key".into(), value: "value".into() };
     let mut tags = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new());
@@ -207,22 +192,7 @@ fn stats(account: AccountId, rows: &[(Hour, Rollup)]) -> Result<RecordBatch, Err
         }
         // Appending fails only when keys and values differ in number.
         let _ = tags.append(true);
-        let counts = [
-            of_row.sends,
-            of_row.deliveries,
-            of_row.permanent_bounces,
-            of_row.transient_bounces,
-            of_row.complaints,
-            of_row.rejects,
-            of_row.opens,
-            of_row.unique_opens,
-            of_row.clicks,
-            of_row.unique_clicks,
-            of_row.delays,
-            of_row.rendering_failures,
-            of_row.replies,
-        ];
-        sums.iter_mut().zip(counts).for_each(|(column, count)| column.append_value(count as i64));
+        sums.iter_mut().zip(of_row.counts()).for_each(|(column, count)| column.append_value(count as i64));
     }
     let tags: ArrayRef = Arc::new(tags.finish());
     let mut fields = vec![
@@ -234,7 +204,7 @@ fn stats(account: AccountId, rows: &[(Hour, Rollup)]) -> Result<RecordBatch, Err
         text("recipient_domain"),
         Field::new("tags", tags.data_type().clone(), true),
     ];
-    fields.extend(SUMS.map(|name| Field::new(name, DataType::Int64, false)));
+    fields.extend(Sums::NAMES.map(|name| Field::new(name, DataType::Int64, false)));
     let mut columns: Vec<ArrayRef> = vec![Arc::new(accounts.finish()), Arc::new(hours.finish())];
     columns.extend(texts.map(|mut column| Arc::new(column.finish()) as ArrayRef));
     columns.push(tags);
