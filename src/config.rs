@@ -53,7 +53,7 @@ sections! {
     Data { dir: PathBuf }
     /// The event log.
     Log {
-        backend: Backend, partitions: u32, simulated: bool, segment_bytes: u64, cache_bytes: usize, queue_bytes: u64, disk_budget_bytes: u64,
+        backend: Backend, partitions: u32, simulated: bool, segment_bytes: u64, segment_hours: u64, cache_bytes: usize, queue_bytes: u64, disk_budget_bytes: u64,
     }
     /// Apache Kafka, when the log is there.
     Kafka {
@@ -209,6 +209,7 @@ impl Config {
         need((1..=65_535).contains(&self.log.partitions), "log.partitions: 1 to 65535");
         need((1 << 16..=2 << 30).contains(&self.log.segment_bytes), "log.segment_bytes: 64 KiB to 2 GiB");
         need(self.log.queue_bytes >= 1 << 20, "log.queue_bytes: at least 1 MiB");
+        need((1..=8_760).contains(&self.log.segment_hours), "log.segment_hours: 1 to 8760");
         need(self.log.disk_budget_bytes >= 2 * self.log.segment_bytes, "log.disk_budget_bytes: at least two segments");
         need(!self.kafka.bootstrap_servers.is_empty(), "kafka.bootstrap_servers: none");
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -377,6 +378,7 @@ impl Config {
             partitions: log.partitions,
             simulated: log.simulated,
             segment_bytes: log.segment_bytes,
+            segment_age: Duration::from_secs(log.segment_hours * 3_600),
             cache_bytes: log.cache_bytes,
             queue_bytes: log.queue_bytes,
             disk_budget: log.disk_budget_bytes,

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 30] = [
+const COUNTERS: [(&str, &str, bool); 33] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -24,6 +24,9 @@ const COUNTERS: [(&str, &str, bool); 30] = [
     ("sendtrail_archive_merges_total", "Merges of files, by table.", true),
     ("sendtrail_archive_seals_total", "Seals made of days that are over.", false),
     ("sendtrail_archive_seal_failures_total", "Times that the archive could not be sealed; the log says why.", false),
+    ("sendtrail_erased_recipients_total", "Recipients that were erased.", false),
+    ("sendtrail_erased_rows_total", "Rows of the archive whose personal fields were cleared.", false),
+    ("sendtrail_erasure_failures_total", "Times that an erasure did not get on; the log says why.", false),
     ("sendtrail_exports_total", "Exports that were made.", false),
     ("sendtrail_exports_failed_total", "Exports that could not be made; the log says why.", false),
     ("sendtrail_exported_rows_total", "Rows of exports that were made.", false),
@@ -49,7 +52,7 @@ const COUNTERS: [(&str, &str, bool); 30] = [
 ];
 
 /// Gauges: name, unit, meaning.
-const GAUGES: [(&str, Unit, &str); 19] = [
+const GAUGES: [(&str, Unit, &str); 20] = [
     ("sendtrail_log_disk_bytes", Unit::Bytes, "Bytes of the log on disk; 0 on Kafka."),
     ("sendtrail_log_queued_bytes", Unit::Bytes, "Bytes that wait to be written to the log."),
     (
@@ -64,6 +67,7 @@ const GAUGES: [(&str, Unit, &str); 19] = [
     ("sendtrail_archive_files", Unit::Count, "Files of the archive, by table."),
     ("sendtrail_archive_bytes", Unit::Bytes, "Their bytes."),
     ("sendtrail_archive_rows", Unit::Count, "Their rows."),
+    ("sendtrail_erasures_pending", Unit::Count, "Recipients that are being erased."),
     ("sendtrail_webhook_deliveries_in_memory", Unit::Count, "Webhooks in memory that wait for a turn, by partition."),
     ("sendtrail_webhook_attempts_under_way", Unit::Count, "Attempts that have not ended, by partition."),
     ("sendtrail_webhook_destinations_failing", Unit::Count, "Destinations that fail or are disabled, by partition."),

@@ -1,44 +1,13 @@
 //! A row as bytes: the same for the same values, whoever wrote them into whichever file. `docs/AUDIT.md` has the rules.
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StructArray};
+use arrow::compute::nullif;
 use arrow::datatypes::{DataType, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
+use arrow::error::ArrowError;
 
 use crate::Error;
-
-/// Columns of the archive of events that may say something of a person. `block.*` is every field of a block that is not
-/// named as `!block.field`.
-pub const PERSONAL: &[&str] = &[
-    "bounce.*",
-    "click.*",
-    "complaint.*",
-    "customer_id",
-    "delivery.*",
-    "deliveryDelay.*",
-    "lifecycle.*",
-    "metadata",
-    "open.*",
-    "recipient",
-    "recipient_domain",
-    "recipient_folded",
-    "reject.*",
-    "renderingFailure.*",
-    "reply.*",
-    "subject",
-    "subscription.*",
-    "tags",
-    "!bounce.bounceSubType",
-    "!bounce.bounceType",
-    "!bounce.status",
-    "!complaint.complaintFeedbackType",
-    "!complaint.complaintSubType",
-    "!delivery.processingTimeMillis",
-    "!deliveryDelay.delayType",
-    "!lifecycle.event_type",
-    "!renderingFailure.templateName",
-    "!subscription.contactList",
-    "!subscription.source",
-    "!subscription.unsubscribeAll",
-];
 
 const TEXT: u8 = 1;
 const INTEGER: u8 = 2;
@@ -130,6 +99,32 @@ impl Columns {
                 }
             }
         })
+    }
+}
+
+impl Columns {
+    /// The same rows, of which some lose what is personal.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`]: a personal column may not be null.
+    pub fn bare(&self, batch: &RecordBatch, rows: &BooleanArray) -> Result<RecordBatch, Error> {
+        let malformed = |cause: ArrowError| Error::Malformed(format!("personal columns: {cause}"));
+        let mut columns = batch.columns().to_vec();
+        for column in &self.columns {
+            let array = &mut columns[column.at];
+            match &column.fields {
+                None if column.personal => *array = nullif(array, rows).map_err(malformed)?,
+                Some(fields) if fields.iter().any(|field| field.personal) => {
+                    let (named, mut inner, valid) = array.as_struct().clone().into_parts();
+                    for field in fields.iter().filter(|field| field.personal) {
+                        inner[field.at] = nullif(&inner[field.at], rows).map_err(malformed)?;
+                    }
+                    *array = Arc::new(StructArray::try_new(named, inner, valid).map_err(malformed)?);
+                }
+                _ => {}
+            }
+        }
+        RecordBatch::try_new(batch.schema(), columns).map_err(malformed)
     }
 }
 
@@ -253,6 +248,7 @@ mod tests {
     use sendtrail_schemas::columns::{EventColumns, schema};
     use sendtrail_schemas::event::{Event, Tags};
     use sendtrail_schemas::kind::EventType;
+    use sendtrail_schemas::personal::PERSONAL;
 
     fn personal() -> Vec<String> {
         PERSONAL.iter().map(|&name| name.to_owned()).collect()
@@ -320,6 +316,20 @@ mod tests {
             assert!(!holds(&plain, text) && holds(&private, text), "{text}");
         }
         assert!(holds(&plain, "Permanent") && !holds(&private, "Permanent"));
+    }
+
+    #[test]
+    fn a_row_made_bare_has_the_same_plain_part_and_no_personal_one() {
+        let full = batch(&[event(0), event(1), event(2)]);
+        let columns = Columns::of(&full.schema(), &personal());
+        let cleared = columns.bare(&full, &BooleanArray::from(vec![false, true, false])).unwrap();
+        for row in [0, 2] {
+            assert_eq!(encoded(&cleared, row), encoded(&full, row));
+            assert!(!columns.is_bare(&cleared, row));
+        }
+        assert!(columns.is_bare(&cleared, 1));
+        assert_eq!(encoded(&cleared, 1).0, encoded(&full, 1).0);
+        assert!(!encoded(&cleared, 1).1.windows(4).any(|part| part.eq_ignore_ascii_case(b"jane")));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::salts::Salts;
 /// Its name within a table's folder; Delta tools pass over names with an underscore.
 pub const SEALS: &str = "_seals";
 
+/// What stands beside a tombstone until its salts are gone.
+const GOING: &str = "going.json";
+
 /// The greatest number of a seal.
 const LAST: u64 = 999_999_999;
 
@@ -47,6 +50,14 @@ impl SealFolder {
     }
 
     fn all(&self, what: &str) -> Result<Vec<(u64, Envelope)>, Error> {
+        let read = |(number, bytes): (u64, Vec<u8>)| {
+            let malformed = |cause| Error::Malformed(format!("{}: {cause}", self.path(number, what).display()));
+            Ok((number, serde_json::from_slice(&bytes).map_err(malformed)?))
+        };
+        self.files(what)?.into_iter().map(read).collect()
+    }
+
+    fn files(&self, what: &str) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         if !self.root.is_dir() {
             return Ok(Vec::new());
         }
@@ -61,9 +72,7 @@ impl SealFolder {
                 if number > LAST || format!("{number:06}.{what}") != name.to_string_lossy() {
                     return Err(Error::Malformed(format!("{} is no name of ours", entry.path().display())));
                 }
-                let envelope = serde_json::from_slice(&read(&entry.path())?);
-                let malformed = |cause| Error::Malformed(format!("{}: {cause}", entry.path().display()));
-                all.push((number, envelope.map_err(malformed)?));
+                all.push((number, read(&entry.path())?));
             }
         }
         all.sort_unstable_by_key(|(number, _)| *number);
@@ -86,6 +95,31 @@ impl SealFolder {
     /// [`Error::Io`], [`Error::Malformed`].
     pub fn write_erasure(&self, number: u64, erasure: &Envelope) -> Result<(), Error> {
         self.put(&self.path(number, "erasure.json"), &as_json(erasure)?)
+    }
+
+    /// Writes which salts are to go once the rows of a tombstone are bare, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn write_going(&self, number: u64, going: &[u8]) -> Result<(), Error> {
+        self.put(&self.path(number, GOING), going)
+    }
+
+    /// Salts that are to go and may be there yet, by the number of their tombstone.
+    ///
+    /// # Errors
+    /// As [`Self::seals`].
+    pub(crate) fn going(&self) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        self.files(GOING)
+    }
+
+    /// They are gone.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn remove_going(&self, number: u64) -> Result<(), Error> {
+        let path = self.path(number, GOING);
+        fs::remove_file(&path).map_err(Error::io(format!("remove {}", path.display())))
     }
 
     /// The salts of a seal.

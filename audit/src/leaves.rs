@@ -229,7 +229,7 @@ impl Leaves {
 }
 
 /// What stands in a leaf for personal fields.
-pub(crate) fn commit(salt: &[u8], personal: &[u8]) -> Hash {
+pub fn commit(salt: &[u8], personal: &[u8]) -> Hash {
     match Hmac::<Sha256>::new_from_slice(salt) {
         Ok(mut mac) => {
             mac.update(personal);

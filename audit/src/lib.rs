@@ -4,6 +4,7 @@
 
 mod encoding;
 mod envelope;
+mod erasing;
 mod folder;
 mod leaves;
 mod merkle;
@@ -13,13 +14,15 @@ mod verify;
 
 use std::path::PathBuf;
 
-pub use encoding::{Columns, PERSONAL};
+pub use encoding::Columns;
 pub use envelope::{Envelope, PublicKey, SealKey};
+pub use erasing::{Chosen, Sealed};
 pub use folder::{SEALS, SealFolder, put_durably};
 pub use leaves::{Erased, ExportRows, Flaw, Leaves, MAX_ROWS, Range, Source, Taken};
 pub use merkle::{Hash, Tree, root};
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};
+pub use sendtrail_schemas::personal::PERSONAL;
 pub use verify::{Fault, Options, Report, verify_export, verify_table};
 
 /// What goes wrong here.

@@ -5,6 +5,7 @@ pub mod clickhouse;
 pub mod core;
 pub mod delivery;
 pub mod dispatch;
+mod erasures;
 mod partition;
 mod projections;
 mod rebuild;
@@ -14,8 +15,9 @@ mod snapshots;
 mod store;
 mod views;
 
+pub use erasures::Erasures;
 pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
-pub use projections::{DeliveryQuery, LastAttempt, ProjectionReader, Projections, total};
+pub use projections::{DeliveryQuery, ErasureJobs, LastAttempt, ProjectionReader, Projections, total};
 pub use rebuild::{Rebuilt, rebuild_projections};
 pub use said::{Said, ViewOf};
 pub use sink::{Sink, SinkHandle, SinkOptions};

@@ -4,6 +4,7 @@
 //! can be made anew from the archive; dead letters cannot.
 
 mod deliveries;
+mod erasures;
 
 use std::collections::HashMap;
 
@@ -22,6 +23,7 @@ use crate::Error;
 use deliveries::{DeliveryKey, delivery_key, read_key_of_before};
 
 pub use deliveries::{DeliveryQuery, LastAttempt};
+pub use erasures::{ErasureJobs, Job};
 
 /// Rows of hours kept in memory for the next events of the same hours.
 const CACHED_ROWS: usize = 200_000;
@@ -42,11 +44,13 @@ pub struct Projections {
     troubled: Keyspace,
     dead_letters: Keyspace,
     marks: Keyspace,
+    erasures: ErasureJobs,
     hours: HashMap<(AccountId, Hour), HourState, RandomState>,
     cached: usize,
     passed: HashMap<TopicPartition, u64>,
     pending_deliveries: HashMap<DeliveryKey, LastAttempt, RandomState>,
     pending_letters: Vec<([u8; 10], Vec<u8>)>,
+    pending_erasures: Vec<Job>,
 }
 
 /// The rows of an hour that are being added to.
@@ -60,6 +64,7 @@ struct HourState {
 /// How a reader gets at projections, from any thread.
 #[derive(Clone)]
 pub struct ProjectionReader {
+    database: Database,
     rollups: Keyspace,
     deliveries: Keyspace,
     troubled: Keyspace,
@@ -80,11 +85,17 @@ impl Projections {
             troubled: keyspace(TROUBLED)?,
             dead_letters: keyspace("proj.dead-letters")?,
             marks: keyspace("proj.marks")?,
+            erasures: ErasureJobs {
+                database: database.clone(),
+                jobs: keyspace("proj.erasures")?,
+                kept: keyspace("proj.kept-from")?,
+            },
             hours: HashMap::default(),
             cached: 0,
             passed: HashMap::new(),
             pending_deliveries: HashMap::default(),
             pending_letters: Vec::new(),
+            pending_erasures: Vec::new(),
         };
         projections.take_over(&keyspace(BEFORE)?)?;
         Ok(projections)
@@ -111,6 +122,7 @@ impl Projections {
     /// A reader.
     pub fn reader(&self) -> ProjectionReader {
         ProjectionReader {
+            database: self.database.clone(),
             rollups: self.rollups.clone(),
             deliveries: self.deliveries.clone(),
             troubled: self.troubled.clone(),
@@ -150,6 +162,7 @@ impl Projections {
     pub fn add_event(&mut self, event: &Event) -> Result<(), Error> {
         self.add_sums(event)?;
         self.add_pending(event)?;
+        self.add_erasure(event)?;
         self.passed.insert(TopicPartition::new(Topic::Events, event.partition), event.seq + 1);
         Ok(())
     }
@@ -168,6 +181,24 @@ impl Projections {
             }
         }
         Ok(())
+    }
+
+    /// Keeps that a recipient is to be erased, unless that is known already.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn add_erasure(&mut self, event: &Event) -> Result<(), Error> {
+        if let Some(job) = Job::of(event)
+            && self.erasures.jobs.get(job.key())?.is_none()
+        {
+            self.pending_erasures.push(job);
+        }
+        Ok(())
+    }
+
+    /// What is to be erased.
+    pub fn erasures(&self) -> ErasureJobs {
+        self.erasures.clone()
     }
 
     /// Adds an event up without moving a mark.
@@ -274,6 +305,9 @@ impl Projections {
         for (key, value) in self.pending_letters.drain(..) {
             batch.insert(&self.dead_letters, key, value);
         }
+        for job in self.pending_erasures.drain(..) {
+            batch.insert(&self.erasures.jobs, job.key(), job.encode_to_vec());
+        }
         for (of, next) in &self.passed {
             batch.insert(&self.marks, mark_key(*of), next.to_be_bytes());
         }
@@ -378,6 +412,29 @@ impl ProjectionReader {
         Ok(letters)
     }
 
+    /// Takes what dead letters say of somebody out of them: those of an account, or of none that is known, that hold an
+    /// address. How many did. Durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn clear_dead_letters(&self, account: AccountId, folded: &str) -> Result<u64, Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        let mut cleared = 0;
+        for row in self.dead_letters.iter() {
+            let (key, value) = row.into_inner()?;
+            let Ok(mut letter) = DeadLetter::decode(&value[..]) else { continue };
+            let is_of = letter.account_id.is_empty() || letter.account_id == account.bytes();
+            if is_of && (holds(&letter.payload, folded) || holds(letter.reason.as_bytes(), folded)) {
+                letter.payload.clear();
+                letter.reason = ERASED_LETTER.into();
+                batch.insert(&self.dead_letters, key, letter.encode_to_vec());
+                cleared += 1;
+            }
+        }
+        batch.commit()?;
+        Ok(cleared)
+    }
+
     /// One dead letter.
     ///
     /// # Errors
@@ -386,6 +443,14 @@ impl ProjectionReader {
         let value = self.dead_letters.get(letter_key(partition, seq))?;
         Ok(value.and_then(|value| DeadLetter::decode(&value[..]).ok()))
     }
+}
+
+/// What a dead letter says instead of what it said, once it is cleared.
+const ERASED_LETTER: &str = "its recipient was erased";
+
+/// Whether bytes hold a text that is in lower case, in any case.
+fn holds(bytes: &[u8], folded: &str) -> bool {
+    bytes.windows(folded.len()).any(|part| part.eq_ignore_ascii_case(folded.as_bytes()))
 }
 
 /// The sum of rows, whatever they are told apart by.

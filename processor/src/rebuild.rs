@@ -45,6 +45,7 @@ fn add_events(table: &Table, projections: &mut Projections) -> Result<u64, Error
             for event in read_events(&batch?)? {
                 projections.add_sums(&event)?;
                 projections.add_pending(&event)?;
+                projections.add_erasure(&event)?;
                 rows += 1;
             }
         }

@@ -502,6 +502,45 @@ pub struct AccountConfig {
     /// From where its keys may be used, as [`crate::networks`] writes them; none: from everywhere.
     #[prost(string, repeated, tag = "20")]
     pub networks: Vec<String>,
+    /// Recipients who are erased, the newest last; those of long ago are forgotten. At most [`MAX_ERASURES`].
+    #[prost(message, repeated, tag = "21")]
+    pub erasures: Vec<Erasure>,
+    /// Whether nothing may be erased.
+    #[prost(bool, tag = "22")]
+    pub legal_hold: bool,
+    /// Days after the receipt of an event after which its personal fields are erased; 0: never.
+    #[prost(uint32, tag = "23")]
+    pub retention_days: u32,
+}
+
+/// Erasures of an account that are remembered at once: those under way, and of 15 days.
+pub const MAX_ERASURES: usize = 1_000;
+
+/// A recipient who is erased, of whom nothing is known here but a hash.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Erasure {
+    /// Sixteen bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub erasure_id: Vec<u8>,
+    /// [`crate::ids::hash128`] of the address in lower case, sixteen bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub address_hash: Vec<u8>,
+    /// When it was asked for, milliseconds since the epoch.
+    #[prost(int64, tag = "3")]
+    pub requested_at: i64,
+    /// When it had reached every store.
+    #[prost(int64, optional, tag = "4")]
+    pub erased_at: Option<i64>,
+    /// Rows of the archive that it changed.
+    #[prost(uint64, tag = "5")]
+    pub rows: u64,
+}
+
+impl Erasure {
+    /// What it remembers of an address.
+    pub fn hash(address: &str) -> [u8; 16] {
+        crate::ids::hash128(&[b"erased", crate::address::fold(address).as_bytes()]).to_be_bytes()
+    }
 }
 
 impl AccountConfig {

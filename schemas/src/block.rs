@@ -31,6 +31,15 @@ pub enum FieldValue<'a> {
 }
 
 impl FieldValue<'_> {
+    /// The same, borrowed from nobody.
+    pub fn into_owned(self) -> FieldValue<'static> {
+        match self {
+            Self::Text(text) => FieldValue::Text(text.into_owned().into()),
+            Self::Integer(number) => FieldValue::Integer(number),
+            Self::Flag(flag) => FieldValue::Flag(flag),
+        }
+    }
+
     /// The text, if it is one.
     pub fn text(self) -> Option<String> {
         match self {

@@ -24,6 +24,8 @@ pub const OF_WEBHOOKS: u32 = 3;
 pub const OF_KEYS: u32 = 4;
 /// That of intake records of the networks from which an account may be used: an older program would let everybody in.
 pub const OF_NETWORKS: u32 = 5;
+/// That of intake records and events of erasures: an older program would go on to tell of who was erased.
+pub const OF_ERASURES: u32 = 6;
 
 /// A message that stands on a topic.
 pub trait Wire: Message + Default {
@@ -49,8 +51,8 @@ macro_rules! wire {
 }
 
 wire! {
-    Record => "intake record", OF_NETWORKS;
-    Event => "event", OF_WEBHOOKS;
+    Record => "intake record", OF_ERASURES;
+    Event => "event", OF_ERASURES;
     Mail => "mail", VERSION;
     Attempt => "attempt", VERSION;
     DeadLetter => "dead letter", VERSION;

@@ -47,11 +47,13 @@ pub enum EventType {
     WebhookDisabled = 26,
     /// Something that is not about email, for the account-level webhook (S2).
     Lifecycle = 30,
+    /// A recipient is to be erased: whatever came before in the partition. No webhook is told.
+    RecipientErased = 40,
 }
 
 impl EventType {
     /// Every type, in the order of their codes.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Send,
         Self::Delivery,
         Self::Bounce,
@@ -71,6 +73,7 @@ impl EventType {
         Self::WebhookRecovered,
         Self::WebhookDisabled,
         Self::Lifecycle,
+        Self::RecipientErased,
     ];
 
     /// The SES name: `Send`, `Delivery`, …
@@ -96,6 +99,7 @@ impl EventType {
             Self::WebhookRecovered => "WebhookRecovered",
             Self::WebhookDisabled => "WebhookDisabled",
             Self::Lifecycle => "Lifecycle",
+            Self::RecipientErased => "RecipientErased",
         }
     }
 
@@ -122,6 +126,7 @@ impl EventType {
             Self::WebhookRecovered => "webhook.recovered",
             Self::WebhookDisabled => "webhook.disabled",
             Self::Lifecycle => "lifecycle",
+            Self::RecipientErased => "recipient.erased",
         }
     }
 
@@ -155,6 +160,7 @@ impl EventType {
             "webhookrecovered" => Self::WebhookRecovered,
             "webhookdisabled" => Self::WebhookDisabled,
             "lifecycle" => Self::Lifecycle,
+            "recipienterased" => Self::RecipientErased,
             _ => return None,
         })
     }
@@ -186,7 +192,8 @@ impl EventType {
 
     /// Whether a partner may stream events of this type in.
     pub fn is_streamable(self) -> bool {
-        self != Self::Unspecified && !self.is_status() && !self.is_webhook_change() && self != Self::Lifecycle
+        let other = matches!(self, Self::Unspecified | Self::Lifecycle | Self::RecipientErased);
+        !other && !self.is_status() && !self.is_webhook_change()
     }
 
     /// Whether this is a change of a webhook's health.
@@ -196,10 +203,10 @@ impl EventType {
 
     /// The format of an event of this type; see [`crate::codec`].
     pub fn version(self) -> u32 {
-        if self.is_webhook_change() || self == Self::Lifecycle {
-            crate::codec::OF_WEBHOOKS
-        } else {
-            crate::codec::VERSION
+        match self {
+            Self::RecipientErased => crate::codec::OF_ERASURES,
+            _ if self.is_webhook_change() || self == Self::Lifecycle => crate::codec::OF_WEBHOOKS,
+            _ => crate::codec::VERSION,
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod ids;
 pub mod kind;
 pub mod mail;
 pub mod networks;
+pub mod personal;
 pub mod problem;
 pub mod record;
 pub mod reputation;

@@ -65,6 +65,10 @@ codes! {
     IpBlocked = "IP_BLOCKED" 403,
     /// The key is not for this (RFC 6750 §3.1).
     InsufficientScope = "INSUFFICIENT_SCOPE" 403,
+    /// The account is on legal hold: nothing may be erased.
+    LegalHold = "LEGAL_HOLD" 409,
+    /// As many recipients are being erased as may be at once.
+    ErasureLimitReached = "ERASURE_LIMIT_REACHED" 429,
     /// The account is paused.
     SendingPaused = "SENDING_PAUSED" 403,
     /// The sandbox's daily cap is reached.

@@ -211,7 +211,7 @@ pub struct Command {
     /// Which.
     #[prost(
         oneof = "Change",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29"
     )]
     pub change: Option<Change>,
 }
@@ -300,6 +300,12 @@ pub enum Change {
     /// From where the account may be used.
     #[prost(message, tag = "27")]
     SetNetworks(Networks),
+    /// A recipient of whom nothing may be kept.
+    #[prost(message, tag = "28")]
+    EraseRecipient(EraseRecipient),
+    /// An erasure that has reached every store, from whoever did it.
+    #[prost(message, tag = "29")]
+    EndErasure(EndErasure),
 }
 
 impl Change {
@@ -317,9 +323,35 @@ impl Change {
             | Self::Lifecycle(_) => crate::codec::OF_WEBHOOKS,
             Self::CreateKey(key) if key.is_restricted() => crate::codec::OF_KEYS,
             Self::SetNetworks(_) => crate::codec::OF_NETWORKS,
+            Self::EraseRecipient(_) | Self::EndErasure(_) => crate::codec::OF_ERASURES,
+            Self::CreateAccount(fields) | Self::PatchAccount(fields) if fields.is_about_keeping() => {
+                crate::codec::OF_ERASURES
+            }
             _ => crate::codec::VERSION,
         }
     }
+}
+
+/// A recipient of whom nothing may be kept.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EraseRecipient {
+    /// The erasure, sixteen bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub erasure_id: Vec<u8>,
+    /// The address, as given.
+    #[prost(string, tag = "2")]
+    pub recipient: String,
+}
+
+/// An erasure that has reached every store.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EndErasure {
+    /// Which; sixteen bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub erasure_id: Vec<u8>,
+    /// Rows of the archive that it changed.
+    #[prost(uint64, tag = "2")]
+    pub rows: u64,
 }
 
 /// Networks, as [`crate::networks`] writes them; none: everywhere.
@@ -354,6 +386,19 @@ pub struct AccountFields {
     /// Whether its keys are refused.
     #[prost(bool, optional, tag = "7")]
     pub suspended: Option<bool>,
+    /// Whether nothing may be erased.
+    #[prost(bool, optional, tag = "8")]
+    pub legal_hold: Option<bool>,
+    /// Days after which personal fields are erased; 0: never.
+    #[prost(uint32, optional, tag = "9")]
+    pub retention_days: Option<u32>,
+}
+
+impl AccountFields {
+    /// Whether an older program would keep or erase what it must not.
+    fn is_about_keeping(&self) -> bool {
+        self.legal_hold.is_some() || self.retention_days.is_some()
+    }
 }
 
 /// An administrator pauses an account.

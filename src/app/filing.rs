@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rand::Rng;
-use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Sealer, Table, Upkeep, UpkeepOptions};
+use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Eraser, Layout, Sealer, Table, Upkeep, UpkeepOptions};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
-use sendtrail_processor::{ProjectionReader, Projections, Sink, SinkHandle, SinkOptions};
+use sendtrail_processor::{Erasures, ProjectionReader, Projections, Sink, SinkHandle, SinkOptions};
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::time::MINUTE;
 use tokio::sync::Mutex;
@@ -55,7 +55,7 @@ impl Filing {
         let attempts = open_table(&ATTEMPTS, &folder).await?;
         let (cell, attempts_cell): (Arc<ArchiveCell>, Arc<ArchiveCell>) = Default::default();
         let projections = Projections::open(shared.store.database())?;
-        let reader = projections.reader();
+        let (reader, jobs) = (projections.reader(), projections.erasures());
         let sink = Sink {
             log: shared.log.clone(),
             table: table.clone(),
@@ -73,10 +73,13 @@ impl Filing {
             },
         };
         let sink = Arc::new(sink.start(stop.clone()).await?);
+        let key = Arc::new(keys::seal_key(&config.data.dir, config)?);
+        let eraser = Eraser { table: table.clone(), cell: cell.clone(), key: key.clone() };
+        let answers = (attempts.clone(), attempts_cell.clone());
         if config.archive.seal {
             let sealer = Sealer {
                 table: table.clone(),
-                key: Arc::new(keys::seal_key(&config.data.dir, config)?),
+                key,
                 clock: shared.clock.clone(),
                 after: i64::from(config.archive.seal_after_minutes) * MINUTE,
                 every: Duration::from_secs(config.archive.merge_seconds),
@@ -102,6 +105,18 @@ impl Filing {
             }
             (handle, clickhouse::is_needed(config))
         });
+        let erasures = Erasures {
+            jobs,
+            eraser,
+            attempts: answers,
+            letters: reader.clone(),
+            clickhouse: clickhouse::client(&config.clickhouse)
+                .zip(clickhouse.as_ref().map(|(handle, _)| handle.clone())),
+            log: shared.log.clone(),
+            directory: shared.directory.clone(),
+            clock: shared.clock.clone(),
+        };
+        tasks.spawn(erasures.run(tasks.stop.clone()));
         Ok(Self { cell, attempts: attempts_cell, sink: Some(sink), reader: Some(reader), clickhouse })
     }
 }

@@ -15,13 +15,19 @@ fn said(output: &Output) -> String {
 }
 
 /// What both verifiers say: whether it holds.
-struct Verifiers {
+pub struct Verifiers {
     python: Option<PathBuf>,
     key: String,
 }
 
 impl Verifiers {
-    fn check(&self, folder: &Path) -> (bool, String) {
+    /// For what a server with this folder has sealed.
+    pub fn of(data: &Path) -> Self {
+        let key = sendtrail(&["seals", "key", "--data", data.to_str().unwrap()]);
+        Self { python: python_with("cryptography"), key: said(&key).trim().to_owned() }
+    }
+
+    pub fn check(&self, folder: &Path) -> (bool, String) {
         let path = folder.to_str().unwrap();
         let ours = sendtrail(&["verify", path, "--key", &self.key]);
         if let Some(python) = &self.python {
@@ -72,8 +78,7 @@ async fn a_day_that_is_over_is_sealed_and_whoever_changes_it_is_found_out() {
     let stopped = server.stop().await;
 
     let data = stopped.config.data.dir.clone();
-    let key = sendtrail(&["seals", "key", "--data", data.to_str().unwrap()]);
-    let verifiers = Verifiers { python: python_with("cryptography"), key: said(&key).trim().to_owned() };
+    let verifiers = Verifiers::of(&data);
     let archive = data.join("archive");
     let table = archive.join("events");
     let (holds, told) = verifiers.check(&table);

@@ -9,7 +9,7 @@ use sendtrail_schemas::topic::{Topic, TopicPartition};
 use super::support::*;
 
 /// Appends bytes to intake behind the server's back.
-async fn poison(stopped: &Stopped, payloads: &[&[u8]]) -> u64 {
+pub async fn poison(stopped: &Stopped, payloads: &[&[u8]]) -> u64 {
     let log = Backbone::open(&stopped.config).await.unwrap();
     let mut batch = Batch::new();
     payloads.iter().for_each(|payload| batch.push_bytes(payload));

@@ -106,8 +106,9 @@ async fn run(seed: u64, further: Settings) {
         // At a point, when it is reached so often; else, or if it is not, at some moment.
         let point = POINTS[random.random_range(0..POINTS.len())];
         // What is done every second is not waited for for ever.
-        let is_rare =
-            ["archive", "merge", "projections", "clickhouse", "snapshot"].iter().any(|name| point.starts_with(name));
+        let is_rare = ["archive", "merge", "projections", "clickhouse", "snapshot", "erase"]
+            .iter()
+            .any(|name| point.starts_with(name));
         let after: u32 = random.random_range(0..if is_rare { 2 } else { 12 });
         let failpoints = if random.random_bool(0.7) { format!("{point}={after}*off->return") } else { String::new() };
         let moment = Duration::from_millis(random.random_range(if is_rare { 1_200..3_000 } else { 50..1_500 }));
@@ -152,6 +153,10 @@ struct Client {
     sent: BTreeSet<String>,
     rejected: BTreeSet<String>,
     suppressed: BTreeSet<String>,
+    /// Messages whose recipients were erased, those of them that were sent again since, and what is told of them bare.
+    erased: BTreeSet<String>,
+    sent_since: BTreeSet<String>,
+    bare: BTreeSet<(&'static str, String)>,
 }
 
 const KINDS: [(&str, &str); 4] =
@@ -186,6 +191,9 @@ impl Client {
             sent: BTreeSet::new(),
             rejected: BTreeSet::new(),
             suppressed: BTreeSet::new(),
+            erased: BTreeSet::new(),
+            sent_since: BTreeSet::new(),
+            bare: BTreeSet::new(),
         }
     }
 
@@ -196,11 +204,12 @@ impl Client {
     async fn work(mut self) -> Self {
         for step in 0..STEPS {
             self.steps = step;
-            match self.random.random_range(0..10) {
+            match self.random.random_range(0..11) {
                 0..5 => self.tell().await,
                 5..7 => self.send().await,
                 7 => self.suppress().await,
                 8 => self.allow().await,
+                9 => self.erase().await,
                 _ => self.pause_or_resume().await,
             }
         }
@@ -233,10 +242,18 @@ impl Client {
             for _ in 0..self.random.random_range(1..3) {
                 lines += &format!("{told}\n");
             }
-            if matches!(named, "Bounce" | "Complaint") {
-                self.suppressed.insert(told["recipient"].as_str().unwrap().to_owned());
+            if !self.told.insert((named, message.clone())) {
+                continue;
             }
-            self.told.insert((named, message));
+            let is_erased = self.erased.contains(&message);
+            if is_erased && named == "Send" {
+                self.sent_since.insert(message.clone());
+            }
+            if is_erased && !self.sent_since.contains(&message) {
+                self.bare.insert((named, message));
+            } else if matches!(named, "Bounce" | "Complaint") {
+                self.suppressed.insert(recipient(&message));
+            }
         }
         let headers = [("content-type", "application/x-ndjson")];
         let reply = self.until(&self.key, Method::POST, &format!("{PARTNER}/events"), &headers, &lines).await;
@@ -286,6 +303,21 @@ impl Client {
         self.suppressed.remove(&email);
     }
 
+    /// Erases whoever a message was to, or nobody that anything is known of.
+    async fn erase(&mut self) {
+        let at = self.random.random_range(0..=self.told.len());
+        let message = self.told.iter().nth(at).map_or_else(|| "nothing".to_owned(), |(_, message)| message.clone());
+        let path = format!("{PARTNER}/recipients/{}", recipient(&message));
+        let reply = self.until(&self.key, Method::DELETE, &path, &[], "").await;
+        assert_eq!(reply.status.as_u16(), 202, "{}", reply.json());
+        // What is sent in the same millisecond counts as before.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        self.suppressed.remove(&recipient(&message));
+        self.sent_since.remove(&message);
+        self.bare.extend(self.told.iter().filter(|(_, known)| *known == message).cloned());
+        self.erased.insert(message);
+    }
+
     async fn pause_or_resume(&mut self) {
         let what = if self.paused { "resume" } else { "pause" };
         let headers = [("content-type", "application/json")];
@@ -310,7 +342,25 @@ impl Client {
             self.sent.iter().all(|id| delivered.contains(id))
         };
         eventually("what was sent is delivered", delivered).await;
+        let erased = async || {
+            let all = api.get(&format!("{PARTNER}/erasures")).await.unwrap();
+            all["erasures"].as_array().unwrap().iter().all(|erasure| erasure["status"] == "ERASED")
+        };
+        eventually("whoever is erased is erased everywhere", erased).await;
         let log = events().await;
+        for event in log.iter().filter(|event| event["recipient"].is_null()) {
+            let named = |(kind, message): &(&str, String)| {
+                event["event_type"] == *kind && event["message_id"] == message.as_str()
+            };
+            let of_message = event["message_id"].is_string();
+            assert!(!of_message || self.bare.iter().any(named), "{name}: {event} says too little");
+        }
+        let said = |(kind, message): &(&str, String)| {
+            let of = |event: &&Value| event["event_type"] == *kind && event["message_id"] == message.as_str();
+            log.iter().filter(of).any(|event| event["recipient"].is_string())
+        };
+        let too_much: Vec<_> = self.bare.iter().filter(|told| said(told)).collect();
+        assert!(too_much.is_empty(), "{name}: {too_much:?}");
         let mut wanted: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (kind, message) in &self.told {
             wanted.entry(kind).or_default().push(message.clone());
@@ -347,6 +397,11 @@ impl Client {
         assert_eq!(posted(), mails, "{name}: nothing else is");
         log.iter().map(|event| (event["partition"].as_u64().unwrap(), event["seq"].as_u64().unwrap())).collect()
     }
+}
+
+/// The recipient of a message that was told of.
+fn recipient(message: &str) -> String {
+    format!("to-{message}@inbox.example")
 }
 
 /// Every partition of the files is whole, and they hold what was shown.

@@ -16,6 +16,7 @@ mod destinations;
 mod dialects;
 mod disk;
 mod document;
+mod erasure;
 mod events;
 mod exports;
 mod faults;

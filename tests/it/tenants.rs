@@ -73,7 +73,13 @@ async fn nobody_sees_or_changes_what_is_another_accounts() {
     let path = format!("/exports/{export}");
     eventually("the export is done", async || owner.get(&path).await["export"]["status"] == "done").await;
 
+    let gone = owner.call(Method::DELETE, "/recipients/gone@alpha.example", &[], "").await.success().unwrap();
+    let erasure = gone["erasure"]["erasure_id"].as_str().unwrap().to_owned();
+    let path = format!("/erasures/{erasure}");
+    eventually("it is erased", async || owner.get(&path).await["erasure"]["status"] == "ERASED").await;
+
     let value = |parameter: &str| match parameter {
+        "erasure_id" => erasure.clone(),
         "export_id" => export.clone(),
         "name" => "seal.json".into(),
         "config_set_id" => set.clone(),

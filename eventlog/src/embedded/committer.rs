@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sendtrail_schemas::time::Millis;
@@ -12,12 +13,17 @@ use super::segment::{Marks, Placed, Segment};
 use super::{Pending, Shared};
 use crate::Error;
 
+/// How often to look for an old segment when nothing comes.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
 pub(super) struct Committer {
     shared: Arc<Shared>,
     folder: PathBuf,
     segment: Option<Segment>,
     next: Marks,
     stamp: i64,
+    /// The stamp of the oldest batch in the segment.
+    since: Option<i64>,
     buffer: Vec<u8>,
     /// Why nothing is written any more.
     failed: Option<String>,
@@ -33,25 +39,32 @@ type Answer = (oneshot::Sender<Result<u64, Error>>, Result<u64, Error>);
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, folder: PathBuf, segment: Option<Segment>) -> Self {
-        let (next, stamp) = {
+        let (next, stamp, since) = {
             let index = shared.index.read();
-            (index.marks(), index.last_stamp())
+            let since = segment.as_ref().and_then(|segment| index.first_stamp(segment.number));
+            (index.marks(), index.last_stamp(), since)
         };
-        Self { shared, folder, segment, next, stamp, buffer: Vec::new(), failed: None }
+        Self { shared, folder, segment, next, stamp, since, buffer: Vec::new(), failed: None }
     }
 
     pub(super) fn run(mut self) {
+        let look_every = LOOK_EVERY.min(self.shared.options.segment_age);
         loop {
             let pending = {
                 let mut queue = self.shared.queue.lock();
-                while queue.pending.is_empty() && !queue.closed {
-                    self.shared.work.wait(&mut queue);
+                let mut idle = false;
+                while queue.pending.is_empty() && !queue.closed && !idle {
+                    idle = self.shared.work.wait_for(&mut queue, look_every).timed_out();
                 }
-                if queue.pending.is_empty() {
+                if queue.pending.is_empty() && queue.closed {
                     return;
                 }
                 std::mem::take(&mut queue.pending)
             };
+            if pending.is_empty() {
+                self.retire();
+                continue;
+            }
             let bytes: u64 = pending.iter().map(|pending| pending.batch.bytes() as u64).sum();
             let answers = self.commit(pending);
             self.shared.queue.lock().bytes -= bytes;
@@ -86,10 +99,26 @@ impl Committer {
         }
     }
 
-    /// Begins a new segment when the last one is full.
+    /// Begins a new segment when nothing comes and the last one is old: what everybody has read of it can go.
+    fn retire(&mut self) {
+        if self.failed.is_some() || !self.is_old() {
+            return;
+        }
+        match self.make_room() {
+            Ok(()) => super::delete(&self.shared.index.write().drop_passed()),
+            Err(error) => tracing::warn!(%error, "an old segment of the log stays in use"),
+        }
+    }
+
+    fn is_old(&self) -> bool {
+        let age = self.shared.options.segment_age.as_millis() as i64;
+        self.since.is_some_and(|since| Millis::wall().0.saturating_sub(since) >= age)
+    }
+
+    /// Begins a new segment when the last one is full, or old.
     fn make_room(&mut self) -> Result<(), Error> {
         let full = self.shared.options.segment_bytes;
-        if self.segment.as_ref().is_some_and(|segment| segment.length() < full) {
+        if self.segment.as_ref().is_some_and(|segment| segment.length() < full) && !self.is_old() {
             return Ok(());
         }
         let number = self.segment.as_ref().map_or(0, |segment| segment.number + 1);
@@ -98,7 +127,7 @@ impl Committer {
         let mut index = self.shared.index.write();
         index.add_segment(number, segment.reader()?, segment.path.clone(), segment.length(), Marks::new());
         drop(index);
-        self.segment = Some(segment);
+        (self.segment, self.since) = (Some(segment), None);
         Ok(())
     }
 
@@ -141,6 +170,7 @@ impl Committer {
     fn write(&mut self, writing: Vec<Writing>) -> Result<(), Error> {
         let Some(segment) = self.segment.as_mut().filter(|_| !writing.is_empty()) else { return Ok(()) };
         segment.append(&self.buffer)?;
+        self.since.get_or_insert(self.stamp);
         let cache = self.shared.options.cache_bytes;
         let mut index = self.shared.index.write();
         for Writing { placed, payload } in &writing {

@@ -157,6 +157,11 @@ impl Index {
     pub fn trim(&mut self, of: TopicPartition, before: u64) -> Vec<PathBuf> {
         let low = self.low.entry(of).or_default();
         *low = before.max(*low);
+        self.drop_passed()
+    }
+
+    /// Forgets segments that hold nothing but what may be forgotten; their files.
+    pub fn drop_passed(&mut self) -> Vec<PathBuf> {
         let mut dropped = Vec::new();
         // The last segment is being written.
         while self.segments.len() > 1
@@ -176,6 +181,15 @@ impl Index {
             dropped.push(kept.path);
         }
         dropped
+    }
+
+    /// The stamp of the oldest batch in a segment.
+    pub fn first_stamp(&self, segment: u64) -> Option<i64> {
+        let of_segment = |entries: &VecDeque<Entry>| {
+            let from = entries.partition_point(|entry| entry.segment < segment);
+            entries.get(from).filter(|entry| entry.segment == segment).map(|entry| entry.placed.frame.stamp)
+        };
+        self.partitions.values().filter_map(of_segment).min()
     }
 
     /// Bytes of all segments.

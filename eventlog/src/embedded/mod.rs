@@ -38,6 +38,8 @@ pub struct Options {
     pub simulated: bool,
     /// Bytes after which a new segment is begun.
     pub segment_bytes: u64,
+    /// Time after which one is begun, so that what everybody has read does not stay for want of more.
+    pub segment_age: Duration,
     /// Bytes of the newest batches kept in memory for readers close behind.
     pub cache_bytes: usize,
     /// Bytes that may wait to be written; intake beyond is refused.
@@ -52,6 +54,7 @@ impl Default for Options {
             partitions: 4,
             simulated: false,
             segment_bytes: 64 << 20,
+            segment_age: Duration::from_secs(24 * 3_600),
             cache_bytes: 64 << 20,
             queue_bytes: 64 << 20,
             disk_budget: 20 << 30,
@@ -175,12 +178,7 @@ impl EventLog for EmbeddedLog {
 
     fn trim(&self, of: TopicPartition, before: u64) {
         let dropped = self.shared.index.write().trim(of, before);
-        for path in dropped {
-            // A segment that stays by accident is read again at the next start, and dropped again.
-            if let Err(cause) = fs::remove_file(&path) {
-                tracing::warn!(segment = %path.display(), %cause, "a trimmed segment could not be deleted");
-            }
-        }
+        delete(&dropped);
     }
 
     fn status(&self) -> Status {
@@ -225,6 +223,15 @@ impl Shared {
         drop(queue);
         self.work.notify_one();
         Ok(wait)
+    }
+}
+
+fn delete(segments: &[PathBuf]) {
+    for path in segments {
+        // A segment that stays by accident is read again at the next start, and dropped again.
+        if let Err(cause) = fs::remove_file(path) {
+            tracing::warn!(segment = %path.display(), %cause, "a trimmed segment could not be deleted");
+        }
     }
 }
 

@@ -56,6 +56,34 @@ fn written(folder: &Path, count: u8) {
 }
 
 #[test]
+fn a_segment_of_an_idle_log_does_not_stay_for_ever() {
+    let folder = TempDir::new().unwrap();
+    let age = Duration::from_millis(200);
+    let open = |segment_age| EmbeddedLog::open(folder.path(), Options { segment_age, ..options() }).unwrap();
+    written(folder.path(), 10);
+    let there = || list(folder.path()).unwrap().into_iter().map(|(number, _)| number).collect::<Vec<_>>();
+    let log = open(Duration::from_secs(3_600));
+    log.trim(OF, 10);
+    std::thread::sleep(2 * age);
+    assert_eq!(there(), [0], "it is young, and the last one");
+    drop(log);
+    // Its age does not begin anew with the program.
+    let log = open(age);
+    log.trim(OF, 10);
+    let until = Instant::now() + Duration::from_secs(60);
+    while there() != [1] {
+        assert!(Instant::now() < until, "{:?}", there());
+        std::thread::sleep(age / 10);
+    }
+    std::thread::sleep(3 * age);
+    assert_eq!(there(), [1], "an empty one is not old");
+    assert_eq!(append(&log, b"a").unwrap(), 10, "numbers go on");
+    std::thread::sleep(3 * age);
+    append(&log, b"b").unwrap();
+    assert_eq!(read(&log).unwrap(), [b"a", b"b"], "what nobody has passed stays");
+}
+
+#[test]
 fn settings_that_are_fixed_are_checked() {
     let folder = TempDir::new().unwrap();
     written(folder.path(), 1);

@@ -29,6 +29,11 @@ pub(super) struct AccountRequest {
     peak_send_rate_per_second: Option<u32>,
     /// Its keys are refused (401 KEY_INACTIVE).
     suspended: Option<bool>,
+    /// Nothing of it is erased, whoever asks and however old (409 LEGAL_HOLD).
+    legal_hold: Option<bool>,
+    /// Days after the receipt of an event after which its personal fields are erased, 15 to 36500; 0: never.
+    #[schema(maximum = 36500)]
+    retention_days: Option<u32>,
 }
 
 /// A policy by its name, with other values where given.
@@ -72,6 +77,10 @@ impl AccountRequest {
         if self.contact_email.as_deref().is_some_and(|email| !address::is_valid(email)) {
             return Err(invalid("contact_email is not an e-mail address"));
         }
+        // Late events of a message take what they lack from its Send for so long.
+        if self.retention_days.is_some_and(|days| days != 0 && !(15..=36_500).contains(&days)) {
+            return Err(invalid("retention_days is 0, or 15 to 36500"));
+        }
         let mode = self.mode.as_deref().map(read_mode).transpose()?;
         let policy =
             self.policy.map(|policy| policy.read(before.and_then(|account| account.policy.clone()))).transpose()?;
@@ -83,6 +92,8 @@ impl AccountRequest {
             daily_send_quota: self.daily_send_quota,
             peak_send_rate_per_second: self.peak_send_rate_per_second,
             suspended: self.suspended,
+            legal_hold: self.legal_hold,
+            retention_days: self.retention_days,
         })
     }
 }
@@ -99,6 +110,8 @@ struct AccountView {
     contact_email: String,
     mode: &'static str,
     suspended: bool,
+    legal_hold: bool,
+    retention_days: u32,
     policy: PolicyView,
     daily_send_quota: u64,
     peak_send_rate_per_second: u32,
@@ -125,6 +138,8 @@ fn view(account: &AccountConfig) -> AccountView {
         contact_email: account.contact_email.clone(),
         mode: account.mode().name(),
         suspended: account.suspended,
+        legal_hold: account.legal_hold,
+        retention_days: account.retention_days,
         daily_send_quota: account.daily_quota(),
         peak_send_rate_per_second: account.peak_rate(),
         reputation_status: account.status().name(),

@@ -130,12 +130,15 @@ struct Retried {
 #[utoipa::path(post, path = "/dead-letters/{partition}/{seq}/retry", tag = "admin",
     params(("partition" = u32, Path), ("seq" = u64, Path)),
     responses((status = 200, description = "where it stands now", body = inline(Retried)),
-        (status = 400, description = "INVALID_REQUEST: the message still cannot be read"), (status = 404, description = "NOT_FOUND")))]
+        (status = 400, description = "INVALID_REQUEST: the message still cannot be read, or was erased"), (status = 404, description = "NOT_FOUND")))]
 pub(super) async fn retry(
     State(ingest): State<Ingest>,
     Path((partition, seq)): Path<(u32, u64)>,
 ) -> Result<Response, Problem> {
     let letter = find(&ingest, partition, seq).await?;
+    if letter.payload.is_empty() {
+        return Err(Problem::new(Code::InvalidRequest, format!("nothing is left of the record: {}", letter.reason)));
+    }
     let batches = match &letter.source {
         Some(source) => read_again(&ingest, &letter, source)?,
         None => BTreeMap::from([(partition, as_it_was(&letter.payload))]),

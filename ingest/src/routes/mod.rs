@@ -4,6 +4,7 @@ mod accounts;
 mod config_sets;
 mod dead_letters;
 mod destinations;
+mod erasures;
 mod events;
 mod identities;
 mod inbound;
@@ -44,6 +45,9 @@ pub fn partner_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(own::put_operational, own::get_operational, own::delete_operational))
         .routes(routes!(suppression::list))
         .routes(routes!(networks::get, networks::put))
+        .routes(routes!(erasures::delete))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::get))
         .routes(routes!(suppression::get, suppression::put, suppression::delete))
 }
 
@@ -56,6 +60,8 @@ pub fn admin_routes() -> OpenApiRouter<Ingest> {
         .routes(routes!(keys::revoke_key))
         .routes(routes!(accounts::pause))
         .routes(routes!(networks::admin_get, networks::admin_put))
+        .routes(routes!(erasures::admin_delete))
+        .routes(routes!(erasures::admin_list))
         .routes(routes!(accounts::resume))
         .routes(routes!(identities::override_status))
         .routes(routes!(dead_letters::list))

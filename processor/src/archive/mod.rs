@@ -1,6 +1,7 @@
 //! The Parquet archive: Delta Lake tables of our own sorted files, that any tool opens as they are.
 
 mod durable;
+mod eraser;
 mod follower;
 mod gather;
 mod layout;
@@ -10,6 +11,7 @@ mod sealer;
 mod table;
 mod upkeep;
 
+pub use eraser::{Eraser, Erasing, Found, Target, Who, clear_answers};
 pub use follower::{Ends, Follower};
 pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;

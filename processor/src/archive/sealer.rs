@@ -83,6 +83,8 @@ impl Sealer {
     /// [`Error::Audit`]: the seals that are there cannot be gone on from; [`Error::Missing`]: numbers are missing in a day;
     /// [`Error::Io`], [`Error::Parquet`].
     pub async fn seal_due(&self) -> Result<usize, Error> {
+        let upkeep = self.table.lock().await.upkeep();
+        let _alone = upkeep.lock().await;
         let (layout, root, files, version) = {
             let table = self.table.lock().await;
             (table.layout(), table.root().to_owned(), table.files(), table.version())

@@ -16,6 +16,7 @@ use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::columns::PARTITION_COLUMN;
 use sendtrail_schemas::time::Millis;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
 use url::Url;
 
 use super::durable::DurableFileSystem;
@@ -38,6 +39,7 @@ pub struct Table {
     state: DeltaTableState,
     files: BTreeMap<String, Arc<ArchivedFile>>,
     maintenance: i64,
+    upkeep: Arc<Mutex<()>>,
 }
 
 /// What a file's entry in the Delta log says of its rows.
@@ -92,7 +94,8 @@ impl Table {
     ) -> Result<Self, Error> {
         let state = table.snapshot()?.clone();
         let maintenance = state.transaction_version(&*log_store, MAINTENANCE).await?.unwrap_or(0);
-        let mut opened = Self { layout, root, log_store, state, files: BTreeMap::new(), maintenance };
+        let mut opened =
+            Self { layout, root, log_store, state, files: BTreeMap::new(), maintenance, upkeep: Arc::default() };
         opened.read_files()?;
         Ok(opened)
     }
@@ -176,18 +179,43 @@ impl Table {
         Ok(true)
     }
 
+    /// Held by whoever reads files to put others in their place, or to say for good what is in them: meanwhile no other
+    /// does.
+    pub fn upkeep(&self) -> Arc<Mutex<()>> {
+        self.upkeep.clone()
+    }
+
     /// Replaces files by one with the same rows.
     ///
     /// # Errors
     /// [`Error::Delta`]: nothing was replaced.
     pub async fn replace(&mut self, old: &[Arc<ArchivedFile>], new: ArchivedFile) -> Result<(), Error> {
-        let removes = old.iter().map(|file| Action::Remove(remove(file)));
-        let actions = removes.chain([Action::Add(add(self.layout, &new, false))]).collect();
-        let transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
         let operation = DeltaOperation::Optimize { predicate: None, target_size: new.bytes as i64 };
-        if let Err(error) = self.commit(actions, transactions, operation).await {
+        self.swap(old, vec![new], operation).await
+    }
+
+    /// Replaces files by others that say less of the same rows.
+    ///
+    /// # Errors
+    /// [`Error::Delta`]: nothing was replaced.
+    pub async fn rewrite(&mut self, old: &[Arc<ArchivedFile>], new: Vec<ArchivedFile>) -> Result<(), Error> {
+        self.swap(old, new, DeltaOperation::Update { predicate: None }).await
+    }
+
+    async fn swap(
+        &mut self,
+        old: &[Arc<ArchivedFile>],
+        new: Vec<ArchivedFile>,
+        operation: DeltaOperation,
+    ) -> Result<(), Error> {
+        // Readers of changes need not look at files whose rows are the same.
+        let changes = !matches!(operation, DeltaOperation::Optimize { .. });
+        let removes = old.iter().map(|file| Action::Remove(Remove { data_change: changes, ..remove(file) }));
+        let adds = new.iter().map(|file| Action::Add(add(self.layout, file, changes)));
+        let transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
+        if let Err(error) = self.commit(removes.chain(adds).collect(), transactions, operation).await {
             self.reload().await?;
-            if !self.files.contains_key(&new.path) {
+            if !new.iter().all(|file| self.files.contains_key(&file.path)) {
                 return Err(error);
             }
         }
@@ -195,7 +223,7 @@ impl Table {
         for file in old {
             self.files.remove(&file.path);
         }
-        self.files.insert(new.path.clone(), Arc::new(new));
+        self.files.extend(new.into_iter().map(|file| (file.path.clone(), Arc::new(file))));
         Ok(())
     }
 

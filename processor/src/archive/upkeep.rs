@@ -80,6 +80,8 @@ impl Upkeep {
     pub async fn compact(&self) -> Result<usize, Error> {
         let mut merges = 0;
         loop {
+            let upkeep = self.table.lock().await.upkeep();
+            let _alone = upkeep.lock().await;
             let (layout, root, files) = {
                 let table = self.table.lock().await;
                 (table.layout(), table.root().to_owned(), table.files())
@@ -128,7 +130,7 @@ impl Upkeep {
 }
 
 /// Shows readers the table's files; the tail stays.
-fn publish(cell: &ArchiveCell, table: &Table) {
+pub(super) fn publish(cell: &ArchiveCell, table: &Table) {
     cell.update(|view| ArchiveView { version: table.version(), files: Arc::new(table.files()), ..view.clone() });
 }
 
@@ -195,7 +197,7 @@ fn merge_into_one(layout: &'static Layout, root: &Path, files: &[Arc<ArchivedFil
 
 /// Has a file that is listed no more look as young as that: readers may know it still.
 #[expect(clippy::disallowed_methods, reason = "a file's age is by the file system's clock")]
-fn begin_to_age(path: &Path) {
+pub(super) fn begin_to_age(path: &Path) {
     if let Err(error) = File::open(path).and_then(|file| file.set_modified(SystemTime::now())) {
         tracing::warn!(path = %path.display(), %error, "a merged file may be deleted before its time");
     }

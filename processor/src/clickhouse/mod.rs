@@ -9,6 +9,7 @@
 //! still knows its token.
 
 mod claims;
+mod erase;
 mod lane;
 mod meta;
 mod repair;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::archive::DurableFileSystem;
+pub use erase::{Rows, clear};
 use lane::Lane;
 pub use meta::{Meta, Migrated, Wanted, migrate, read_meta};
 pub use repair::{Repaired, repair};

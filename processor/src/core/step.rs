@@ -1,6 +1,7 @@
 //! One record applied to the state: the only place where an account changes.
 
 mod command;
+mod erasure;
 mod fact;
 mod send;
 mod standing;
@@ -15,7 +16,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, Mail};
 use sendtrail_schemas::problem::Code;
 use sendtrail_schemas::record::{
-    Body, Change, Command, Decision, Outcome, Record, Refusal, Settings, SourcePosition, Unreadable,
+    Body, Change, Command, Decision, EraseRecipient, Outcome, Record, Refusal, Settings, SourcePosition, Unreadable,
 };
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::Topic;
@@ -56,6 +57,9 @@ pub fn keys(record: &Record) -> Keys {
         Some(Body::Command(Command { change: Some(change) })) => match change {
             Change::PutSuppression(row) => keys.suppressed.push(RowKey::suppressed(account, &row.email)),
             Change::DeleteSuppression(email) => keys.suppressed.push(RowKey::suppressed(account, email)),
+            Change::EraseRecipient(EraseRecipient { recipient, .. }) => {
+                keys.suppressed.push(RowKey::suppressed(account, recipient));
+            }
             Change::Claim(claim) => {
                 keys.answered = claim.idempotency.as_ref().map(|key| RowKey::answered(account, key));
             }

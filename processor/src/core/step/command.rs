@@ -13,7 +13,7 @@ use sendtrail_schemas::record::{
 };
 use sendtrail_schemas::time::HOUR;
 
-use super::{Step, Told, refused, standing, webhook};
+use super::{Step, Told, erasure, refused, standing, webhook};
 use crate::core::account::Account;
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::Keys;
@@ -40,7 +40,10 @@ impl Step<'_> {
         let Some(mut account) = self.overlay.take_account(id) else {
             return refused(Code::PartnerNotFound, "no such account");
         };
-        let told = self.change_account(id, &mut account, change);
+        let told = match change {
+            Change::EraseRecipient(erase) => self.erase_recipient(id, &mut account, erase, keys),
+            change => self.change_account(id, &mut account, change),
+        };
         if matches!(told.0, Outcome::Done(Done { changed: true })) {
             account.config_mut().version = self.offset;
             self.changed(id);
@@ -105,9 +108,12 @@ impl Step<'_> {
             Change::ReplayProgress(replay) => webhook::replay_progress(account, replay, now),
             Change::CancelReplay(replay) => webhook::cancel_replay(account, &replay, now),
             Change::Lifecycle(lifecycle) => self.lifecycle(account, lifecycle),
-            Change::CreateAccount(_) | Change::Claim(_) | Change::PutSuppression(_) | Change::DeleteSuppression(_) => {
-                done(false)
-            }
+            Change::EndErasure(end) => erasure::end(account, &end, now),
+            Change::CreateAccount(_)
+            | Change::Claim(_)
+            | Change::PutSuppression(_)
+            | Change::DeleteSuppression(_)
+            | Change::EraseRecipient(_) => done(false),
         }
     }
 
@@ -217,8 +223,17 @@ impl Step<'_> {
 }
 
 fn fill(config: &mut AccountConfig, fields: AccountFields) {
-    let AccountFields { name, contact_email, mode, policy, daily_send_quota, peak_send_rate_per_second, suspended } =
-        fields;
+    let AccountFields {
+        name,
+        contact_email,
+        mode,
+        policy,
+        daily_send_quota,
+        peak_send_rate_per_second,
+        suspended,
+        legal_hold,
+        retention_days,
+    } = fields;
     config.name = name.unwrap_or_else(|| std::mem::take(&mut config.name));
     config.contact_email = contact_email.unwrap_or_else(|| std::mem::take(&mut config.contact_email));
     config.mode = mode.unwrap_or(config.mode);
@@ -226,6 +241,8 @@ fn fill(config: &mut AccountConfig, fields: AccountFields) {
     config.daily_send_quota = daily_send_quota.or(config.daily_send_quota);
     config.peak_send_rate_per_second = peak_send_rate_per_second.or(config.peak_send_rate_per_second);
     config.suspended = suspended.unwrap_or(config.suspended);
+    config.legal_hold = legal_hold.unwrap_or(config.legal_hold);
+    config.retention_days = retention_days.unwrap_or(config.retention_days);
 }
 
 fn create_identity(account: &mut Account, identity: Identity, now: i64) -> Told {

@@ -6,11 +6,12 @@ use sendtrail_schemas::codec;
 use sendtrail_schemas::event::{Event, EventFact, Tags};
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::personal;
 use sendtrail_schemas::record::{Body, Record};
 use sendtrail_schemas::reputation::WINDOW_HOURS;
 use sendtrail_schemas::time::{HOUR, MINUTE, Millis};
 
-use super::{Step, destinations};
+use super::{Step, destinations, erasure};
 use crate::core::account::{Account, Profiles};
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::Keys;
@@ -115,7 +116,8 @@ impl Step<'_> {
             account.count(set, from, t, occurred_at.hour(), what, judged);
         }
         let first_of_call = self.is_first_of_call(&config, kind, keys);
-        Some(Event {
+        let erased = erasure::is_erased(account, fact, observed.sent_at, occurred_at, t);
+        let mut event = Event {
             account_id: config.account_id.clone(),
             kind: fact.kind,
             event_id: fact.event_id.take().unwrap_or_default(),
@@ -139,7 +141,11 @@ impl Step<'_> {
             config_set_id: of_set.map(|set| set.config_set_id.clone()),
             block: fact.block.take(),
             ..Event::default()
-        })
+        };
+        if erased {
+            personal::strip(&mut event);
+        }
+        Some(event)
     }
 
     /// Whether a new fact is the first of its kind for its call, noted if somebody is told of such facts once a call.
@@ -227,6 +233,10 @@ impl Step<'_> {
     }
 
     fn suppress_by(&mut self, account: &Account, id: AccountId, event: &Event, keys: &Keys) {
+        // Whoever was erased is not written down again.
+        if event.recipient.is_empty() {
+            return;
+        }
         let set = event.configuration_set_name.as_deref().and_then(|name| account.config.config_set(name));
         let options = set.map_or(SuppressionOptions::BounceAndComplaint, |set| set.suppression_options());
         let (reason, details) = match &event.block {

@@ -14,9 +14,9 @@ use sendtrail_schemas::destination::{Destination, Dialect, Health, Replay, Repla
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{
-    Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch, Idempotency,
-    IdentityName, Pause, Record, ReplyTo, Resume, RotateSecret, SendRequest, SetIdentityStatus, Settings,
-    SourcePosition, Tick, Unreadable, WebhookHealth,
+    AccountFields, Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch,
+    EndErasure, EraseRecipient, Idempotency, IdentityName, Pause, Record, ReplyTo, Resume, RotateSecret, SendRequest,
+    SetIdentityStatus, Settings, SourcePosition, Tick, Unreadable, WebhookHealth,
 };
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis};
 
@@ -356,6 +356,56 @@ fn script_with_webhooks() -> Vec<(Millis, Record)> {
         log.push((at, record));
     }
     log
+}
+
+/// The same with recipients who are erased at the end, and what comes late.
+fn script_with_erasures() -> Vec<(Millis, Record)> {
+    let mut log = script();
+    let mut at = log[log.len() - 1].0;
+    let mut tell = |wait: i64, version: u32, body: Body| {
+        at = at.plus(wait);
+        log.push((at, Record { version, reply_to: Some(ReplyTo { instance: 7, request: 9 }), ..record(body) }));
+    };
+    let hold = |on| AccountFields { legal_hold: Some(on), retention_days: Some(400), ..AccountFields::default() };
+    let erase = |n: u8, recipient: &str| {
+        Change::EraseRecipient(EraseRecipient { erasure_id: vec![n; 16], recipient: recipient.into() })
+    };
+    let resume = Change::Resume(Resume { reason: "well".into(), mode: None });
+    tell(1, codec::VERSION, Body::Command(Command { change: Some(resume) }));
+    tell(1, codec::VERSION, Body::Send(send("t1", &["user4@mail.example", "jane@mail.example"])));
+    tell(1, codec::VERSION, Body::Fact(fact(EventType::Complaint, "t1-1", "jane@mail.example")));
+    for change in [
+        Change::PatchAccount(hold(true)),
+        erase(1, "jane@mail.example"),
+        Change::PatchAccount(hold(false)),
+        erase(2, "Jane@mail.example"),
+        erase(3, "user4@mail.example"),
+        Change::EndErasure(EndErasure { erasure_id: vec![2; 16], rows: 2 }),
+    ] {
+        tell(5, change.version(), Body::Command(Command { change: Some(change) }));
+    }
+    let block = Bounce {
+        bounce_type: Some("Permanent".into()),
+        diagnostic_code: Some("550 no jane here".into()),
+        ..Bounce::default()
+    };
+    let bounce = |message: &str| EventFact {
+        block: Some(Block::Bounce(block.clone())),
+        ..fact(EventType::Bounce, message, "jane@mail.example")
+    };
+    tell(HOUR, codec::VERSION, Body::Fact(bounce("t1-1")));
+    tell(HOUR, codec::VERSION, Body::Send(send("t2", &["jane@mail.example"])));
+    tell(HOUR, codec::VERSION, Body::Fact(bounce("t2-0")));
+    log
+}
+
+#[test]
+fn the_log_of_erasures_gives_what_it_gave() {
+    bless("0.1-erasures", script_with_erasures());
+    let gives = compare("0.1-erasures", "0.1-erasures", 3);
+    for told in ["LEGAL_HOLD", "t1-1", "t2-0", "550 no jane here"] {
+        assert!(gives.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Machine {
             policy: Some(policy),
             daily_send_quota: Some(1_000_000),
             peak_send_rate_per_second: Some(1_000_000),
-            suspended: None,
+            ..AccountFields::default()
         };
         machine.command(Change::CreateAccount(fields));
         machine

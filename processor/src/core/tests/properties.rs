@@ -5,7 +5,10 @@ use sendtrail_schemas::account::{ConfigSet, Identity, IdentityType, Policy, Stat
 use sendtrail_schemas::block::{Block, Bounce, Open, Subscription};
 use sendtrail_schemas::event::{Event, EventFact, Tags};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::record::{Body, Change, Command, ConfigSetPatch, IdentityName, Pause, Record, Resume};
+use sendtrail_schemas::personal::strip;
+use sendtrail_schemas::record::{
+    Body, Change, Command, ConfigSetPatch, EraseRecipient, IdentityName, Pause, Record, Resume,
+};
 use sendtrail_schemas::reputation::Scope;
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis, SECOND};
 use uuid::Uuid;
@@ -30,6 +33,7 @@ enum Op {
     Resume,
     PutSuppression(u8),
     DeleteSuppression(u8),
+    Erase(u8),
     Checkpoint,
     Restart,
 }
@@ -149,6 +153,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Resume),
         1 => (0u8..4).prop_map(Op::PutSuppression),
         1 => (0u8..4).prop_map(Op::DeleteSuppression),
+        1 => (0u8..4).prop_map(Op::Erase),
         2 => Just(Op::Checkpoint),
         1 => Just(Op::Restart),
     ]
@@ -191,6 +196,7 @@ fn body(op: &Op, now: Millis) -> Option<Body> {
             ..Suppression::default()
         }),
         Op::DeleteSuppression(n) => Change::DeleteSuppression(address(*n)),
+        Op::Erase(n) => Change::EraseRecipient(EraseRecipient { erasure_id: vec![*n; 16], recipient: address(*n) }),
     };
     Some(Body::Command(Command { change: Some(change) }))
 }
@@ -209,6 +215,7 @@ fn change_model(model: &mut Model, op: &Op, existed: bool) {
         }
         Op::PutSuppression(n) => drop(model.suppressed.insert(address(*n).to_lowercase(), "MANUAL".into())),
         Op::DeleteSuppression(n) => drop(model.suppressed.remove(&address(*n).to_lowercase())),
+        Op::Erase(n) => model.erase(&address(*n)),
         _ => {}
     }
 }
@@ -276,8 +283,15 @@ proptest! {
                         prop_assert_eq!(&event.configuration_set_name, &kept.set);
                         prop_assert_eq!(&event.config_set_id, &kept.set_id);
                         prop_assert_eq!(&event.from, &kept.from);
-                        prop_assert_eq!(&event.subject, &kept.subject);
-                        prop_assert_eq!(&event.tags, &kept.tags);
+                        if kept.erased {
+                            let mut bare = event.clone();
+                            strip(&mut bare);
+                            prop_assert_eq!(event, &bare);
+                        } else {
+                            prop_assert_eq!(&event.recipient, &fact.recipient);
+                            prop_assert_eq!(&event.subject, &kept.subject);
+                            prop_assert_eq!(&event.tags, &kept.tags);
+                        }
                         let changes: Vec<Status> = effects.events[1..].iter().filter_map(|event| status_of(event.kind())).collect();
                         prop_assert_eq!(changes, status.into_iter().collect::<Vec<_>>());
                     }

@@ -31,6 +31,8 @@ pub struct Kept {
     pub unique: bool,
     pub counted: bool,
     pub history: bool,
+    /// Told without anything personal.
+    pub erased: bool,
     identity: Option<String>,
     /// Names of the scopes that counted it: unique over time.
     scopes: Vec<String>,
@@ -45,6 +47,8 @@ pub struct Model {
     pub status: Option<Status>,
     pub suppressed: BTreeMap<String, String>,
     pub resumes: usize,
+    /// Who was erased, and when.
+    erased: Vec<(String, i64)>,
     /// How often each scope was made, so that one that is made again counts anew.
     pub made: BTreeMap<String, usize>,
     t: i64,
@@ -58,6 +62,12 @@ impl Model {
 
     pub fn status(&self) -> Status {
         self.status.unwrap_or(Status::Healthy)
+    }
+
+    pub fn erase(&mut self, address: &str) {
+        let address = address.to_lowercase();
+        self.suppressed.remove(&address);
+        self.erased.push((address, self.t));
     }
 
     /// Applies a fact; the new event and the status that it led to, or nothing for a duplicate.
@@ -135,6 +145,9 @@ impl Model {
             }
         }
         let before_resume = kind != EventType::Send && sent.is_some_and(|sent| sent.resumes < self.resumes);
+        let sent_at = if kind == EventType::Send { Some(occurred_at) } else { sent.map(|sent| sent.occurred_at) };
+        let erased = self.erased.iter().rev().find(|(address, _)| *address == recipient);
+        let erased = erased.is_some_and(|(_, at)| t < at + 15 * DAY && sent_at.is_none_or(|sent_at| sent_at <= *at));
         let kept = Kept {
             kind,
             permanent,
@@ -152,6 +165,7 @@ impl Model {
             unique,
             counted,
             history,
+            erased,
             identity,
             scopes,
             judged_in: (counted && !before_resume).then_some(self.resumes),
@@ -168,7 +182,7 @@ impl Model {
             },
             _ => None,
         };
-        if let Some(reason) = reason {
+        if let Some(reason) = reason.filter(|_| !erased) {
             self.suppressed.entry(recipient).or_insert(reason.into());
         }
         let status = if counted { self.judge(&config.policy()) } else { None };

@@ -1,0 +1,199 @@
+//! What the erasure of rows takes of sealed days: commitments first, salts last.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use arrow::array::{Array, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::Int64Type;
+use sendtrail_schemas::secret::hex;
+use serde::{Deserialize, Serialize};
+
+use crate::encoding::Columns;
+use crate::envelope::SealKey;
+use crate::folder::SealFolder;
+use crate::leaves::{Range, commit};
+use crate::salts::{Salts, SubjectKey, subject_key};
+use crate::seal::{ErasedRow, Erasure, FORMAT, Seal, Subject};
+use crate::{Error, PERSONAL};
+
+/// Which row of a batch is to be erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    /// Not this one.
+    No,
+    /// Not this one, and its recipient is somebody of whom others are: their salt must stay.
+    Keeps,
+    /// This one.
+    Yes,
+}
+
+/// The sealed days that an erasure touches.
+pub struct Sealed {
+    folder: SealFolder,
+    /// The ranges of each seal, by partition and first number.
+    ranges: BTreeMap<(u32, u64), (Range, u64)>,
+    personal: HashMap<u64, Vec<String>>,
+    salts: HashMap<u64, Salts>,
+    /// Rows that have a tombstone already.
+    erased: HashSet<(u32, u64)>,
+    last_tombstone: u64,
+    rows: Vec<ErasedRow>,
+    /// Whose salts go, and whose must stay, by seal.
+    going: BTreeSet<(u64, SubjectKey)>,
+    staying: HashSet<(u64, SubjectKey)>,
+}
+
+/// Salts that are to go once the rows are bare: it stands beside the tombstone until they are gone.
+#[derive(Serialize, Deserialize)]
+struct Going {
+    salts: BTreeSet<(u64, SubjectKey)>,
+}
+
+impl Sealed {
+    /// Reads the seals of some days, `2026-05-01`, and every tombstone. Seals of before may be signed by a key of before.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`], [`Error::Signature`].
+    pub fn read(folder: SealFolder, key: &SealKey, days: &HashSet<String>) -> Result<Self, Error> {
+        let mut sealed = Self {
+            ranges: BTreeMap::new(),
+            personal: HashMap::new(),
+            salts: HashMap::new(),
+            erased: HashSet::new(),
+            last_tombstone: 0,
+            rows: Vec::new(),
+            going: BTreeSet::new(),
+            staying: HashSet::new(),
+            folder,
+        };
+        for (number, envelope) in sealed.folder.seals()? {
+            let seal: Seal = envelope.open(FORMAT, &[envelope.key().unwrap_or(key.public())])?;
+            let Subject::Day { day, ranges, .. } = &seal.subject else { continue };
+            if days.contains(day) {
+                let by_first = ranges.iter().map(|range| ((range.partition, range.first), (*range, number)));
+                sealed.ranges.extend(by_first);
+                sealed.personal.insert(number, seal.personal);
+            }
+        }
+        for (number, envelope) in sealed.folder.erasures()? {
+            let erasure: Erasure = envelope.open(Erasure::FORMAT, &[envelope.key().unwrap_or(key.public())])?;
+            sealed.erased.extend(erasure.rows.iter().map(|row| (row.partition, row.seq)));
+            sealed.last_tombstone = sealed.last_tombstone.max(number);
+        }
+        Ok(sealed)
+    }
+
+    fn seal(&self, partition: u32, seq: u64) -> Option<u64> {
+        let (_, (range, number)) = self.ranges.range(..=(partition, seq)).next_back()?;
+        (range.partition == partition && seq <= range.last).then_some(*number)
+    }
+
+    /// Takes rows that are to be erased as they are, while they are.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`]: they lack a column that every row has, or a sealed row has neither salt nor tombstone.
+    pub fn take(&mut self, batch: &RecordBatch, chosen: impl Fn(usize) -> Chosen) -> Result<(), Error> {
+        if self.ranges.is_empty() {
+            return Ok(());
+        }
+        let missing = |name: &str| Error::Malformed(format!("there is no column {name:?} as the archive has it"));
+        let number = |name| {
+            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
+            column.ok_or_else(|| missing(name))
+        };
+        let text = |name| batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
+        let (partitions, seqs) = (number("partition")?, number("seq")?);
+        let accounts = text("account_id").ok_or_else(|| missing("account_id"))?;
+        let value = |column: Option<&StringArray>, row| {
+            column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
+        };
+        let recipient = |row| value(text("recipient_folded"), row).or_else(|| value(text("recipient"), row));
+        let mut columns: HashMap<u64, Columns> = HashMap::new();
+        let (mut plain, mut personal) = (Vec::new(), Vec::new());
+        for row in 0..batch.num_rows() {
+            let chosen = chosen(row);
+            let (partition, seq) = (partitions.value(row) as u32, seqs.value(row) as u64);
+            let Some(seal) = self.seal(partition, seq).filter(|_| chosen != Chosen::No) else { continue };
+            let recipient = recipient(row);
+            let subject = subject_key(accounts.value(row), recipient.as_deref().unwrap_or_default());
+            if chosen == Chosen::Keeps {
+                self.staying.insert((seal, subject));
+                continue;
+            }
+            if !self.salts.contains_key(&seal) {
+                self.salts.insert(seal, self.folder.salts(seal)?);
+            }
+            // Rows of nobody share a salt, also those that were never to be erased.
+            if recipient.is_some() {
+                self.going.insert((seal, subject));
+            }
+            if self.erased.contains(&(partition, seq)) {
+                // An erasure that did not come to its end.
+                continue;
+            }
+            let salt = self.salts.get(&seal).and_then(|salts| salts.get(&subject)).ok_or_else(|| {
+                Error::Malformed(format!("partition {partition}, seq {seq}: it is sealed, and its salt is gone"))
+            })?;
+            let columns = columns.entry(seal).or_insert_with(|| {
+                let names = self.personal.get(&seal).cloned();
+                let all = || PERSONAL.iter().map(|name| (*name).to_owned()).collect();
+                Columns::of(&batch.schema(), &names.unwrap_or_else(all))
+            });
+            plain.clear();
+            personal.clear();
+            columns.encode(batch, row, &mut plain, &mut personal)?;
+            self.rows.push(ErasedRow { partition, seq, commitment: hex(&commit(salt, &personal)) });
+        }
+        Ok(())
+    }
+
+    /// Writes the tombstone, and which salts are to go, durable when this returns. From now on these rows must be bare.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn bury(&mut self, key: &SealKey, erased_at: String, reason: String) -> Result<(), Error> {
+        self.going.retain(|going| !self.staying.contains(going));
+        if self.going.is_empty() && self.rows.is_empty() {
+            return Ok(());
+        }
+        let number = self.last_tombstone + 1;
+        // First, or a crash between would leave salts that nobody knows should go.
+        self.folder.write_going(number, &as_json(&Going { salts: self.going.clone() })?)?;
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_unstable_by_key(|row| (row.partition, row.seq));
+        let erasure = Erasure { number, erased_at, reason, rows };
+        self.folder.write_erasure(number, &key.sign(Erasure::FORMAT, &erasure)?)?;
+        self.last_tombstone = number;
+        Ok(())
+    }
+
+    /// Deletes the salts that are to go, those of an erasure that did not come to its end too. The rows must be bare.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`].
+    pub fn forget(folder: &SealFolder) -> Result<(), Error> {
+        let mut by_seal: BTreeMap<u64, Vec<SubjectKey>> = BTreeMap::new();
+        let all = folder.going()?;
+        for (number, bytes) in &all {
+            let malformed = |cause| Error::Malformed(format!("the salts to go with tombstone {number}: {cause}"));
+            let going: Going = serde_json::from_slice(bytes).map_err(malformed)?;
+            for (seal, subject) in going.salts {
+                by_seal.entry(seal).or_default().push(subject);
+            }
+        }
+        for (seal, subjects) in by_seal {
+            let mut salts = folder.salts(seal)?;
+            let before = salts.len();
+            for subject in &subjects {
+                salts.remove(subject);
+            }
+            if salts.len() < before {
+                folder.replace_salts(seal, &salts)?;
+            }
+        }
+        all.into_iter().try_for_each(|(number, _)| folder.remove_going(number))
+    }
+}
+
+fn as_json(going: &Going) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(going).map_err(|cause| Error::Malformed(cause.to_string()))
+}

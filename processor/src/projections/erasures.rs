@@ -1,0 +1,124 @@
+//! Erasures that have not reached every store yet. The only place, besides the log, where an address is kept that is to go.
+
+use fjall::{Database, Keyspace, PersistMode};
+use prost::Message;
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::time::Day;
+use uuid::Uuid;
+
+use super::letter_key;
+use crate::Error;
+
+/// An erasure under way.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Job {
+    /// The account, sixteen bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub account_id: Vec<u8>,
+    /// The erasure, sixteen bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub erasure_id: Vec<u8>,
+    /// Who, in lower case.
+    #[prost(string, tag = "3")]
+    pub folded: String,
+    /// The account's partition.
+    #[prost(uint32, tag = "4")]
+    pub partition: u32,
+    /// The number of the event that asks for it: it and whatever was before are cleared.
+    #[prost(uint64, tag = "5")]
+    pub seq: u64,
+    /// Rows of the archive that were there to clear.
+    #[prost(uint64, tag = "6")]
+    pub rows: u64,
+    /// Whether the archive is clear.
+    #[prost(bool, tag = "7")]
+    pub archived: bool,
+}
+
+impl Job {
+    /// The erasure that an event asks for; of one that was cleared already, nothing is left to do.
+    pub fn of(event: &Event) -> Option<Self> {
+        if event.kind() != EventType::RecipientErased || event.recipient.is_empty() {
+            return None;
+        }
+        Some(Self {
+            account_id: event.account_id.clone(),
+            erasure_id: Uuid::parse_str(&event.event_id).unwrap_or_default().into_bytes().to_vec(),
+            folded: sendtrail_schemas::address::fold(&event.recipient).into_owned(),
+            partition: event.partition,
+            seq: event.seq,
+            rows: 0,
+            archived: false,
+        })
+    }
+
+    /// Its key: partition and number.
+    pub fn key(&self) -> [u8; 10] {
+        letter_key(self.partition, self.seq)
+    }
+}
+
+/// Erasures under way, and how far the retention of each account is.
+#[derive(Clone)]
+pub struct ErasureJobs {
+    pub(super) database: Database,
+    pub(super) jobs: Keyspace,
+    pub(super) kept: Keyspace,
+}
+
+impl ErasureJobs {
+    /// What is under way, in the order of partitions and numbers.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+    pub fn all(&self) -> Result<Vec<Job>, Error> {
+        let read = |row: fjall::Guard| {
+            let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("an erasure's row: {cause}"));
+            Ok(Job::decode(&row.into_inner()?.1[..]).map_err(malformed)?)
+        };
+        self.jobs.iter().map(read).collect()
+    }
+
+    /// Keeps how far jobs are, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn keep(&self, jobs: &[Job]) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        for job in jobs {
+            batch.insert(&self.jobs, job.key(), job.encode_to_vec());
+        }
+        Ok(batch.commit()?)
+    }
+
+    /// Forgets one that has reached every store, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn done(&self, job: &Job) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.remove(&self.jobs, job.key());
+        Ok(batch.commit()?)
+    }
+
+    /// The day before which nothing personal of an account is kept any more.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn kept_from(&self, account: AccountId) -> Result<Option<Day>, Error> {
+        let value = self.kept.get(account.bytes())?;
+        Ok(value.and_then(|value| value[..].try_into().ok()).map(Day::from_be_bytes))
+    }
+
+    /// Notes it, durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn note_kept_from(&self, account: AccountId, day: Day) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.kept, account.bytes(), day.to_be_bytes());
+        Ok(batch.commit()?)
+    }
+}
