@@ -124,7 +124,7 @@ pub struct Reconcile {
 pub struct Export {
     #[command(flatten)]
     pub admin: Admin,
-    /// `events`, `suppressions`, `status_changes`, `webhook_attempts` or `stats`
+    /// `events`, `suppressions`, `status_changes`, `webhook_attempts`, `stats` or `activity`
     #[arg(long)]
     pub dataset: String,
     /// A day or a time, inclusive

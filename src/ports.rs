@@ -25,7 +25,7 @@ use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
 use sendtrail_schemas::problem::Problem;
-use sendtrail_schemas::record::{Change, SourcePosition};
+use sendtrail_schemas::record::{Actor, Change, SourcePosition};
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::{HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
@@ -348,8 +348,8 @@ pub struct AskedChanges(pub Ingest);
 
 #[async_trait]
 impl sendtrail_query_api::Changes for AskedChanges {
-    async fn make(&self, account: AccountId, change: Change) -> Result<(), Problem> {
-        self.0.change(account, change).await
+    async fn make(&self, account: AccountId, actor: Actor, change: Change) -> Result<(), Problem> {
+        self.0.change(account, Some(actor), change).await
     }
 }
 

@@ -8,9 +8,10 @@ use sendtrail_schemas::codec;
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::record::{Body, Change, Command, Decision, Outcome, Record, Refusal, ReplyTo};
+use sendtrail_schemas::record::{Actor, Body, Change, Command, Decision, Outcome, Record, Refusal, ReplyTo};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
+use sendtrail_schemas::web;
 use std::sync::Arc;
 
 use crate::admission::Kind;
@@ -21,28 +22,34 @@ pub const SIMULATED_TIME: &str = "x-simulated-time";
 /// What an event usually takes in the log.
 const USUAL_BYTES: usize = 256;
 
-/// The time that a request carries, where time is simulated.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stamp(pub Option<i64>);
+/// What a request's records say of it: the time that it carries, where time is simulated, and who asks.
+#[derive(Clone, Debug, Default)]
+pub struct Stamp {
+    /// Milliseconds since the epoch.
+    pub time: Option<i64>,
+    /// Whose request it is.
+    pub actor: Option<Actor>,
+}
 
 impl FromRequestParts<Ingest> for Stamp {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut RequestParts, ingest: &Ingest) -> Result<Self, Problem> {
+        let actor = Some(web::actor(&parts.extensions));
         if !ingest.parts().clock.is_simulated() {
-            return Ok(Self(None));
+            return Ok(Self { time: None, actor });
         }
-        let Some(value) = parts.headers.get(SIMULATED_TIME) else { return Ok(Self(None)) };
+        let Some(value) = parts.headers.get(SIMULATED_TIME) else { return Ok(Self { time: None, actor }) };
         let malformed = |_| Problem::new(Code::InvalidParam, format!("{SIMULATED_TIME} is not an RFC 3339 time"));
         let time = Millis::parse(value.to_str().unwrap_or_default()).map_err(malformed)?;
-        Ok(Self(Some(time.0)))
+        Ok(Self { time: Some(time.0), actor })
     }
 }
 
 impl Stamp {
     /// The time that the request's records will have, near enough for names and folders.
-    pub fn or_now(self, ingest: &Ingest) -> Millis {
-        self.0.map_or_else(|| ingest.parts().clock.now(), Millis)
+    pub fn or_now(&self, ingest: &Ingest) -> Millis {
+        self.time.map_or_else(|| ingest.parts().clock.now(), Millis)
     }
 }
 
@@ -134,7 +141,7 @@ impl Ingest {
         let facts = facts.into_iter();
         let mut batch = Batch::new().with_room(facts.size_hint().0 * USUAL_BYTES);
         for fact in facts {
-            batch.push(&record(account, stamp.0, None, Body::Fact(fact)));
+            batch.push(&record(account, stamp.time, None, Body::Fact(fact)));
         }
         if batch.is_empty() {
             return Ok(());
@@ -148,8 +155,11 @@ impl Ingest {
     pub(crate) async fn decide(&self, account: AccountId, stamp: Stamp, body: Body) -> Result<Decision, Problem> {
         self.admit(Kind::Command, self.partition(account))?;
         let mut waiting = self.parts().replies.expect();
-        let appended = self.append(account, stamp.0, Some(waiting.reply_to), body);
-        self.durable(appended).await?;
+        let actor = stamp.actor.filter(|_| matches!(body, Body::Command(_)));
+        let mut batch = Batch::new();
+        batch.push(&Record { actor, ..record(account, stamp.time, Some(waiting.reply_to), body) });
+        let to = TopicPartition::new(Topic::Intake, self.partition(account));
+        self.durable(self.parts().log.append(to, batch)).await?;
         let decided = tokio::time::timeout(self.limits().decision_timeout, waiting.answer()).await;
         decided.ok().flatten().ok_or_else(unknown_outcome)
     }
@@ -168,12 +178,12 @@ impl Ingest {
         }
     }
 
-    /// Makes a change that another part of the server asks for, and waits until it is made.
+    /// Makes a change that another part of the server asks for, on somebody's behalf, and waits until it is made.
     ///
     /// # Errors
     /// Why it is refused, or that nobody knows whether it was made.
-    pub async fn change(&self, account: AccountId, change: Change) -> Result<(), Problem> {
-        self.command(account, Stamp::default(), change).await?;
+    pub async fn change(&self, account: AccountId, actor: Option<Actor>, change: Change) -> Result<(), Problem> {
+        self.command(account, Stamp { time: None, actor }, change).await?;
         Ok(())
     }
 

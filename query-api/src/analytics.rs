@@ -67,6 +67,9 @@ pub struct Place {
     pub received_at: Millis,
 }
 
+/// What lists of events leave out unless they are asked for it: it is of no message.
+pub const UNASKED: EventType = EventType::ConfigurationChanged;
+
 /// Which events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventQuery {
@@ -76,7 +79,7 @@ pub struct EventQuery {
     pub from: Option<Millis>,
     /// That happened before.
     pub to: Option<Millis>,
-    /// Of these types; empty: all.
+    /// Of these types; empty: all but [`UNASKED`].
     pub kinds: Vec<EventType>,
     /// To this address, compared without case.
     pub recipient: Option<String>,

@@ -23,7 +23,7 @@ use sendtrail_schemas::ids::{AccountId, DestinationId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::record::Change;
+use sendtrail_schemas::record::{Actor, Change};
 use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::rollup::HourRows;
 use sendtrail_schemas::time::{Hour, Millis};
@@ -191,11 +191,11 @@ pub struct DeliveryPage {
 /// Changes of accounts that the read side asks for, with what it has read.
 #[async_trait]
 pub trait Changes: Send + Sync + 'static {
-    /// Makes a change and waits until it is made.
+    /// Makes a change on somebody's behalf and waits until it is made.
     ///
     /// # Errors
     /// Why it is refused, or that it is not known whether it was made.
-    async fn make(&self, account: AccountId, change: Change) -> Result<(), Problem>;
+    async fn make(&self, account: AccountId, actor: Actor, change: Change) -> Result<(), Problem>;
 }
 
 /// Webhook deliveries.

@@ -82,6 +82,7 @@ impl Serialize for BlockView {
             Some(Block::StatusChange(block)) => map.serialize_entry("status", block)?,
             Some(Block::WebhookChange(block)) => map.serialize_entry("webhook", block)?,
             Some(Block::Lifecycle(block)) => map.serialize_entry("lifecycle", block)?,
+            Some(Block::Activity(block)) => map.serialize_entry("activity", block)?,
         }
         map.end()
     }

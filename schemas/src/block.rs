@@ -287,6 +287,26 @@ block!(
     }
 );
 
+block!(
+    /// Who changed what of an account.
+    Activity {
+        /// What was done: `key.created`, `account.paused`, …
+        action: string = "1" "action",
+        /// `administrator` or `key`.
+        actor: string = "2" "actor",
+        /// The key's identifier.
+        actor_id: string = "3" "actor_id",
+        /// What its owner called it then.
+        actor_name: string = "4" "actor_name",
+        /// Where the request came from.
+        address: string = "5" "address",
+        /// To what it was done: an identifier or a name. To an address, that is the event's recipient.
+        subject: string = "6" "subject",
+        /// What was given, as JSON, without secrets.
+        details: string = "7" "details",
+    }
+);
+
 /// A change of an account's standing, with its evidence.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 #[serde(default)]
@@ -424,4 +444,7 @@ pub enum Block {
     /// See [`Lifecycle`].
     #[prost(message, tag = "52")]
     Lifecycle(Lifecycle),
+    /// See [`Activity`].
+    #[prost(message, tag = "53")]
+    Activity(Activity),
 }

@@ -24,7 +24,8 @@ pub const OF_WEBHOOKS: u32 = 3;
 pub const OF_KEYS: u32 = 4;
 /// That of intake records of the networks from which an account may be used: an older program would let everybody in.
 pub const OF_NETWORKS: u32 = 5;
-/// That of intake records and events of erasures: an older program would go on to tell of who was erased.
+/// That of intake records and events of erasures, and of events of who changed what: an older program would go on to tell of
+/// who was erased, and take changes for something else.
 pub const OF_ERASURES: u32 = 6;
 
 /// A message that stands on a topic.

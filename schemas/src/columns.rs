@@ -15,8 +15,8 @@ use arrow::datatypes::{
 use crate::Error;
 use crate::address;
 use crate::block::{
-    Block, Bounce, Click, Complaint, Delivery, DeliveryDelay, FieldKind, FieldValue, Fields, Lifecycle, Open, Reject,
-    RenderingFailure, Reply, StatusChange, Subscription, WebhookChange,
+    Activity, Block, Bounce, Click, Complaint, Delivery, DeliveryDelay, FieldKind, FieldValue, Fields, Lifecycle, Open,
+    Reject, RenderingFailure, Reply, StatusChange, Subscription, WebhookChange,
 };
 use crate::event::{Event, Tags};
 use crate::ids::{AccountId, ConfigSetId, DestinationId};
@@ -112,6 +112,7 @@ blocks! {
     status: StatusChange = "status",
     webhook: WebhookChange = "webhook",
     lifecycle: Lifecycle = "lifecycle",
+    activity: Activity = "activity",
 }
 
 /// The columns of an event, in their order.

@@ -130,9 +130,9 @@ impl Surface {
     fn is_for(self, kind: EventType) -> bool {
         match self {
             Self::Operational => kind.is_webhook_change(),
-            Self::Account => !kind.is_webhook_change() && kind != EventType::RecipientErased,
+            Self::Account => !kind.is_webhook_change() && !kind.is_for_nobody(),
             Self::ConfigSet | Self::Sendcomms | Self::Zmailer => {
-                !kind.is_webhook_change() && !matches!(kind, EventType::Lifecycle | EventType::RecipientErased)
+                !kind.is_webhook_change() && kind != EventType::Lifecycle && !kind.is_for_nobody()
             }
         }
     }

@@ -56,7 +56,7 @@ pub struct EventFact {
     #[prost(bytes = "vec", optional, tag = "14")]
     pub lent_identity: Option<Vec<u8>>,
     /// The block of its type.
-    #[prost(oneof = "Block", tags = "40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52")]
+    #[prost(oneof = "Block", tags = "40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53")]
     pub block: Option<Block>,
 }
 
@@ -151,7 +151,7 @@ pub struct Event {
     #[prost(bytes = "vec", optional, tag = "26")]
     pub config_set_id: Option<Vec<u8>>,
     /// The block of its type.
-    #[prost(oneof = "Block", tags = "40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52")]
+    #[prost(oneof = "Block", tags = "40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53")]
     pub block: Option<Block>,
 }
 

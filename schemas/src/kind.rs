@@ -49,11 +49,13 @@ pub enum EventType {
     Lifecycle = 30,
     /// A recipient is to be erased: whatever came before in the partition. No webhook is told.
     RecipientErased = 40,
+    /// Somebody changed the account's configuration. No webhook is told, and lists of events leave it out unless asked for it.
+    ConfigurationChanged = 41,
 }
 
 impl EventType {
     /// Every type, in the order of their codes.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Send,
         Self::Delivery,
         Self::Bounce,
@@ -74,6 +76,7 @@ impl EventType {
         Self::WebhookDisabled,
         Self::Lifecycle,
         Self::RecipientErased,
+        Self::ConfigurationChanged,
     ];
 
     /// The SES name: `Send`, `Delivery`, …
@@ -100,6 +103,7 @@ impl EventType {
             Self::WebhookDisabled => "WebhookDisabled",
             Self::Lifecycle => "Lifecycle",
             Self::RecipientErased => "RecipientErased",
+            Self::ConfigurationChanged => "ConfigurationChanged",
         }
     }
 
@@ -127,6 +131,7 @@ impl EventType {
             Self::WebhookDisabled => "webhook.disabled",
             Self::Lifecycle => "lifecycle",
             Self::RecipientErased => "recipient.erased",
+            Self::ConfigurationChanged => "configuration.changed",
         }
     }
 
@@ -161,6 +166,7 @@ impl EventType {
             "webhookdisabled" => Self::WebhookDisabled,
             "lifecycle" => Self::Lifecycle,
             "recipienterased" => Self::RecipientErased,
+            "configurationchanged" => Self::ConfigurationChanged,
             _ => return None,
         })
     }
@@ -181,6 +187,7 @@ impl EventType {
             Self::Subscription => "subscription",
             Self::WebhookFailing | Self::WebhookRecovered | Self::WebhookDisabled => "webhook",
             Self::Lifecycle => "lifecycle",
+            Self::ConfigurationChanged => "activity",
             _ => "status",
         }
     }
@@ -192,8 +199,13 @@ impl EventType {
 
     /// Whether a partner may stream events of this type in.
     pub fn is_streamable(self) -> bool {
-        let other = matches!(self, Self::Unspecified | Self::Lifecycle | Self::RecipientErased);
-        !other && !self.is_status() && !self.is_webhook_change()
+        let other = matches!(self, Self::Unspecified | Self::Lifecycle);
+        !other && !self.is_status() && !self.is_webhook_change() && !self.is_for_nobody()
+    }
+
+    /// Whether no webhook is told of it.
+    pub fn is_for_nobody(self) -> bool {
+        matches!(self, Self::RecipientErased | Self::ConfigurationChanged)
     }
 
     /// Whether this is a change of a webhook's health.
@@ -204,7 +216,7 @@ impl EventType {
     /// The format of an event of this type; see [`crate::codec`].
     pub fn version(self) -> u32 {
         match self {
-            Self::RecipientErased => crate::codec::OF_ERASURES,
+            Self::RecipientErased | Self::ConfigurationChanged => crate::codec::OF_ERASURES,
             _ if self.is_webhook_change() || self == Self::Lifecycle => crate::codec::OF_WEBHOOKS,
             _ => crate::codec::VERSION,
         }

@@ -6,6 +6,7 @@ use crate::event::Event;
 /// Columns of the archive of events that may say something of a person. `block.*` is every field of a block that is not
 /// named as `!block.field`.
 pub const PERSONAL: &[&str] = &[
+    "activity.*",
     "bounce.*",
     "click.*",
     "complaint.*",
@@ -24,6 +25,10 @@ pub const PERSONAL: &[&str] = &[
     "subject",
     "subscription.*",
     "tags",
+    "!activity.action",
+    "!activity.actor",
+    "!activity.actor_id",
+    "!activity.subject",
     "!bounce.bounceSubType",
     "!bounce.bounceType",
     "!bounce.status",
@@ -63,6 +68,7 @@ pub fn strip(event: &mut Event) {
         Block::Reply(block) => Block::Reply(stripped(&block, "reply")),
         Block::Subscription(block) => Block::Subscription(stripped(&block, "subscription")),
         Block::Lifecycle(block) => Block::Lifecycle(stripped(&block, "lifecycle")),
+        Block::Activity(block) => Block::Activity(stripped(&block, "activity")),
         Block::StatusChange(_) | Block::WebhookChange(_) => block,
     });
 }

@@ -24,6 +24,9 @@ pub struct Record {
     /// Where it was read, if not at our own door. Such a record is of version [`crate::codec::SOURCED`].
     #[prost(message, optional, tag = "5")]
     pub source: Option<SourcePosition>,
+    /// Who asks for a change, if that is to be told.
+    #[prost(message, optional, tag = "6")]
+    pub actor: Option<Actor>,
     /// What is asked or told.
     #[prost(oneof = "Body", tags = "10, 11, 12, 13, 14, 15, 16")]
     pub body: Option<Body>,
@@ -71,6 +74,17 @@ pub struct SourcePosition {
     /// Whatever stood before this offset is in the log, in whichever intake partition.
     #[prost(uint64, tag = "6")]
     pub settled: u64,
+}
+
+/// Who asks for a change.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Actor {
+    /// The key, sixteen bytes; empty: the administrator.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key_id: Vec<u8>,
+    /// Where the request came from, if that is known.
+    #[prost(string, tag = "2")]
+    pub address: String,
 }
 
 /// The address of a waiting request.

@@ -10,8 +10,11 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::directory::KeyOwner;
 use crate::ids::AccountId;
+use crate::networks::ClientAddress;
 use crate::problem::{Code, Problem};
+use crate::record::Actor;
 
 /// A success: `{"success":true}` and the fields of `T`.
 #[derive(Serialize)]
@@ -44,6 +47,24 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
         query.map(|query| Self(query.0)).map_err(|cause| invalid_param(format!("query: {}", cause.body_text())))
+    }
+}
+
+/// Whose a request is, by what it was let through with: a key, or the administrator's.
+pub fn actor(extensions: &axum::http::Extensions) -> Actor {
+    let key = extensions.get::<KeyOwner>().map(|owner| owner.key.bytes().to_vec());
+    let address = extensions.get::<ClientAddress>().map(|client| client.0.to_string());
+    Actor { key_id: key.unwrap_or_default(), address: address.unwrap_or_default() }
+}
+
+/// See [`actor`].
+pub struct By(pub Actor);
+
+impl<S: Send + Sync> FromRequestParts<S> for By {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(actor(&parts.extensions)))
     }
 }
 

@@ -130,6 +130,11 @@ impl Stage {
 }
 
 impl Partner {
+    /// Calls that set it up: account, key, identity and its proof; of each set, itself and two webhooks.
+    pub fn calls(&self) -> u64 {
+        4 + 3 * self.sets
+    }
+
     /// Gets from the partner's own routes.
     ///
     /// # Errors

@@ -57,7 +57,8 @@ os.chdir(os.path.dirname(sys.argv[1]))
 duckdb.sql(open(sys.argv[2]).read())
 audit = all(row[4] for row in duckdb.sql("select * from audit").fetchall())
 daily = duckdb.sql("select * from daily").fetchall()
-first = rows.sort_by([("seq", "ascending")]).slice(0, 1).to_pylist()[0]
+import pyarrow.compute as pc
+first = rows.filter(pc.field("event_type") == "Send").sort_by([("seq", "ascending")]).slice(0, 1).to_pylist()[0]
 print(json.dumps({"rows": rows.num_rows, "columns": rows.schema.names, "duck": duck, "audit": audit, "daily": daily, "files": len(files),
     "types": {f.name: str(f.type) for f in rows.schema}, "partitions": table.metadata().partition_columns, "first": first}, default=str))
 "#;
@@ -80,8 +81,9 @@ async fn python_opens_it_and_counts_the_same() {
     let output = Command::new(python).args(["-c", COUNT]).arg(&table).arg(views).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(told["rows"], log.len(), "after a clean stop it holds every event");
-    assert_eq!(told["duck"][0], log.len());
+    let rows = log.len() as u64 + CALLS;
+    assert_eq!(told["rows"], rows, "after a clean stop it holds every event");
+    assert_eq!(told["duck"][0], rows);
     assert_eq!(told["duck"][2], 8);
     assert_eq!(told["partitions"], json!(["dt"]));
     assert_eq!(told["audit"], true);
@@ -141,7 +143,7 @@ async fn no_event_is_missing_or_doubled_while_files_are_made_and_merged() {
             let seqs: std::collections::BTreeSet<u64> =
                 found.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
             assert_eq!((found.len() as u64, seqs.len() as u64), (told, told));
-            assert_eq!(seqs.last().copied(), Some(told - 1));
+            assert_eq!(seqs.last().copied(), Some(CALLS + told - 1));
             looks += 1;
             tokio::time::sleep(std::time::Duration::from_millis(600)).await;
         }

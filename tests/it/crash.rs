@@ -69,6 +69,7 @@ pub async fn survive_kills(further: &[(&str, &str)], kills: u64) {
     }
     let api = Api::new(&process.base, &key);
     let mut log = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    log.extend(api.rows(&format!("{PARTNER}/activity"), "activity").await.unwrap());
     log.sort_by_key(|event| event["seq"].as_u64());
     for (at, event) in log.iter().enumerate() {
         assert_eq!(event["seq"], at, "numbers are dense");

@@ -395,7 +395,9 @@ impl Client {
         let mails: usize = wanted.values().map(Vec::len).sum();
         eventually("every event is posted", async || posted() >= mails).await;
         assert_eq!(posted(), mails, "{name}: nothing else is");
-        log.iter().map(|event| (event["partition"].as_u64().unwrap(), event["seq"].as_u64().unwrap())).collect()
+        let activity = api.rows(&format!("{PARTNER}/activity"), "activity").await.unwrap();
+        let all = log.iter().chain(&activity);
+        all.map(|event| (event["partition"].as_u64().unwrap(), event["seq"].as_u64().unwrap())).collect()
     }
 }
 

@@ -72,14 +72,14 @@ async fn events_lie_on_topics_numbered_without_holes_and_the_pause_is_exact() {
     let (status, refused) = partner.try_send(&["success@inbox.example"]).await;
     assert_eq!((status, &refused["error"]), (403, &json!("SENDING_PAUSED")));
     receiver.wait("/", 1).await;
-    let log = partner.log().await;
+    let log = partner.everything().await;
     let stats = partner.get("/stats?from=2026-05-01&to=2026-05-02").await;
     assert_eq!(stats["totals"]["sends"], 401);
 
     // A restart steps nothing twice and shows the same.
     let server = server.restart().await;
     let partner = partner.on(&server);
-    assert_eq!(partner.log().await.len(), log.len());
+    assert_eq!(partner.everything().await.len(), log.len());
     assert_eq!(partner.get("/stats?from=2026-05-01&to=2026-05-02").await["totals"], stats["totals"]);
     assert_eq!(partner.try_send(&["success@inbox.example"]).await.0, 403);
 

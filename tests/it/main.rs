@@ -1,6 +1,7 @@
 //! Scenarios through the real HTTP surface, one file each.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it is a test, and a skipped one says so")]
 
+mod activity;
 mod adversary;
 mod archive;
 mod audit;

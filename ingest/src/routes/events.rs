@@ -69,7 +69,7 @@ pub(super) async fn post_events(
     let claimed = match idempotency(&headers, "events", &payload.bytes)? {
         Some(key) => {
             lend_identities(&mut facts, &key);
-            claim(&ingest, account, stamp, key, body.clone()).await?
+            claim(&ingest, account, stamp.clone(), key, body.clone()).await?
         }
         None => None,
     };

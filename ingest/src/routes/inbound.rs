@@ -55,7 +55,7 @@ impl Ingest {
         let account = owner.account.id();
         self.admit(Kind::Command, self.partition(account))?;
         let body = Body::Command(Command { change: Some(Change::Lifecycle(lifecycle)) });
-        self.durable(self.append(account, stamp.0, None, body)).await?;
+        self.durable(self.append(account, stamp.time, None, body)).await?;
         Ok(())
     }
 }

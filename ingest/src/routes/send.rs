@@ -148,7 +148,7 @@ pub(super) async fn send(
     if !ingest.parts().clock.is_simulated() {
         ingest.inner.guard.check_send(&owner.account)?;
     }
-    request.content = Some(store(&ingest, stamp, content).await?);
+    request.content = Some(store(&ingest, &stamp, content).await?);
     let decision = ingest.decide(owner.account.id(), stamp, Body::Send(request)).await?;
     let response = match decision.outcome {
         Some(Outcome::Sent(sent)) => {
@@ -278,7 +278,7 @@ fn attachment(given: AttachmentRequest) -> Result<Attachment, Problem> {
 }
 
 /// Puts content where it belongs: into the record, or into the blob store first.
-async fn store(ingest: &Ingest, stamp: Stamp, content: MailContent) -> Result<Content, Problem> {
+async fn store(ingest: &Ingest, stamp: &Stamp, content: MailContent) -> Result<Content, Problem> {
     let encoded = sendtrail_schemas::mail::encoded_len(&content);
     if encoded <= ingest.limits().inline_bytes {
         return Ok(Content { body: Some(ContentBody::Inline(content)) });

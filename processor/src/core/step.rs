@@ -1,5 +1,6 @@
 //! One record applied to the state: the only place where an account changes.
 
+mod activity;
 mod command;
 mod erasure;
 mod fact;
@@ -16,7 +17,8 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, Mail};
 use sendtrail_schemas::problem::Code;
 use sendtrail_schemas::record::{
-    Body, Change, Command, Decision, EraseRecipient, Outcome, Record, Refusal, Settings, SourcePosition, Unreadable,
+    Actor, Body, Change, Command, Decision, EraseRecipient, Outcome, Record, Refusal, Settings, SourcePosition,
+    Unreadable,
 };
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::Topic;
@@ -33,7 +35,8 @@ use super::source::{Marks, Place};
 /// 1. An event finds the configuration set of its message by the set's name.
 /// 2. By its identifier: mail in flight stays with a set that is renamed.
 /// 3. The state knows how far sources were read, which a program that does not must not write over.
-pub const LOGIC_VERSION: u32 = 3;
+/// 4. A change that somebody asked for is told, with who it was.
+pub const LOGIC_VERSION: u32 = 4;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
 static DEFAULT_SETTINGS: Settings =
@@ -110,8 +113,8 @@ pub fn step(
         }
     }
     let account = record.account();
-    let source = record.source.take();
-    let mut step = Step { overlay, effects, t, offset, source };
+    let (source, actor) = (record.source.take(), record.actor.take());
+    let mut step = Step { overlay, effects, t, offset, source, actor };
     let outcome = if let (Some(Body::Fact(fact)), Some(account)) = (&mut record.body, account) {
         step.fact(account, fact, keys);
         None
@@ -150,7 +153,7 @@ pub fn skip(
     if let Ok(Record { source: Some(source), .. }) = codec::decode::<Record>(&payload) {
         overlay.progress.sources.follow(&source);
     }
-    Step { overlay, effects, t, offset, source: None }.dead_letter(payload, reason.into());
+    Step { overlay, effects, t, offset, source: None, actor: None }.dead_letter(payload, reason.into());
 }
 
 /// One step under way.
@@ -161,6 +164,8 @@ struct Step<'a> {
     offset: u64,
     /// Where the record was read, if not at our own door.
     source: Option<SourcePosition>,
+    /// Who asks for a change.
+    actor: Option<Actor>,
 }
 
 /// What a request is told, and whether it was told so before.

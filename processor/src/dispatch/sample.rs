@@ -43,7 +43,9 @@ fn block(kind: EventType) -> Option<Block> {
     let some = |text: &str| Some(text.to_owned());
     let (ip_address, user_agent) = (some("192.0.2.1"), some("Mozilla/5.0 (sample)"));
     Some(match kind {
-        EventType::Unspecified | EventType::Send | EventType::RecipientErased => return None,
+        EventType::Unspecified | EventType::Send | EventType::RecipientErased | EventType::ConfigurationChanged => {
+            return None;
+        }
         EventType::Delivery => Block::Delivery(Delivery {
             smtp_response: some("250 2.0.0 OK"),
             processing_time_millis: Some(420),

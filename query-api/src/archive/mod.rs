@@ -26,7 +26,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 
-use crate::analytics::{Analytics, EventQuery, Position};
+use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
 use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
 use lookup::{LookUp, Wanted};
@@ -326,7 +326,9 @@ fn conditions(query: &EventQuery, part: Part) -> Vec<Expr> {
     let mut all: Vec<Expr> = part.predicate().into_iter().collect();
     all.extend(query.from.map(|from| col("occurred_at").gt_eq(time(from))));
     all.extend(query.to.map(|to| col("occurred_at").lt(time(to))));
-    if !query.kinds.is_empty() {
+    if query.kinds.is_empty() {
+        all.push(col("event_type").not_eq(lit(UNASKED.name())));
+    } else {
         let names = query.kinds.iter().map(|kind| lit(kind.name())).collect();
         all.push(col("event_type").in_list(names, false));
     }

@@ -18,7 +18,7 @@ use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use serde::Deserialize;
 
-use crate::analytics::{Analytics, EventQuery, Position};
+use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
 use crate::archive::{DataFusionAnalytics, Part};
 use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
@@ -230,7 +230,9 @@ impl Filter {
     }
 
     fn events(&mut self, query: &EventQuery) {
-        if !query.kinds.is_empty() {
+        if query.kinds.is_empty() {
+            self.conditions.push(format!("event_type != '{}'", UNASKED.name()));
+        } else {
             let names = query.kinds.iter().map(|kind| kind.name().to_owned()).collect();
             let names = self.value("Array(String)", Value::Texts(names));
             self.conditions.push(format!("has({names}, event_type)"));

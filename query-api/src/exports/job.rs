@@ -22,6 +22,8 @@ pub enum Dataset {
     WebhookAttempts,
     /// Hourly sums.
     Stats,
+    /// Who changed what of an account, and when.
+    Activity,
 }
 
 impl Dataset {
@@ -33,6 +35,7 @@ impl Dataset {
             Self::StatusChanges => "status_changes",
             Self::WebhookAttempts => "webhook_attempts",
             Self::Stats => "stats",
+            Self::Activity => "activity",
         }
     }
 }

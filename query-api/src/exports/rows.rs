@@ -16,7 +16,7 @@ use sendtrail_schemas::rollup::{HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Hour, Millis};
 
 use super::job::{Dataset, Job, Part};
-use crate::analytics::{EventQuery, TagFilter};
+use crate::analytics::{EventQuery, TagFilter, UNASKED};
 use crate::archive::DataFusionAnalytics;
 use crate::archive::attempts::ArchivedAttempts;
 use crate::{Analytics, Error, Rollups};
@@ -64,11 +64,15 @@ impl Rows {
     pub async fn of<'a>(&'a self, job: &'a Job, part: &'a Part) -> Result<Batches<'a>, Error> {
         let filters = &job.request.filters;
         Ok(match job.request.dataset {
-            Dataset::Events | Dataset::StatusChanges => {
-                let is_wanted = |kind: &EventType| job.request.dataset == Dataset::Events || kind.is_status();
+            dataset @ (Dataset::Events | Dataset::StatusChanges | Dataset::Activity) => {
+                let is_wanted = |kind: &EventType| match dataset {
+                    Dataset::StatusChanges => kind.is_status(),
+                    Dataset::Activity => *kind == UNASKED,
+                    _ => true,
+                };
                 let mut kinds: Vec<EventType> = filters.kinds().filter(is_wanted).collect();
-                if job.request.dataset == Dataset::StatusChanges && filters.event_types.is_empty() {
-                    kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
+                if dataset != Dataset::Events && filters.event_types.is_empty() {
+                    kinds = EventType::ALL.into_iter().filter(is_wanted).collect();
                 }
                 let query = EventQuery {
                     from: Some(part.from),

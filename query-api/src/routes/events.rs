@@ -15,7 +15,7 @@ use sendtrail_schemas::web::{Path, Query as Params, account_id, invalid_param, o
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::analytics::{EventQuery, Position, TagFilter};
+use crate::analytics::{EventQuery, Position, TagFilter, UNASKED};
 use crate::show::{EventView, deliveries, event as show, message_status};
 use crate::{Answered, Error, Query, Source, cursor};
 
@@ -27,7 +27,7 @@ const MESSAGE_EVENTS: usize = 20_000;
 /// How long the outcome of a webhook is known (S2: 30 days).
 const OUTCOMES_KNOWN: i64 = 30 * DAY;
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 pub(super) struct EventParams {
     day_bucket: Option<String>,
     from: Option<String>,
@@ -233,6 +233,63 @@ pub(super) struct HistoryParams {
 struct History {
     history: Vec<EventView>,
     next_cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ActivityParams {
+    from: Option<String>,
+    to: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct ActivityList {
+    activity: Vec<EventView>,
+    next_cursor: Option<String>,
+}
+
+impl Query {
+    async fn activity(&self, account: AccountId, params: ActivityParams) -> Result<Response, Problem> {
+        let ActivityParams { from, to, limit, cursor } = params;
+        let only = EventParams { from, to, limit, cursor, ..EventParams::default() };
+        let wanted = EventQuery { kinds: vec![UNASKED], ..only.read(account)? };
+        let Answered { value: (activity, next_cursor), as_of } = read_page(self, wanted).await?;
+        Ok(dated(ok(ActivityList { activity, next_cursor }), as_of))
+    }
+}
+
+/// List who changed what of the account, newest first: keys, identities, configuration sets, webhooks, suppressions, and what
+/// the administrator did.
+#[utoipa::path(get, path = "/activity", tag = "activity",
+    params(("from" = Option<String>, Query, description = "a day, or RFC 3339"), ("to" = Option<String>, Query, description = "exclusive"),
+        ("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
+    responses((status = 200, description = "changes", body = inline(ActivityList)), (status = 400, description = "INVALID_PARAM")))]
+pub(super) async fn activity(
+    State(query): State<Query>,
+    Extension(owner): Extension<KeyOwner>,
+    Params(params): Params<ActivityParams>,
+) -> Result<Response, Problem> {
+    query.activity(owner.account.id(), params).await
+}
+
+/// List who changed what of an account, newest first.
+#[utoipa::path(get, path = "/accounts/{account_id}/activity", tag = "admin", operation_id = "admin_activity",
+    params(("account_id" = String, Path), ("from" = Option<String>, Query, description = "a day, or RFC 3339"),
+        ("to" = Option<String>, Query, description = "exclusive"), ("limit" = Option<u16>, Query, description = "1 to 1000"),
+        ("cursor" = Option<String>, Query)),
+    responses((status = 200, description = "changes", body = inline(ActivityList)), (status = 400, description = "INVALID_PARAM"),
+        (status = 404, description = "PARTNER_NOT_FOUND")))]
+pub(super) async fn admin_activity(
+    State(query): State<Query>,
+    Path(account): Path<String>,
+    Params(params): Params<ActivityParams>,
+) -> Result<Response, Problem> {
+    let account = account_id(&account)?;
+    if query.parts().directory.account(account).is_none() {
+        return Err(Problem::new(Code::PartnerNotFound, "no such account"));
+    }
+    query.activity(account, params).await
 }
 
 /// List an account's changes of status with their evidence, newest first.

@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::Body;
 use super::events::time;
 use crate::Query;
+use crate::analytics::UNASKED;
 use crate::exports::{Asker, Dataset, Exports, Filters, Format, Job, Request, Status};
 
 /// Accounts among which one is looked for in each partition.
@@ -32,7 +33,7 @@ const MAX_DAYS: i64 = 3_660;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExportRequest {
-    /// `events`, `suppressions`, `status_changes`, `webhook_attempts` or `stats`.
+    /// `events`, `suppressions`, `status_changes`, `webhook_attempts`, `stats` or `activity`.
     #[schema(value_type = String)]
     dataset: String,
     /// A day or a time, inclusive; of suppressions it may be left out. Of `stats`, hours that begin before `to`.
@@ -151,7 +152,7 @@ impl ExportRequest {
             let read = serde_json::from_value(text.into());
             read.map_err(|_| invalid(format!("{what} is {all}")))
         }
-        let all = "events, suppressions, status_changes, webhook_attempts or stats";
+        let all = "events, suppressions, status_changes, webhook_attempts, stats or activity";
         let dataset: Dataset = named("dataset", &self.dataset, all)?;
         let format = self.format.as_deref().map(|text| named("format", text, "parquet, csv or ndjson"));
         let at = |name: &str, text: &Option<String>| {
@@ -181,10 +182,13 @@ impl ExportRequest {
             if dataset == Dataset::StatusChanges && !kind.is_status() {
                 return Err(invalid(format!("event_types: {name:?} is no change of status")));
             }
+            if dataset == Dataset::Activity && kind != UNASKED {
+                return Err(invalid(format!("event_types: {name:?} is no change of configuration")));
+            }
         }
         let of_events = [&filters.recipient, &filters.message_id, &filters.configuration_set_name, &filters.tag];
         let has_events = of_events.iter().any(|filter| filter.is_some()) || !filters.event_types.is_empty();
-        let events = matches!(dataset, Dataset::Events | Dataset::StatusChanges);
+        let events = matches!(dataset, Dataset::Events | Dataset::StatusChanges | Dataset::Activity);
         if (has_events && !events) || (filters.destination_id.is_some() && dataset != Dataset::WebhookAttempts) {
             return Err(invalid(format!("there are filters that {} does not have", dataset.name())));
         }

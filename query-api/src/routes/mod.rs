@@ -26,6 +26,7 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
     OpenApiRouter::new()
         .routes(routes!(events::list))
         .routes(routes!(events::message))
+        .routes(routes!(events::activity))
         .routes(routes!(deliveries::list))
         .routes(routes!(deliveries::get))
         .routes(routes!(replays::retry))
@@ -44,6 +45,7 @@ pub fn partner_routes() -> OpenApiRouter<Query> {
 pub fn admin_routes() -> OpenApiRouter<Query> {
     OpenApiRouter::new()
         .routes(routes!(events::history))
+        .routes(routes!(events::admin_activity))
         .routes(routes!(reconciliation::reconciliation))
         .routes(routes!(exports::admin_start, exports::admin_list))
         .routes(routes!(exports::admin_get, exports::admin_remove))

@@ -10,9 +10,9 @@ use sendtrail_schemas::ids::{AccountId, DestinationId, ReplayId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::record::Change;
+use sendtrail_schemas::record::{Actor, Change};
 use sendtrail_schemas::time::{DAY, Millis};
-use sendtrail_schemas::web::{Nothing, Path, created, id, invalid, ok, optional_json};
+use sendtrail_schemas::web::{By, Nothing, Path, created, id, invalid, ok, optional_json};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -94,11 +94,17 @@ struct DryView {
 }
 
 impl Query {
-    async fn start(&self, account: AccountId, query: ReplayQuery, rate: u32) -> Result<Response, Problem> {
+    async fn start(
+        &self,
+        account: AccountId,
+        actor: Actor,
+        query: ReplayQuery,
+        rate: u32,
+    ) -> Result<Response, Problem> {
         let id = ReplayId(fresh());
         let replay =
             Replay { replay_id: id.bytes().to_vec(), query: Some(query), rate_per_second: rate, ..Replay::default() };
-        self.parts().changes.make(account, Change::StartReplay(replay)).await?;
+        self.parts().changes.make(account, actor, Change::StartReplay(replay)).await?;
         Ok(created(OneReplay { replay: replay_view(&self.replay(account, id)?) }))
     }
 
@@ -146,6 +152,7 @@ fn fresh() -> uuid::Uuid {
 pub(super) async fn retry(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
+    By(actor): By,
     Path(delivery): Path<String>,
 ) -> Result<Response, Problem> {
     let account = owner.account.id();
@@ -159,7 +166,7 @@ pub(super) async fn retry(
         seq: Some(row.seq),
         ..ReplayQuery::default()
     };
-    query.start(account, wanted, 0).await
+    query.start(account, actor, wanted, 0).await
 }
 
 /// Since when.
@@ -180,6 +187,7 @@ pub(super) struct RecoverRequest {
 pub(super) async fn recover(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
+    By(actor): By,
     Path(destination): Path<String>,
     Body(body): Body,
 ) -> Result<Response, Problem> {
@@ -195,7 +203,7 @@ pub(super) async fn recover(
         statuses: vec![DeliveryStatus::GaveUp as i32],
         ..ReplayQuery::default()
     };
-    query.start(account.id(), wanted, rate(request.rate_per_second)?).await
+    query.start(account.id(), actor, wanted, rate(request.rate_per_second)?).await
 }
 
 fn body_time(name: &str, text: &str) -> Result<Millis, Problem> {
@@ -246,6 +254,7 @@ pub(super) struct ReplayRequest {
 pub(super) async fn replay(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
+    By(actor): By,
     Body(body): Body,
 ) -> Result<Response, Problem> {
     let request: ReplayRequest = optional_json(&body)?;
@@ -278,7 +287,7 @@ pub(super) async fn replay(
     if request.dry_run {
         return Ok(ok(Dry { dry_run: query.dry(owner.account.id(), &wanted).await? }));
     }
-    query.start(owner.account.id(), wanted, rate).await
+    query.start(owner.account.id(), actor, wanted, rate).await
 }
 
 #[derive(Serialize, ToSchema)]
@@ -316,9 +325,10 @@ pub(super) async fn get_replay(
 pub(super) async fn cancel_replay(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
+    By(actor): By,
     Path(replay): Path<String>,
 ) -> Result<Response, Problem> {
     let id: ReplayId = id(&replay, Code::NotFound, "replay")?;
-    query.parts().changes.make(owner.account.id(), Change::CancelReplay(id.bytes().to_vec())).await?;
+    query.parts().changes.make(owner.account.id(), actor, Change::CancelReplay(id.bytes().to_vec())).await?;
     Ok(ok(Nothing {}))
 }

@@ -152,6 +152,9 @@ impl Stopped {
     }
 }
 
+/// Rows of activity that [`Server::partner`] makes: the account, a key, an identity and its proof.
+pub const CALLS: u64 = 4;
+
 /// An account with a key.
 pub struct Partner {
     /// At noon, where time is simulated.
@@ -194,9 +197,22 @@ impl Partner {
         self.api.rows(&format!("{PARTNER}{path}"), name).await.unwrap()
     }
 
+    /// Who changed what, the newest first.
+    pub async fn activity(&self) -> Vec<Value> {
+        self.rows("/activity", "activity").await
+    }
+
     /// Every event, in the order of the log.
     pub async fn log(&self) -> Vec<Value> {
         let mut events = self.rows("/events?from=2000-01-01", "events").await;
+        events.sort_by_key(|event| event["seq"].as_u64());
+        events
+    }
+
+    /// The same with who changed what: all that the archive has of the account.
+    pub async fn everything(&self) -> Vec<Value> {
+        let mut events = self.log().await;
+        events.extend(self.activity().await);
         events.sort_by_key(|event| event["seq"].as_u64());
         events
     }

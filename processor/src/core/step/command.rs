@@ -30,6 +30,15 @@ pub(super) fn no_set() -> Told {
 
 impl Step<'_> {
     pub(super) fn command(&mut self, id: AccountId, change: Change, keys: &Keys) -> Told {
+        let activity = self.actor.take().and_then(|actor| self.activity(&change, &actor));
+        let told = self.apply_change(id, change, keys);
+        if let Some(activity) = activity.filter(|_| matches!(told.0, Outcome::Done(Done { changed: true }))) {
+            self.tell_activity(id, activity);
+        }
+        told
+    }
+
+    fn apply_change(&mut self, id: AccountId, change: Change, keys: &Keys) -> Told {
         match change {
             Change::CreateAccount(fields) => return self.create_account(id, fields),
             Change::Claim(claim) => return self.claim(claim, keys),

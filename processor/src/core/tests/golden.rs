@@ -14,9 +14,9 @@ use sendtrail_schemas::destination::{Destination, Dialect, Health, Replay, Repla
 use sendtrail_schemas::event::EventFact;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{
-    AccountFields, Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch,
-    EndErasure, EraseRecipient, Idempotency, IdentityName, Pause, Record, ReplyTo, Resume, RotateSecret, SendRequest,
-    SetIdentityStatus, Settings, SourcePosition, Tick, Unreadable, WebhookHealth,
+    AccountFields, Actor, Body, Change, Claim, Command, ConfigSetPatch, CreateDestination, DestinationName,
+    DestinationPatch, EndErasure, EraseRecipient, Idempotency, IdentityName, Pause, Record, ReplyTo, Resume,
+    RotateSecret, SendRequest, SetIdentityStatus, Settings, SourcePosition, Tick, Unreadable, WebhookHealth,
 };
 use sendtrail_schemas::time::{DAY, HOUR, MINUTE, Millis};
 
@@ -397,6 +397,22 @@ fn script_with_erasures() -> Vec<(Millis, Record)> {
     tell(HOUR, codec::VERSION, Body::Send(send("t2", &["jane@mail.example"])));
     tell(HOUR, codec::VERSION, Body::Fact(bounce("t2-0")));
     log
+}
+
+/// Changes that somebody asked for, of every kind that is told, under the logic that tells them.
+#[test]
+fn the_log_of_activity_gives_what_it_gave_under_either() {
+    let script = script_with_erasures().into_iter().enumerate().map(|(n, (at, record))| {
+        let key_id = if n % 3 == 0 { Vec::new() } else { vec![4; 16] };
+        (at, Record { actor: Some(Actor { key_id, address: "192.0.2.1".into() }), ..record })
+    });
+    bless("0.1-logic-4", script.collect());
+    let fourth = compare("0.1-logic-4", "0.1-logic-4", 4);
+    let third = compare("0.1-logic-4", "0.1-logic-4-under-3", 3);
+    assert!(fourth.len() > third.len());
+    for told in ["identity.created", "configuration_set.updated", "destination.created", "account.updated"] {
+        assert!(fourth.windows(told.len()).any(|bytes| bytes == told.as_bytes()), "{told}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The core against fixed scenarios and against a plain model.
 
+mod activity;
 mod erasures;
 mod golden;
 mod house;

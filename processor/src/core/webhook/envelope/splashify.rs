@@ -115,6 +115,7 @@ pub(super) fn block_value(event: &Event) -> Value {
         Some(Block::StatusChange(block)) => serde_json::to_value(block),
         Some(Block::WebhookChange(block)) => serde_json::to_value(block),
         Some(Block::Lifecycle(block)) => serde_json::to_value(block),
+        Some(Block::Activity(block)) => serde_json::to_value(block),
     };
     // Blocks are plain structs, which always serialize.
     value.unwrap_or_default()
