@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::{DAY, Millis};
 use sendtrail_schemas::web::{Query as Params, account_id, invalid_param, ok};
@@ -77,7 +78,9 @@ impl Query {
     ) -> Result<Compared, Error> {
         let parts = self.parts();
         parts.accounts.settle(account).await;
-        let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, usize::MAX) };
+        // Of every type: what lists leave out is in the stores all the same.
+        let kinds = EventType::ALL.to_vec();
+        let query = EventQuery { from: Some(from), to: Some(to), kinds, ..EventQuery::of(account, usize::MAX) };
         // What comes meanwhile is in one store before the others.
         let (log, kept, end) = parts.logged.numbers(account, from, to, *left).await?;
         let mut archive = parts.files.numbers(&query, *left).await?;
