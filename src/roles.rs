@@ -61,7 +61,8 @@ impl Role {
             Self::Processor => &[Topic::Intake, Topic::Events, Topic::Mail, Topic::DeadLetter],
             Self::Delivery => &[Topic::Intake, Topic::Mail],
             Self::Dispatcher => &[Topic::Intake, Topic::Events, Topic::Attempts],
-            Self::Sinks => &[Topic::Events, Topic::Attempts, Topic::DeadLetter],
+            // It tells when an erasure is over.
+            Self::Sinks => &[Topic::Intake, Topic::Events, Topic::Attempts, Topic::DeadLetter],
             Self::Query => &[Topic::Intake],
         }
     }

@@ -76,7 +76,9 @@ impl Sealed {
         }
         for (number, envelope) in sealed.folder.erasures()? {
             let erasure: Erasure = envelope.open(Erasure::FORMAT, &[envelope.key().unwrap_or(key.public())])?;
-            sealed.erased.extend(erasure.rows.iter().map(|row| (row.partition, row.seq)));
+            let rows = erasure.rows.iter().map(|row| (row.partition, row.seq));
+            let of_days: Vec<_> = rows.filter(|(partition, seq)| sealed.seal(*partition, *seq).is_some()).collect();
+            sealed.erased.extend(of_days);
             sealed.last_tombstone = sealed.last_tombstone.max(number);
         }
         Ok(sealed)
@@ -146,52 +148,63 @@ impl Sealed {
         Ok(())
     }
 
-    /// Writes the tombstone, and which salts are to go, durable when this returns. From now on these rows must be bare.
+    /// Writes the tombstone, and which salts are to go, durable when this returns; the tombstone's number. `None`: nothing that
+    /// is sealed is erased. The rows must now be made bare, in a commit that names the number.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`].
-    pub fn bury(&mut self, key: &SealKey, erased_at: String, reason: String) -> Result<(), Error> {
+    pub fn bury(mut self, key: &SealKey, erased_at: String, reason: String) -> Result<Option<u64>, Error> {
         self.going.retain(|going| !self.staying.contains(going));
         if self.going.is_empty() && self.rows.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let number = self.last_tombstone + 1;
-        // First, or a crash between would leave salts that nobody knows should go.
-        self.folder.write_going(number, &as_json(&Going { salts: self.going.clone() })?)?;
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_unstable_by_key(|row| (row.partition, row.seq));
         let erasure = Erasure { number, erased_at, reason, rows };
+        self.folder.write_going(number, &as_json(&Going { salts: self.going.clone() })?)?;
         self.folder.write_erasure(number, &key.sign(Erasure::FORMAT, &erasure)?)?;
-        self.last_tombstone = number;
-        Ok(())
+        Ok(Some(number))
     }
 
-    /// Deletes the salts that are to go, those of an erasure that did not come to its end too. The rows must be bare.
+    /// Ends what was begun before. `committed` is the last tombstone whose rows are bare: its salts are deleted. Tombstones after
+    /// it came to nothing, and so did whatever stands beside older ones: they are taken back, and rows and salts are as they were.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`].
-    pub fn forget(folder: &SealFolder) -> Result<(), Error> {
-        let mut by_seal: BTreeMap<u64, Vec<SubjectKey>> = BTreeMap::new();
-        let all = folder.going()?;
-        for (number, bytes) in &all {
-            let malformed = |cause| Error::Malformed(format!("the salts to go with tombstone {number}: {cause}"));
-            let going: Going = serde_json::from_slice(bytes).map_err(malformed)?;
-            for (seal, subject) in going.salts {
-                by_seal.entry(seal).or_default().push(subject);
+    pub fn settle(folder: &SealFolder, committed: u64) -> Result<(), Error> {
+        for (number, bytes) in folder.going()? {
+            if number == committed {
+                forget(folder, number, &bytes)?;
             }
+            folder.remove_going(number)?;
         }
-        for (seal, subjects) in by_seal {
-            let mut salts = folder.salts(seal)?;
-            let before = salts.len();
-            for subject in &subjects {
-                salts.remove(subject);
-            }
-            if salts.len() < before {
-                folder.replace_salts(seal, &salts)?;
-            }
+        for number in folder.erasure_numbers()?.into_iter().filter(|number| *number > committed) {
+            folder.remove_erasure(number)?;
         }
-        all.into_iter().try_for_each(|(number, _)| folder.remove_going(number))
+        Ok(())
     }
+}
+
+/// Deletes the salts that go with a tombstone.
+fn forget(folder: &SealFolder, number: u64, bytes: &[u8]) -> Result<(), Error> {
+    let malformed = |cause| Error::Malformed(format!("the salts to go with tombstone {number}: {cause}"));
+    let going: Going = serde_json::from_slice(bytes).map_err(malformed)?;
+    let mut by_seal: BTreeMap<u64, Vec<SubjectKey>> = BTreeMap::new();
+    for (seal, subject) in going.salts {
+        by_seal.entry(seal).or_default().push(subject);
+    }
+    for (seal, subjects) in by_seal {
+        let mut salts = folder.salts(seal)?;
+        let before = salts.len();
+        for subject in &subjects {
+            salts.remove(subject);
+        }
+        if salts.len() < before {
+            folder.replace_salts(seal, &salts)?;
+        }
+    }
+    Ok(())
 }
 
 fn as_json(going: &Going) -> Result<Vec<u8>, Error> {

@@ -113,6 +113,23 @@ impl SealFolder {
         self.files(GOING)
     }
 
+    /// The numbers of all tombstones.
+    ///
+    /// # Errors
+    /// As [`Self::seals`].
+    pub(crate) fn erasure_numbers(&self) -> Result<Vec<u64>, Error> {
+        Ok(self.files("erasure.json")?.into_iter().map(|(number, _)| number).collect())
+    }
+
+    /// Takes back a tombstone whose rows were never made bare.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn remove_erasure(&self, number: u64) -> Result<(), Error> {
+        let path = self.path(number, "erasure.json");
+        fs::remove_file(&path).map_err(Error::io(format!("remove {}", path.display())))
+    }
+
     /// They are gone.
     ///
     /// # Errors

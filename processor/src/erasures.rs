@@ -6,7 +6,7 @@
 //!
 //! Each step may be done again. A step whose store does not answer is tried again until it does.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,24 +14,26 @@ use clickhouse::Client;
 use metrics::{counter, gauge};
 use sendtrail_eventlog::failpoint::reach;
 use sendtrail_eventlog::{Batch, Clock, EventLog};
-use sendtrail_schemas::archive::ArchiveCell;
+use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Body, Change, Command, EndErasure, Record};
-use sendtrail_schemas::time::Millis;
+use sendtrail_schemas::time::{Day, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{Eraser, Table, Target, Who, clear_answers};
 use crate::clickhouse::{ClickHouseHandle, Rows, clear};
-use crate::projections::{ErasureJobs, Job};
+use crate::projections::{ErasureJobs, Job, KeptIn, Letters};
 use crate::{Error, ProjectionReader, blocking};
 
 /// How often to look for erasures.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often to look for what is too old.
 const RETAIN_EVERY: Duration = Duration::from_secs(600);
+/// How soon to look again after that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Erasures done in one go: each goes through the archive once.
 const TOGETHER: usize = 1_000;
 /// Accounts looked at in one go.
@@ -63,7 +65,7 @@ pub struct Erasures {
 type Attempted = HashMap<[u8; 10], u64>;
 
 impl Erasures {
-    /// Runs until `stop` is cancelled; a step under way is finished first.
+    /// Runs until `stop` is cancelled; a commit under way is finished first.
     pub async fn run(self, stop: CancellationToken) {
         // Told from the start, so that the first failure is seen.
         for name in
@@ -73,62 +75,51 @@ impl Erasures {
         }
         gauge!("sendtrail_erasures_pending").set(0.0);
         let mut attempted = Attempted::new();
-        let mut retained = None::<tokio::time::Instant>;
+        let mut retain_at = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            if let Err(error) = self.erase_due(&mut attempted).await {
+            if let Err(error) = self.erase_due(&mut attempted, &stop).await {
                 counter!("sendtrail_erasure_failures_total").increment(1);
                 tracing::warn!(%error, "an erasure does not get on; it is tried again");
             }
-            if retained.is_none_or(|at| at.elapsed() > RETAIN_EVERY) {
-                retained = Some(tokio::time::Instant::now());
-                if let Err(error) = self.retain().await {
+            if tokio::time::Instant::now() >= retain_at && !stop.is_cancelled() {
+                let retained = self.retain(&stop).await;
+                if let Err(error) = &retained {
                     counter!("sendtrail_erasure_failures_total").increment(1);
                     tracing::warn!(%error, "what is too old cannot be cleared; it is tried again");
-                    retained = None;
                 }
+                retain_at = tokio::time::Instant::now() + if retained.is_ok() { RETAIN_EVERY } else { RETRY_AFTER };
             }
         }
     }
 
-    /// Does what is due; how many erasures have reached every store.
-    ///
-    /// # Errors
-    /// Of the store that did not get on.
-    async fn erase_due(&self, attempted: &mut Attempted) -> Result<usize, Error> {
+    /// Does what is due, each as far as it gets on.
+    async fn erase_due(&self, attempted: &mut Attempted, stop: &CancellationToken) -> Result<(), Error> {
         let mut jobs = self.jobs.all()?;
         gauge!("sendtrail_erasures_pending").set(jobs.len() as f64);
         jobs.retain(|job| !self.is_held(job));
         jobs.truncate(TOGETHER);
-        if jobs.is_empty() {
-            return Ok(0);
-        }
         attempted.retain(|key, _| jobs.iter().any(|job| job.key() == *key));
-        self.clear_archive(&mut jobs, attempted).await?;
-        let mut done = 0;
-        for job in jobs.iter().filter(|job| job.archived) {
-            let account = AccountId::from_slice(&job.account_id)?;
-            let (letters, folded) = (self.letters.clone(), job.folded.clone());
-            blocking("clear dead letters", move || letters.clear_dead_letters(account, &folded)).await?;
-            if let Some((client, handle)) = &self.clickhouse {
-                // Whatever is inserted from here on was read from the archive as it is now.
-                if !handle.has(job.partition, job.seq + 1, PATIENCE).await {
-                    return Err(Error::Missing("ClickHouse has not yet what the archive has".into()));
-                }
-                let (partition, through) = (job.partition, job.seq);
-                clear(client, account, &Rows::Recipient { folded: job.folded.clone(), partition, through }).await?;
-            }
-            self.tell(job).await?;
-            reach("erase.told");
-            self.jobs.done(job)?;
-            counter!("sendtrail_erased_recipients_total").increment(1);
-            tracing::info!(%account, rows = job.rows, "a recipient was erased");
-            done += 1;
+        for job in &jobs {
+            let of = TopicPartition::new(Topic::Attempts, job.partition);
+            attempted.entry(job.key()).or_insert_with(|| *self.log.end(of).borrow());
         }
-        Ok(done)
+        let mut outcome = self.clear_archive(&mut jobs, attempted).await;
+        for job in jobs.iter().filter(|job| job.archived) {
+            if stop.is_cancelled() {
+                break;
+            }
+            let attempted = attempted.get(&job.key()).copied().unwrap_or(0);
+            let ended = tokio::select! {
+                ended = self.end(job, attempted) => ended,
+                () = stop.cancelled() => break,
+            };
+            outcome = outcome.and(ended);
+        }
+        outcome
     }
 
     fn is_held(&self, job: &Job) -> bool {
@@ -138,43 +129,76 @@ impl Erasures {
     }
 
     /// Clears those whose events are all in files, and what was answered to posts of them before the erasure was seen here.
-    async fn clear_archive(&self, jobs: &mut [Job], attempted: &mut Attempted) -> Result<(), Error> {
-        let mut due = Vec::new();
-        for job in jobs.iter_mut().filter(|job| !job.archived) {
-            let of = TopicPartition::new(Topic::Attempts, job.partition);
-            let attempted = *attempted.entry(job.key()).or_insert_with(|| *self.log.end(of).borrow());
-            let has_events = self.eraser.table.lock().await.mark(job.partition).await? > job.seq;
-            let has_answers = self.attempts.0.lock().await.mark(job.partition).await? >= attempted;
-            if has_events && has_answers {
-                due.push(job);
-            }
-        }
+    async fn clear_archive(&self, jobs: &mut [Job], attempted: &Attempted) -> Result<(), Error> {
+        let (events, answers) = (self.eraser.cell.load(), self.attempts.1.load());
+        let is_due = |job: &&mut Job| {
+            let filed = |view: &ArchiveView| view.filed.get(&job.partition).copied().unwrap_or(0);
+            let attempted = attempted.get(&job.key()).copied().unwrap_or(u64::MAX);
+            !job.archived && filed(&events) > job.seq && filed(&answers) >= attempted
+        };
+        let mut due: Vec<&mut Job> = jobs.iter_mut().filter(is_due).collect();
         if due.is_empty() {
             return Ok(());
         }
+        let Err(error) = self.clear_files(&mut due).await else { return Ok(()) };
+        if due.len() == 1 {
+            return Err(error);
+        }
+        // One that cannot be done must not keep the others.
+        let mut outcome = Ok(());
+        for job in due {
+            outcome = outcome.and(self.clear_files(&mut [job]).await);
+        }
+        outcome
+    }
+
+    async fn clear_files(&self, due: &mut [&mut Job]) -> Result<(), Error> {
         let target = |job: &Job| -> Result<Target, Error> {
             let account = AccountId::from_slice(&job.account_id)?.to_string();
             Ok(Target { account, who: Who::Recipient { folded: job.folded.clone(), through: job.seq } })
         };
-        let targets = due.iter().map(|job| target(job)).collect::<Result<_, _>>()?;
+        let targets: Vec<Target> = due.iter().map(|job| target(job)).collect::<Result<_, _>>()?;
+        let accounts = targets.iter().map(|target| target.account.clone()).collect();
         let erasing = self.eraser.begin(targets).await?;
         // Counted before they are cleared: afterwards nobody finds them. A crash in between finds none, or all of them again.
         for (job, rows) in due.iter_mut().zip(&erasing.found.rows) {
             job.rows = if *rows > 0 { *rows } else { job.rows };
         }
-        self.keep(&due)?;
-        clear_answers(&self.attempts.0, &self.attempts.1, erasing.found.places.clone()).await?;
+        self.keep(due)?;
+        clear_answers(&self.attempts.0, &self.attempts.1, accounts, erasing.found.places.clone()).await?;
         let ids = due.iter().filter_map(|job| uuid::Uuid::from_slice(&job.erasure_id).ok().map(|id| id.to_string()));
         let reason = format!("asked for: {}", ids.collect::<Vec<_>>().join(", "));
         let found = self.eraser.end(erasing, self.clock.now(), reason).await?;
         counter!("sendtrail_erased_rows_total").increment(found.rows.iter().sum());
         due.iter_mut().for_each(|job| job.archived = true);
-        self.keep(&due)
+        self.keep(due)
     }
 
     fn keep(&self, jobs: &[&mut Job]) -> Result<(), Error> {
         let jobs: Vec<Job> = jobs.iter().map(|job| (**job).clone()).collect();
         self.jobs.keep(&jobs)
+    }
+
+    /// Carries one whose archive is clear into the other stores. `attempted`: the attempts there were when it was first seen.
+    async fn end(&self, job: &Job, attempted: u64) -> Result<(), Error> {
+        let account = AccountId::from_slice(&job.account_id)?;
+        let (letters, which) = (self.letters.clone(), Letters::Naming(job.folded.clone()));
+        blocking("clear dead letters", move || letters.clear_dead_letters(account, &which)).await?;
+        if let Some((client, handle)) = &self.clickhouse {
+            // Whatever is inserted from here on was read from the archive as it is now.
+            let has_events = handle.has(job.partition, job.seq + 1, PATIENCE).await;
+            if !has_events || !handle.has_attempts(job.partition, attempted) {
+                return Err(behind());
+            }
+            let (partition, through) = (job.partition, job.seq);
+            clear(client, account, &Rows::Recipient { folded: job.folded.clone(), partition, through }).await?;
+        }
+        self.tell(job).await?;
+        reach("erase.told");
+        self.jobs.done(job)?;
+        counter!("sendtrail_erased_recipients_total").increment(1);
+        tracing::info!(%account, rows = job.rows, "a recipient was erased");
+        Ok(())
     }
 
     async fn tell(&self, job: &Job) -> Result<(), Error> {
@@ -190,48 +214,80 @@ impl Erasures {
         Ok(())
     }
 
-    /// Clears what accounts no longer keep.
-    ///
-    /// # Errors
-    /// Of the store that did not get on.
-    async fn retain(&self) -> Result<(), Error> {
+    /// Clears what accounts no longer keep, a day of all of them after the other.
+    async fn retain(&self, stop: &CancellationToken) -> Result<(), Error> {
         let today = self.clock.now().day();
+        let mut all = Vec::new();
         let mut after = None;
         loop {
             let accounts = self.directory.list(after, ACCOUNTS);
-            for config in accounts.iter().filter(|config| config.retention_days > 0 && !config.legal_hold) {
-                let (account, to) = (config.id(), today.saturating_sub(config.retention_days as i32));
-                let from = self.jobs.kept_from(account)?.unwrap_or(i32::MIN);
-                if from < to {
-                    self.clear_days(account, from, to).await?;
-                }
-            }
+            let kept = accounts.iter().filter(|config| config.retention_days > 0 && !config.legal_hold);
+            all.extend(kept.map(|config| (config.id(), today.saturating_sub(config.retention_days as i32))));
             match accounts.last() {
                 Some(last) => after = Some(last.id()),
-                None => return Ok(()),
+                None => break,
             }
         }
+        let mut due = Vec::new();
+        for (account, to) in all {
+            let from = self.jobs.kept_from(account, KeptIn::Archive)?;
+            due.push((account, from, to));
+        }
+        let days: BTreeSet<Day> = self.eraser.cell.load().files.iter().map(|file| file.day).collect();
+        for day in days {
+            let accounts: Vec<AccountId> =
+                due.iter().filter(|(_, from, to)| (*from..*to).contains(&day)).map(|(account, ..)| *account).collect();
+            if !accounts.is_empty() && !stop.is_cancelled() {
+                self.clear_day(&accounts, day).await?;
+            }
+        }
+        for (account, _, to) in due {
+            if stop.is_cancelled() || self.jobs.kept_from(account, KeptIn::Rest)? >= to {
+                continue;
+            }
+            tokio::select! {
+                cleared = self.clear_rest(account, to) => cleared?,
+                () = stop.cancelled() => {}
+            }
+        }
+        Ok(())
     }
 
-    async fn clear_days(&self, account: AccountId, from: i32, to: i32) -> Result<(), Error> {
-        let target = Target { account: account.to_string(), who: Who::Received { from, to } };
-        let erasing = self.eraser.begin(vec![target]).await?;
-        clear_answers(&self.attempts.0, &self.attempts.1, erasing.found.places.clone()).await?;
-        let until = Millis::of_day(to);
-        let reason = format!("retention of account {account}: received before {}", until.day_text());
-        let found = self.eraser.end(erasing, self.clock.now(), reason).await?;
+    async fn clear_day(&self, accounts: &[AccountId], day: Day) -> Result<(), Error> {
+        let target = |account: &AccountId| Target {
+            account: account.to_string(),
+            who: Who::Received { from: day, to: day + 1 },
+        };
+        let erasing = self.eraser.begin(accounts.iter().map(target).collect()).await?;
+        let names = accounts.iter().map(ToString::to_string).collect();
+        clear_answers(&self.attempts.0, &self.attempts.1, names, erasing.found.places.clone()).await?;
+        let name = Millis::of_day(day).day_text();
+        let found = self.eraser.end(erasing, self.clock.now(), format!("retention: received on {name}")).await?;
         let rows: u64 = found.rows.iter().sum();
         counter!("sendtrail_erased_rows_total").increment(rows);
+        self.jobs.note_kept_from(accounts, KeptIn::Archive, day + 1)?;
+        tracing::info!(accounts = accounts.len(), rows, day = name, "cleared what accounts no longer keep");
+        Ok(())
+    }
+
+    /// Clears what was received before a day in the other stores.
+    async fn clear_rest(&self, account: AccountId, to: Day) -> Result<(), Error> {
+        let until = Millis::of_day(to);
+        let letters = self.letters.clone();
+        let clear_letters = move || letters.clear_dead_letters(account, &Letters::Before(until));
+        blocking("clear dead letters", clear_letters).await?;
         if let Some((client, handle)) = &self.clickhouse {
             for (partition, next) in self.eraser.cell.load().filed.iter() {
                 if !handle.has(*partition, *next, PATIENCE).await {
-                    return Err(Error::Missing("ClickHouse has not yet what the archive has".into()));
+                    return Err(behind());
                 }
             }
             clear(client, account, &Rows::ReceivedBefore(until.0)).await?;
         }
-        self.jobs.note_kept_from(account, to)?;
-        tracing::info!(%account, rows, before = until.day_text(), "cleared what the account no longer keeps");
-        Ok(())
+        self.jobs.note_kept_from(&[account], KeptIn::Rest, to)
     }
+}
+
+fn behind() -> Error {
+    Error::Missing("ClickHouse has not yet what the archive has".into())
 }

@@ -24,8 +24,8 @@ use crate::Error;
 use deliveries::{DeliveryKey, delivery_key, read_key_of_before};
 
 pub use deliveries::{DeliveryQuery, LastAttempt};
-pub use erasures::{ErasureJobs, Job};
-pub use reader::ProjectionReader;
+pub use erasures::{ErasureJobs, Job, Store as KeptIn};
+pub use reader::{Letters, ProjectionReader};
 
 /// Rows of hours kept in memory for the next events of the same hours.
 const CACHED_ROWS: usize = 200_000;

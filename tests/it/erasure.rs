@@ -259,15 +259,23 @@ async fn dead_letters_that_name_somebody_are_cleared() {
     .await;
     let partner = server.partner("letters").await;
     let stopped = server.stop().await;
-    super::dead_letters::poison(&stopped, &[b"\x08\x01\xff JANE.DOE@inbox.example", b"\x08\x01\xff nobody"]).await;
+    let account = uuid::Uuid::parse_str(&partner.account_id).unwrap();
+    let of = |whose: &[u8], text: &str| [b"\x08\x01\xff", whose, text.as_bytes()].concat();
+    let letters = [
+        of(account.as_bytes(), " JANE.DOE@inbox.example"),
+        of(account.as_bytes(), " mary-jane.doe@inbox.example"),
+        of(&[9; 16], " jane.doe@inbox.example"),
+    ];
+    super::dead_letters::poison(&stopped, &letters.each_ref().map(Vec::as_slice)).await;
     let server = stopped.start().await;
     let partner = partner.on(&server);
     let path = format!("{ADMIN}/dead-letters");
     let list = async || server.admin.rows(&path, "dead_letters").await.unwrap();
-    eventually("both are there", async || list().await.len() == 2).await;
+    eventually("all are there", async || list().await.len() == 3).await;
     erased(&partner, &erase(&partner, JANE).await).await;
     let bytes: Vec<_> = list().await.iter().map(|letter| letter["payload_bytes"].clone()).collect();
-    assert_eq!(bytes, [json!(0), json!(10)]);
+    let kept = |at: usize| json!(letters[at].len());
+    assert_eq!(bytes, [json!(0), kept(1), kept(2)], "not another's, and not another account's");
     assert!(list().await[0]["reason"].as_str().unwrap().contains("erased"));
     let reply = server.admin.call(Method::POST, &format!("{path}/0/0/retry"), &[], "").await.unwrap();
     assert_eq!((reply.status.as_u16(), &reply.json()["error"]), (400, &json!("INVALID_REQUEST")));

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use http::Method;
 use rdkafka::Message;
+use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use sendtrail::backbone::Backbone;
+use sendtrail_eventlog::Batch;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
-use sendtrail_schemas::topic::partition_of;
+use sendtrail_schemas::topic::{Topic, TopicPartition, partition_of};
 
 use super::binary::{ADMIN_KEY, PROGRAM, Process, refused};
 use super::crash::survive_kills;
@@ -193,6 +196,46 @@ pub fn environment<'a>(address: &'a str, namespace: &'a str) -> Vec<(&'a str, &'
         ("SENDTRAIL__KAFKA__REPLICATION", "1"),
         ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
     ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_topic_that_lost_what_was_not_applied_halts_its_partition_and_says_what_to_do() {
+    let Some(server) = start().await else { return };
+    let (partner, other) = (server.partner("truncated").await, server.partner("whole").await);
+    partner.stream(&[partner.event("Send")]).await;
+    let stopped = server.stop().await;
+    // Told while nobody applies it, and taken away by the broker before anybody does.
+    let account = AccountId(partner.account_id.parse().unwrap());
+    let home = partition_of(account, 3);
+    let log = Backbone::open(&stopped.config).await.unwrap();
+    let mut batch = Batch::new();
+    (0..3).for_each(|_| batch.push_bytes(b"whatever it is"));
+    let first = log.log().append(TopicPartition::new(Topic::Intake, home), batch).await.unwrap();
+    tokio::task::spawn_blocking(move || log.close()).await.unwrap();
+    let kafka = &stopped.config.kafka;
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", &kafka.bootstrap_servers).create().unwrap();
+    let mut gone = TopicPartitionList::new();
+    let topic = format!("{}.simulated.intake", kafka.namespace);
+    gone.add_partition_offset(&topic, home as i32, Offset::Offset(first as i64 + 2)).unwrap();
+    admin.delete_records(&gone, &AdminOptions::new()).await.unwrap();
+
+    let server = stopped.start().await;
+    let (partner, other) = (partner.on(&server), other.on(&server));
+    let health = async || server.admin.call(Method::GET, "/health", &[], "").await.unwrap();
+    eventually("it says what is wrong, and what to do", async || {
+        let reply = health().await;
+        let told = reply.json().to_string();
+        reply.status == 503 && told.contains("older than the log reaches back") && told.contains("newer backup")
+    })
+    .await;
+    let reply = partner.call(Method::POST, "/events", &[], partner.event("Send").to_string()).await;
+    assert_eq!(reply.status, 503, "nothing more is taken that would not be applied");
+    assert!(reply.headers.contains_key("retry-after"));
+    if partition_of(AccountId(other.account_id.parse().unwrap()), 3) != home {
+        other.stream(&[other.event("Send")]).await;
+        assert_eq!(other.log().await.len(), 1, "the other partitions go on");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -30,6 +30,14 @@ use super::support::*;
 use driving::{Acknowledged, Doors, check, check_webhooks, drive, logic};
 use fleet::{Fleet, PARTITIONS, partner, partners, send, told};
 
+/// Has a recipient erased; where to ask how far that is.
+async fn erase_somebody(front: &Api) -> String {
+    let path = format!("{PARTNER}/recipients/nobody@inbox.example");
+    let reply = front.call(Method::DELETE, &path, &[], "").await.unwrap();
+    assert_eq!(reply.status, 202, "{}", reply.json());
+    format!("{PARTNER}/erasures/{}", reply.json()["erasure"]["erasure_id"].as_str().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn servers_that_each_do_a_part_are_one() {
     let Some(fleet) = Fleet::new("split", &[]).await else { return };
@@ -56,6 +64,12 @@ async fn servers_that_each_do_a_part_are_one() {
     };
     eventually("the message is delivered, and its webhooks", delivered).await;
     receiver.wait("/", 2).await;
+
+    let gone = erase_somebody(&front_api).await;
+    eventually("an erasure that the sinks tell of is known where it was asked for", async || {
+        front_api.get(&gone).await.is_ok_and(|told| told["erasure"]["status"] == "ERASED")
+    })
+    .await;
 
     let stream = async |api: &Api, kind: &str, count: usize| {
         let events: String = (0..count).map(|n| format!("{}\n", event(kind, &format!("{kind}-{n}")))).collect();

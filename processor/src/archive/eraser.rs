@@ -91,13 +91,16 @@ impl Eraser {
     pub async fn begin(&self, targets: Vec<Target>) -> Result<Erasing, Error> {
         let upkeep = self.table.lock().await.upkeep();
         let alone = upkeep.lock_owned().await;
-        let (layout, root, files) = {
+        let (layout, root, files, committed) = {
             let table = self.table.lock().await;
-            (table.layout(), table.root().to_owned(), table.files())
+            (table.layout(), table.root().to_owned(), table.files(), table.last_tombstone().await?)
         };
         let (work, key) = (Work::new(layout, root, targets), self.key.clone());
-        let (found, old, new, sealed) =
-            blocking("find what is to be erased", move || work.rewrite(&files, &key)).await?;
+        let work = move || {
+            Sealed::settle(&SealFolder::of(&work.root), committed)?;
+            work.rewrite(&files, &key)
+        };
+        let (found, old, new, sealed) = blocking("find what is to be erased", work).await?;
         Ok(Erasing { found, old, new, sealed, _alone: alone })
     }
 
@@ -106,30 +109,36 @@ impl Eraser {
     /// # Errors
     /// [`Error::Audit`], [`Error::Io`], [`Error::Delta`]: begin anew.
     pub async fn end(&self, erasing: Erasing, now: Millis, reason: String) -> Result<Found, Error> {
-        let Erasing { found, old, new, mut sealed, _alone } = erasing;
-        if !old.is_empty() {
-            let key = self.key.clone();
-            blocking("write a tombstone", move || sealed.bury(&key, now.to_string(), reason)).await?;
-            reach("erase.buried");
+        let Erasing { found, old, new, sealed, _alone } = erasing;
+        if old.is_empty() {
+            return Ok(found);
+        }
+        let key = self.key.clone();
+        let bury = move || sealed.bury(&key, now.to_string(), reason);
+        let tombstone = blocking("write a tombstone", bury).await?;
+        reach("erase.buried");
+        let (root, committed) = {
             let mut table = self.table.lock().await;
-            table.rewrite(&old, new).await?;
+            table.rewrite(&old, new, tombstone).await?;
             reach("erase.committed");
             publish(&self.cell, &table);
-            old.iter().for_each(|file| begin_to_age(&table.root().join(&file.path)));
-        }
-        let root = self.table.lock().await.root().to_owned();
-        blocking("forget salts", move || Sealed::forget(&SealFolder::of(&root))).await?;
+            (table.root().to_owned(), table.last_tombstone().await?)
+        };
+        old.iter().for_each(|file| begin_to_age(&root.join(&file.path)));
+        blocking("forget salts", move || Sealed::settle(&SealFolder::of(&root), committed)).await?;
         Ok(found)
     }
 }
 
-/// Clears what receivers answered to posts of some events, by partition and number: nobody knows what they wrote.
+/// Clears what receivers answered to posts of some events of some accounts, by partition and number: nobody knows what they
+/// wrote.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Parquet`], [`Error::Delta`]: do it again.
 pub async fn clear_answers(
     table: &Mutex<Table>,
     cell: &ArchiveCell,
+    accounts: HashSet<String>,
     events: HashSet<(u32, u64)>,
 ) -> Result<u64, Error> {
     if events.is_empty() {
@@ -141,10 +150,11 @@ pub async fn clear_answers(
         let table = table.lock().await;
         (table.layout(), table.root().to_owned(), table.files())
     };
-    let cleared = blocking("clear answers", move || answers::rewrite(layout, &root, &files, &events)).await?;
+    let cleared =
+        blocking("clear answers", move || answers::rewrite(layout, &root, &files, &accounts, &events)).await?;
     if !cleared.old.is_empty() {
         let mut table = table.lock().await;
-        table.rewrite(&cleared.old, cleared.new).await?;
+        table.rewrite(&cleared.old, cleared.new, None).await?;
         publish(cell, &table);
         cleared.old.iter().for_each(|file| begin_to_age(&table.root().join(&file.path)));
     }

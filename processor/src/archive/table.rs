@@ -27,6 +27,8 @@ use crate::Error;
 const CHECKPOINT_INTERVAL: u32 = 100;
 /// What maintenance names itself by, so that two of them cannot both take the same files away.
 const MAINTENANCE: &str = "sendtrail-maintenance";
+/// What erasures name their tombstones by.
+const ERASURE: &str = "sendtrail-erasure";
 
 /// The column of accounts.
 const ACCOUNT_ID: &str = "account_id";
@@ -191,15 +193,29 @@ impl Table {
     /// [`Error::Delta`]: nothing was replaced.
     pub async fn replace(&mut self, old: &[Arc<ArchivedFile>], new: ArchivedFile) -> Result<(), Error> {
         let operation = DeltaOperation::Optimize { predicate: None, target_size: new.bytes as i64 };
-        self.swap(old, vec![new], operation).await
+        self.swap(old, vec![new], operation, None).await
     }
 
-    /// Replaces files by others that say less of the same rows.
+    /// Replaces files by others that say less of the same rows; of sealed ones, as a tombstone has it.
     ///
     /// # Errors
     /// [`Error::Delta`]: nothing was replaced.
-    pub async fn rewrite(&mut self, old: &[Arc<ArchivedFile>], new: Vec<ArchivedFile>) -> Result<(), Error> {
-        self.swap(old, new, DeltaOperation::Update { predicate: None }).await
+    pub async fn rewrite(
+        &mut self,
+        old: &[Arc<ArchivedFile>],
+        new: Vec<ArchivedFile>,
+        tombstone: Option<u64>,
+    ) -> Result<(), Error> {
+        self.swap(old, new, DeltaOperation::Update { predicate: None }, tombstone).await
+    }
+
+    /// The last tombstone whose rows were rewritten.
+    ///
+    /// # Errors
+    /// [`Error::Delta`].
+    pub async fn last_tombstone(&self) -> Result<u64, Error> {
+        let last = self.state.transaction_version(&*self.log_store, ERASURE).await?;
+        Ok(last.map_or(0, |last| last as u64))
     }
 
     async fn swap(
@@ -207,12 +223,14 @@ impl Table {
         old: &[Arc<ArchivedFile>],
         new: Vec<ArchivedFile>,
         operation: DeltaOperation,
+        tombstone: Option<u64>,
     ) -> Result<(), Error> {
         // Readers of changes need not look at files whose rows are the same.
         let changes = !matches!(operation, DeltaOperation::Optimize { .. });
         let removes = old.iter().map(|file| Action::Remove(Remove { data_change: changes, ..remove(file) }));
         let adds = new.iter().map(|file| Action::Add(add(self.layout, file, changes)));
-        let transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
+        let mut transactions = vec![Transaction::new(MAINTENANCE, self.maintenance + 1)];
+        transactions.extend(tombstone.map(|number| Transaction::new(ERASURE, number as i64)));
         if let Err(error) = self.commit(removes.chain(adds).collect(), transactions, operation).await {
             self.reload().await?;
             if !new.iter().all(|file| self.files.contains_key(&file.path)) {

@@ -100,6 +100,12 @@ impl ClickHouseHandle {
         }
     }
 
+    /// Whether ClickHouse has a partition's attempts before a number.
+    pub fn has_attempts(&self, partition: u32, next: u64) -> bool {
+        let state = self.attempts.state.borrow();
+        state.failure.is_none() && state.marks.get(&partition).copied().unwrap_or(0) >= next
+    }
+
     /// Notes that ClickHouse did not answer a query: it is not asked again before the sink has reached it.
     pub fn note_silence(&self) {
         self.events.state.send_modify(|state| state.failure = Some("a query was not answered in time".into()));

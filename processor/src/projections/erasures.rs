@@ -103,22 +103,39 @@ impl ErasureJobs {
         Ok(batch.commit()?)
     }
 
-    /// The day before which nothing personal of an account is kept any more.
+    /// The day before which nothing personal of an account is kept any more in a store.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn kept_from(&self, account: AccountId) -> Result<Option<Day>, Error> {
-        let value = self.kept.get(account.bytes())?;
-        Ok(value.and_then(|value| value[..].try_into().ok()).map(Day::from_be_bytes))
+    pub fn kept_from(&self, account: AccountId, store: Store) -> Result<Day, Error> {
+        let value = self.kept.get(kept_key(account, store))?;
+        Ok(value.and_then(|value| value[..].try_into().ok()).map_or(Day::MIN, Day::from_be_bytes))
     }
 
     /// Notes it, durable when this returns.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn note_kept_from(&self, account: AccountId, day: Day) -> Result<(), Error> {
+    pub fn note_kept_from(&self, accounts: &[AccountId], store: Store, day: Day) -> Result<(), Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        batch.insert(&self.kept, account.bytes(), day.to_be_bytes());
+        for account in accounts {
+            batch.insert(&self.kept, kept_key(*account, store), day.to_be_bytes());
+        }
         Ok(batch.commit()?)
     }
+}
+
+/// Where retention is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// The archive.
+    Archive = b'a' as isize,
+    /// Everything else.
+    Rest = b'r' as isize,
+}
+
+fn kept_key(account: AccountId, store: Store) -> [u8; 17] {
+    let mut key = [store as u8; 17];
+    key[..16].copy_from_slice(account.bytes());
+    key
 }

@@ -5,7 +5,7 @@ use prost::Message;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::DeadLetter;
 use sendtrail_schemas::rollup::HourRows;
-use sendtrail_schemas::time::Hour;
+use sendtrail_schemas::time::{Hour, Millis};
 
 use super::{HEAD, hash_of, hour_key, hour_of, letter_key, read_row};
 use crate::Error;
@@ -58,19 +58,23 @@ impl ProjectionReader {
         Ok(letters)
     }
 
-    /// Takes what dead letters say of somebody out of them: those of an account, or of none that is known, that hold an
-    /// address. How many did. Durable when this returns.
+    /// Empties an account's dead letters: those that hold an address, or those of before a time. How many there were.
+    /// Durable when this returns. Whose a letter is that nobody can read is what its bytes say; those that do not say are
+    /// left to the operator.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn clear_dead_letters(&self, account: AccountId, folded: &str) -> Result<u64, Error> {
+    pub fn clear_dead_letters(&self, account: AccountId, which: &Letters) -> Result<u64, Error> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
         let mut cleared = 0;
         for row in self.dead_letters.iter() {
             let (key, value) = row.into_inner()?;
             let Ok(mut letter) = DeadLetter::decode(&value[..]) else { continue };
-            let is_of = letter.account_id.is_empty() || letter.account_id == account.bytes();
-            if is_of && (holds(&letter.payload, folded) || holds(letter.reason.as_bytes(), folded)) {
+            let is_chosen = match which {
+                Letters::Naming(folded) => names(&letter.payload, folded) || names(letter.reason.as_bytes(), folded),
+                Letters::Before(before) => letter.at < before.0,
+            };
+            if is_chosen && !letter.payload.is_empty() && is_of(&letter, account) {
                 letter.payload.clear();
                 letter.reason = ERASED_LETTER.into();
                 batch.insert(&self.dead_letters, key, letter.encode_to_vec());
@@ -94,7 +98,52 @@ impl ProjectionReader {
 /// What a dead letter says instead of what it said, once it is cleared.
 const ERASED_LETTER: &str = "its recipient was erased";
 
-/// Whether bytes hold a text that is in lower case, in any case.
-fn holds(bytes: &[u8], folded: &str) -> bool {
-    bytes.windows(folded.len()).any(|part| part.eq_ignore_ascii_case(folded.as_bytes()))
+/// Which dead letters.
+#[derive(Clone, Debug)]
+pub enum Letters {
+    /// Those that hold an address, in lower case.
+    Naming(String),
+    /// Those of before a time.
+    Before(Millis),
+}
+
+/// Whether a letter is an account's: it says so, or the account's identifier is in what it holds.
+fn is_of(letter: &DeadLetter, account: AccountId) -> bool {
+    if !letter.account_id.is_empty() {
+        return letter.account_id == account.bytes();
+    }
+    let (bytes, text) = (account.bytes(), account.to_string());
+    let holds = |what: &[u8]| letter.payload.windows(what.len()).any(|part| part.eq_ignore_ascii_case(what));
+    letter.payload.windows(bytes.len()).any(|part| part == bytes) || holds(text.as_bytes())
+}
+
+/// Whether bytes hold an address that is in lower case, in any case, and not as a part of another.
+fn names(bytes: &[u8], folded: &str) -> bool {
+    let goes_on_before = |byte: u8| byte.is_ascii_alphanumeric() || b".!#$%&'*+/=?^_`{|}~-@".contains(&byte);
+    let goes_on_after = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (0..bytes.len()).any(|from| {
+        let to = from + folded.len();
+        if !bytes.get(from..to).is_some_and(|part| part.eq_ignore_ascii_case(folded.as_bytes())) {
+            return false;
+        }
+        let before = from.checked_sub(1).and_then(|at| bytes.get(at)).copied();
+        // In Protobuf its length stands before it, and anything after it.
+        before.is_some_and(|byte| usize::from(byte) == folded.len())
+            || !before.is_some_and(goes_on_before) && !bytes.get(to).copied().is_some_and(goes_on_after)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names;
+
+    #[test]
+    fn an_address_is_not_a_part_of_another() {
+        for text in ["a@b.co", "<A@B.co>", "to:a@b.co, x", "\u{6}a@b.co2\u{1}", "a@b.co."] {
+            assert!(names(text.as_bytes(), "a@b.co"), "{text:?}");
+        }
+        for text in ["data@b.co", "a@b.com", "a.a@b.co", "a@b.co-op.example", ""] {
+            assert!(!names(text.as_bytes(), "a@b.co"), "{text:?}");
+        }
+    }
 }

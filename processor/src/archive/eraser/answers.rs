@@ -31,10 +31,14 @@ pub fn rewrite(
     layout: &'static Layout,
     root: &Path,
     files: &[Arc<ArchivedFile>],
+    accounts: &HashSet<String>,
     events: &HashSet<(u32, u64)>,
 ) -> Result<Cleared, Error> {
     let mut cleared = Cleared::default();
-    for file in files {
+    let may_hold = |file: &&Arc<ArchivedFile>| {
+        accounts.iter().any(|account| file.accounts.0 <= *account && *account <= file.accounts.1)
+    };
+    for file in files.iter().filter(may_hold) {
         let reader = open(root, file)?;
         let columns = ["partition", "event_seq"].into_iter().chain(ANSWERS);
         let narrow = ProjectionMask::columns(reader.parquet_schema(), columns);

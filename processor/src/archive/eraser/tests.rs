@@ -183,6 +183,35 @@ async fn a_recipient_of_sealed_and_open_days_is_gone_and_the_seals_hold() {
     }
 }
 
+/// A crash after the tombstone and before the commit leaves a tombstone of rows that are not bare.
+#[tokio::test]
+async fn a_tombstone_that_came_to_nothing_is_taken_back_and_no_salt_goes_with_it() {
+    let mut archive = Archive::new().await;
+    archive.add(FIRST, 40).await;
+    archive.seal(FIRST + 1).await;
+    archive.add(FIRST + 1, 20).await;
+    let before = archive.salts();
+    let begun = archive.eraser.begin(vec![recipient(2, 1, 39)]).await.unwrap();
+    let number = begun.sealed.bury(&archive.eraser.key, "2026-05-01T00:00:00Z".into(), "x".into()).unwrap();
+    assert_eq!(number, Some(1));
+    drop(begun._alone);
+    // Somebody else's erasure, of a day that is not sealed: the first one's salts must stay.
+    let other = Target {
+        account: account(1),
+        who: Who::Recipient { folded: "person0@example.com".into(), through: archive.next },
+    };
+    let only_open = archive.eraser.begin(vec![other.clone()]).await.unwrap();
+    drop(only_open);
+    archive.check().await;
+    assert_eq!(archive.salts(), before);
+    assert!(archive.erase(vec![other]).await[0] > 0);
+    archive.check().await;
+    // And the first one again.
+    assert!(archive.erase(vec![recipient(2, 1, 39)]).await[0] > 0);
+    archive.check().await;
+    assert_eq!(archive.salts(), before - 2);
+}
+
 fn walk(folder: &std::path::Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -250,8 +279,11 @@ async fn answers_to_posts_of_some_events_are_cleared() {
     table.append(&files, &BTreeMap::from([(0, (0, 19))])).await.unwrap();
     let (table, cell) = (Mutex::new(table), ArchiveCell::default());
     let events = HashSet::from([(0, 3), (0, 7), (1, 4)]);
-    assert_eq!(clear_answers(&table, &cell, events.clone()).await.unwrap(), 4);
-    assert_eq!(clear_answers(&table, &cell, events).await.unwrap(), 0);
+    let whose = HashSet::from([account(1)]);
+    let others = HashSet::from([account(9)]);
+    assert_eq!(clear_answers(&table, &cell, others, events.clone()).await.unwrap(), 0);
+    assert_eq!(clear_answers(&table, &cell, whose.clone(), events.clone()).await.unwrap(), 4);
+    assert_eq!(clear_answers(&table, &cell, whose, events).await.unwrap(), 0);
     let mut left = BTreeSet::new();
     let mut rows = 0;
     for file in cell.load().files.iter() {

@@ -89,7 +89,8 @@ pub(super) fn is_erased(
     t: Millis,
 ) -> bool {
     let erasures = &account.config.erasures;
-    if erasures.is_empty() {
+    // What is on hold is kept as it comes.
+    if erasures.is_empty() || account.config.legal_hold {
         return false;
     }
     let hash = Erasure::hash(&fact.recipient);
