@@ -62,6 +62,15 @@ pub enum Command {
     },
     /// Make the sums of /stats anew from the archive, while the server is stopped
     RebuildProjections(Serve),
+    /// Fold the state once more from the archived intake and compare it with the one that is there, while the server is stopped;
+    /// exits with 1 when it is not the same, byte for byte
+    RebuildState {
+        #[command(flatten)]
+        serve: Serve,
+        /// Put what was folded in the place of what is not the same, or not there
+        #[arg(long)]
+        replace: bool,
+    },
     /// Compare what log, archive, ClickHouse and sums have, or have ClickHouse filled from the archive after it was restored
     Reconcile(Reconcile),
     /// Export through the API, wait for it, and download its files

@@ -16,7 +16,7 @@ use crate::cli::{
 };
 use crate::client::Api;
 use crate::config::{Config, DEFAULTS};
-use crate::{audit, backbone, clickhouse, demo, export, loadgen, shutdown, telemetry};
+use crate::{audit, backbone, clickhouse, demo, export, loadgen, rebuild, shutdown, telemetry};
 
 /// Runs a command.
 ///
@@ -36,6 +36,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topics(command) => return topics(command).await,
         Command::Migrate { serve, recreate } => migrate(&serve, recreate).await?,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
+        Command::RebuildState { serve, replace } => {
+            let config = load(&serve)?;
+            telemetry::log(&config.telemetry)?;
+            return rebuild::run(&config, replace).await;
+        }
         Command::Reconcile(args) => return reconcile(&args).await,
         Command::Export(args) => export::run(&args).await?,
         Command::Verify(args) => return audit::verify(&args).await,

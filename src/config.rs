@@ -85,7 +85,7 @@ sections! {
     /// The Parquet archive.
     Archive {
         dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64, seal: bool,
-        seal_after_minutes: u32,
+        seal_after_minutes: u32, intake_days: u32, intake_seconds: u64,
     }
     /// Queries.
     Query { timeout_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize }
@@ -252,6 +252,8 @@ impl Config {
         need(self.archive.commit_rows >= 1_000, "archive.commit_rows: at least 1000");
         need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
         need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
+        need(self.archive.intake_days <= 3_650, "archive.intake_days: at most 3650");
+        need(self.archive.intake_seconds > 0, "archive.intake_seconds: at least 1");
         need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
         need(self.query.concurrency_per_account > 0, "query.concurrency_per_account: at least 1");
         let clickhouse = &self.clickhouse;
@@ -308,6 +310,16 @@ impl Config {
     /// Where the Parquet archive is.
     pub fn archive_folder(&self) -> PathBuf {
         self.folder(&self.archive.dir, "archive")
+    }
+
+    /// Whether intake is kept after the log has let it go.
+    pub fn archives_intake(&self) -> bool {
+        self.archive.intake_days > 0 && self.server.roles.has(Role::Processor)
+    }
+
+    /// Where it is kept.
+    pub fn intake_folder(&self) -> PathBuf {
+        self.archive_folder().join("intake")
     }
 
     /// Where exports are.

@@ -22,6 +22,7 @@ mod openapi;
 mod ownership;
 mod ports;
 mod properties;
+pub mod rebuild;
 mod reception;
 pub mod roles;
 mod server;

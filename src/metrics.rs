@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 33] = [
+const COUNTERS: [(&str, &str, bool); 35] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
@@ -48,6 +48,12 @@ const COUNTERS: [(&str, &str, bool); 33] = [
     ("sendtrail_stale_views_total", "Views made known by a server that no longer owned their partition.", false),
     ("sendtrail_snapshot_bytes_total", "Bytes of snapshots written.", false),
     ("sendtrail_snapshot_restores_total", "Partitions whose state was taken from a snapshot.", false),
+    ("sendtrail_intake_archived_bytes_total", "Bytes of intake written to the archive, compressed.", false),
+    (
+        "sendtrail_intake_archive_failures_total",
+        "Times that intake could not be archived; it stays in the log, which says why.",
+        false,
+    ),
     ("sendtrail_http_requests_total", "Requests answered, by route and status.", true),
 ];
 

@@ -29,6 +29,8 @@ pub const POINTS: &[&str] = &[
     "clickhouse.inserted",
     "snapshot.before",
     "snapshot.written",
+    "intake.before",
+    "intake.archived",
 ];
 
 /// Ends the program at once, as by SIGKILL, when a test says so of this point: `FAILPOINTS="log.synced=6*off->return"`.

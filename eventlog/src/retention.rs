@@ -13,6 +13,8 @@ use crate::EventLog;
 pub enum Reader {
     /// Steps intake records; passed with a checkpoint.
     Processor,
+    /// Keeps intake for the state to be folded once more, if it is kept; passed with a file.
+    IntakeArchive,
     /// Writes events and attempts to Parquet; passed with a commit, once projections have them too.
     Archive,
     /// Posts events to webhooks; passed with a checkpoint.
@@ -26,7 +28,7 @@ pub enum Reader {
 impl Reader {
     fn of(topic: Topic) -> &'static [Self] {
         match topic {
-            Topic::Intake => &[Self::Processor],
+            Topic::Intake => &[Self::Processor, Self::IntakeArchive],
             Topic::Events => &[Self::Archive, Self::Dispatcher],
             Topic::Mail => &[Self::Delivery],
             Topic::Attempts => &[Self::Dispatcher, Self::Archive],
@@ -38,13 +40,14 @@ impl Reader {
 /// Gathers how far readers are and trims the log behind the slowest.
 pub struct Retention {
     log: Arc<dyn EventLog>,
+    archives_intake: bool,
     passed: Mutex<HashMap<(TopicPartition, Reader), u64>>,
 }
 
 impl Retention {
-    /// For a log whose readers have passed nothing yet.
-    pub fn new(log: Arc<dyn EventLog>) -> Self {
-        Self { log, passed: Mutex::default() }
+    /// For a log whose readers have passed nothing yet. `archives_intake`: whether intake is kept before it goes.
+    pub fn new(log: Arc<dyn EventLog>, archives_intake: bool) -> Self {
+        Self { log, archives_intake, passed: Mutex::default() }
     }
 
     /// Notes that a reader will never ask for anything before an offset again.
@@ -52,7 +55,9 @@ impl Retention {
         let low = {
             let mut passed = self.passed.lock();
             passed.insert((of, reader), before);
-            Reader::of(of.topic).iter().map(|reader| passed.get(&(of, *reader)).copied().unwrap_or(0)).min()
+            let readers = Reader::of(of.topic).iter();
+            let readers = readers.filter(|reader| self.archives_intake || **reader != Reader::IntakeArchive);
+            readers.map(|reader| passed.get(&(of, *reader)).copied().unwrap_or(0)).min()
         };
         if let Some(low) = low.filter(|low| *low > 0) {
             self.log.trim(of, low);

@@ -6,6 +6,7 @@ pub mod core;
 pub mod delivery;
 pub mod dispatch;
 mod erasures;
+mod intake;
 mod partition;
 mod projections;
 mod rebuild;
@@ -15,7 +16,11 @@ mod snapshots;
 mod store;
 mod views;
 
+use sendtrail_eventlog::EventLog;
+use sendtrail_schemas::topic::TopicPartition;
+
 pub use erasures::Erasures;
+pub use intake::{Archiver, IntakeArchive, RebuiltState, Verdict, rebuild_state, replace_state};
 pub use partition::{Inquiries, Inquiry, Partition, PartitionHandle};
 pub use projections::{DeliveryQuery, ErasureJobs, LastAttempt, ProjectionReader, Projections, total};
 pub use rebuild::{Rebuilt, rebuild_projections};
@@ -32,6 +37,18 @@ pub(crate) async fn blocking<T: Send + 'static, E: Into<Error> + Send + 'static>
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|cause| Error::Io { what: what.into(), cause: cause.into() })?.map_err(Into::into)
+}
+
+/// The offset of the first record that a log still has of a partition.
+///
+/// # Errors
+/// [`Error::Log`].
+pub(crate) fn first_kept(log: &dyn EventLog, of: TopicPartition) -> Result<u64, Error> {
+    match log.read(of, 0, 1) {
+        Ok(_) => Ok(0),
+        Err(sendtrail_eventlog::Error::Trimmed { first, .. }) => Ok(first),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What can go wrong around the core.
@@ -67,6 +84,9 @@ pub enum Error {
     /// A snapshot is not what was written.
     #[error("a snapshot: {0}")]
     Snapshot(String),
+    /// Archived intake is not what was written, or not all there.
+    #[error("archived intake: {0}")]
+    Intake(String),
     /// Events are missing that must be there.
     #[error("{0}")]
     Missing(String),

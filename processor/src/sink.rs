@@ -33,7 +33,7 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Table;
-use crate::{Error, Projections};
+use crate::{Error, Projections, first_kept};
 use filer::Filer;
 
 /// Bytes of a partition read at once, so that all partitions get their turn.
@@ -434,15 +434,6 @@ impl Running {
             }
         });
         self.demands.extend(asked);
-    }
-}
-
-/// The offset of the first record that a log still has of a partition.
-fn first_kept(log: &dyn EventLog, of: TopicPartition) -> Result<u64, Error> {
-    match log.read(of, 0, 1) {
-        Ok(_) => Ok(0),
-        Err(sendtrail_eventlog::Error::Trimmed { first, .. }) => Ok(first),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use sendtrail_processor::{Partition, PartitionHandle, Snapshots};
+use sendtrail_processor::{Archiver, IntakeArchive, Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
@@ -42,10 +42,16 @@ impl Owning {
         let every = Duration::from_secs(config.state.snapshot_seconds);
         let snapshots = config.snapshots().map(|folder| Snapshots::in_folder(&folder, every));
         let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
+        let kept = config.archives_intake().then(|| {
+            let every = Duration::from_secs(config.archive.intake_seconds);
+            IntakeArchive::in_folder(&config.intake_folder(), config.archive.intake_days, every, shared.clock.clone())
+        });
+        let intake = kept.transpose().context("open the archive of intake")?.map(Arc::new);
         let keeper = Keeper {
             shared: shared.clone(),
             backbone: backbone.clone(),
             snapshots,
+            intake,
             settings: Settings {
                 logic_version: config.logic_version(),
                 simulated: config.log.simulated,
@@ -74,6 +80,7 @@ struct Keeper {
     shared: Arc<Shared>,
     backbone: Backbone,
     snapshots: Option<Arc<Snapshots>>,
+    intake: Option<Arc<IntakeArchive>>,
     settings: Settings,
     checkpoint_every: Duration,
     drains: bool,
@@ -121,9 +128,15 @@ impl Keeper {
         while !stop.is_cancelled() {
             match self.begin(partition, &stop).await {
                 Ok(running) => {
+                    let archiver_stop = CancellationToken::new();
+                    let archiving = self.archiver(partition).map(|it| tokio::spawn(it.run(archiver_stop.clone())));
                     stop.cancelled().await;
                     // The thread is joined beside the runtime's workers, which it still needs.
                     let _ = tokio::task::spawn_blocking(move || running.join()).await;
+                    archiver_stop.cancel();
+                    if let Some(Err(error)) = futures::future::OptionFuture::from(archiving).await {
+                        tracing::error!(partition, %error, "the archive of intake ended badly");
+                    }
                     self.end(partition);
                 }
                 Err(error) => {
@@ -182,6 +195,12 @@ impl Keeper {
             }
         });
         Ok(running)
+    }
+
+    fn archiver(&self, partition: u32) -> Option<Archiver> {
+        let (shared, archive) = (&self.shared, self.intake.clone()?);
+        let (log, store, retention) = (shared.log.clone(), shared.store.clone(), shared.retention.clone());
+        Some(Archiver { archive, partition, log, store, retention })
     }
 
     /// Nothing of a partition is on its way any more.

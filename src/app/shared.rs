@@ -83,7 +83,7 @@ impl Shared {
         };
         Ok(Self {
             elsewhere: Arc::new(Elsewhere::new(pulses.clone(), ownership.clone())),
-            retention: Arc::new(Retention::new(log.clone())),
+            retention: Arc::new(Retention::new(log.clone(), config.archives_intake())),
             blobs: Blobs::open(&config.blobs_folder())?,
             vault,
             sender,

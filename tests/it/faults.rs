@@ -75,6 +75,7 @@ async fn run(seed: u64, further: Settings) {
         ("SENDTRAIL__LOG__SEGMENT_BYTES", "262144"),
         ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
         ("SENDTRAIL__ARCHIVE__MERGE_SECONDS", "1"),
+        ("SENDTRAIL__ARCHIVE__INTAKE_SECONDS", "1"),
         ("SENDTRAIL__STATE__CHECKPOINT_MS", "50"),
         ("SENDTRAIL__WEBHOOKS__ALLOW_HTTP", "true"),
         ("SENDTRAIL__WEBHOOKS__ALLOW_PRIVATE_NETWORKS", r#"["127.0.0.0/8"]"#),
@@ -106,7 +107,7 @@ async fn run(seed: u64, further: Settings) {
         // At a point, when it is reached so often; else, or if it is not, at some moment.
         let point = POINTS[random.random_range(0..POINTS.len())];
         // What is done every second is not waited for for ever.
-        let is_rare = ["archive", "merge", "projections", "clickhouse", "snapshot", "erase"]
+        let is_rare = ["archive", "merge", "projections", "clickhouse", "snapshot", "erase", "intake"]
             .iter()
             .any(|name| point.starts_with(name));
         let after: u32 = random.random_range(0..if is_rare { 2 } else { 12 });
@@ -135,6 +136,11 @@ async fn run(seed: u64, further: Settings) {
     process.signal("-TERM");
     assert!(process.wait().success());
     check_archive(&folder.path().join("archive/events"), &known).await;
+    let mut rebuild = std::process::Command::new(super::binary::PROGRAM);
+    rebuild.args(["rebuild-state", "--data"]).arg(folder.path()).envs(settings.iter().cloned());
+    let rebuilt = rebuild.output().unwrap();
+    let told = String::from_utf8_lossy(&rebuilt.stdout);
+    assert!(rebuilt.status.success() && told.matches("byte for byte").count() == 4, "seed {seed}: {told}");
 }
 
 /// A client of one account: one step after the other, each again and again until the server has said what became of it.

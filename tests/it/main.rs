@@ -29,6 +29,7 @@ mod late;
 mod networks;
 mod pause;
 mod quotas;
+mod rebuild;
 mod reconcile;
 mod replay;
 mod restart;

@@ -261,6 +261,10 @@ async fn the_other_processor_goes_on_from_snapshots_and_the_one_before_changes_n
     // In order, it leaves everything to whoever comes next.
     second.signal("-TERM");
     assert!(tokio::task::block_in_place(|| second.wait()).success());
+    // Its state, which began from another's snapshots, is what comes of all intake, which both archived.
+    let (done, told_of) = tokio::task::block_in_place(|| fleet.run("second", &["processor"], "rebuild-state"));
+    let whole = told_of.matches("records 0 to").count() == PARTITIONS;
+    assert!(done && whole && told_of.matches("byte for byte").count() == PARTITIONS, "{told_of}");
     let third = tokio::task::block_in_place(|| fleet.start("third", &["processor"]));
     assert!(told(&third, "sendtrail_snapshot_restores_total").await > 0.0);
     for (key, _) in &partners {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use simulator::{Mix, Simulator};
 
-use crate::{Error, Store, blocking};
+use crate::{Error, Store, blocking, first_kept};
 
 /// Bytes of mail read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -78,7 +78,7 @@ impl Delivery {
     pub async fn run(self, stop: CancellationToken) {
         let of = Arc::new(self);
         while !stop.is_cancelled() {
-            let ended = match Running::begin(of.clone()) {
+            let ended = match Running::begin(of.clone()).await {
                 Ok(mut running) => running.run(&stop).await,
                 Err(error) => Err(error),
             };
@@ -161,10 +161,17 @@ struct Running {
 }
 
 impl Running {
-    fn begin(of: Arc<Delivery>) -> Result<Self, Error> {
+    async fn begin(of: Arc<Delivery>) -> Result<Self, Error> {
         let marks = of.store.database().keyspace("delivery.marks", KeyspaceCreateOptions::default)?;
         let value = marks.get((of.partition as u16).to_be_bytes())?;
-        let next = value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes);
+        let next = match value.and_then(|value| value[..].try_into().ok()).map(u64::from_be_bytes) {
+            Some(next) => next,
+            // A new partition, or a folder that was lost: what the log still has goes out, perhaps again.
+            None => {
+                let (log, mail) = (of.log.clone(), of.of(Topic::Mail));
+                blocking("look for mail", move || first_kept(&*log, mail)).await?
+            }
+        };
         // A partition without mail must not keep the log from being trimmed.
         of.retention.passed(Reader::Delivery, of.of(Topic::Mail), next);
         Ok(Self {

@@ -70,7 +70,7 @@ async fn our_own_mail_is_handed_over_and_its_outcome_is_nobodys_event() {
             store: store.clone(),
             blobs: Blobs::open(&folder.path().join("blobs")).unwrap(),
             clock: Clock::wall(),
-            retention: Arc::new(Retention::new(log.clone())),
+            retention: Arc::new(Retention::new(log.clone(), false)),
             transport: notes.clone(),
             checkpoint_every: Duration::from_millis(10),
         };

@@ -45,7 +45,7 @@ pub use client::{Answer, Failed, Poster, PosterOptions, Reach, is_public};
 pub use replay::{History, HistoryPage, Redelivery};
 pub use snapshots::BookSnapshots;
 
-use crate::{Error, Store, blocking};
+use crate::{Error, Store, blocking, first_kept};
 use attempt::{Outcome, joining, waiting};
 use book::{Book, DeliveryKey, Marks};
 use desk::Desk;
@@ -151,7 +151,13 @@ impl Running {
             Some(snapshots) => Some(Keeper::begin(snapshots.clone(), &book, of.partition).await?),
             None => None,
         };
-        let marks = book.marks()?;
+        let mut marks = book.marks()?;
+        if marks == Marks::default() {
+            // A new partition, or a folder that was lost: what the log still has goes out, perhaps again.
+            let (log, events, attempts) = (of.log.clone(), of.of(Topic::Events), of.of(Topic::Attempts));
+            let first = move || Ok::<_, Error>((first_kept(&*log, events)?, first_kept(&*log, attempts)?));
+            (marks.event, marks.attempt) = blocking("look for events", first).await?;
+        }
         let mut running = Self {
             next_event: marks.event,
             next_attempt: marks.attempt,

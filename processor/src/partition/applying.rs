@@ -15,11 +15,11 @@ use super::completer::{Outputs, Work};
 use super::prepare::{Prepared, prepare};
 use super::records::{append, numbered};
 use super::{Ended, READ_BYTES, Session, reached};
-use crate::Error;
 use crate::core::effects::Effects;
 use crate::core::invariants::{Before, of_account};
 use crate::core::overlay::{Keys, Overlay};
 use crate::core::step::{skip, step};
+use crate::{Error, Store};
 
 impl Session<'_> {
     /// Reads a piece of intake and steps it.
@@ -52,21 +52,11 @@ impl Session<'_> {
     }
 
     fn step(&mut self, record: Record, keys: &Keys, offset: u64, received_at: Millis) -> Result<(), Ended> {
-        self.load(keys)?;
-        let (overlay, effects) = (&mut self.overlay, &mut self.effects);
+        load(&self.of.store, &mut self.overlay, keys)?;
         let waiting = record.reply_to;
-        let before = Before::of(&overlay.progress, effects);
-        let stepped = catch_unwind(AssertUnwindSafe(|| {
-            #[cfg(test)]
-            super::tests::panic_if_asked(&record);
-            step(overlay, record, keys, offset, received_at, effects);
-            if cfg!(debug_assertions) {
-                assert_invariants(before, overlay, keys, offset, effects);
-            }
-        }));
-        stepped.map_err(|panic| {
+        step_safely(&mut self.overlay, record, keys, offset, received_at, &mut self.effects).map_err(|panic| {
             // The overlay is in doubt, and so are the effects of this piece: both are thrown away.
-            let reason = format!("the logic panicked: {}", panic_text(&*panic));
+            let reason = format!("the logic panicked: {panic}");
             if let Some(reply_to) = waiting {
                 self.of.replies.tell(reply_to, Decision { offset, replayed: false, outcome: Some(at_fault()) });
             }
@@ -75,17 +65,6 @@ impl Session<'_> {
                 Err(ended) => ended,
             }
         })
-    }
-
-    pub(super) fn load(&mut self, keys: &Keys) -> Result<(), Ended> {
-        let (store, partition) = (&self.of.store, self.of.number);
-        if let Some(id) = keys.account {
-            self.overlay.load_account(id, || store.account(partition, id))?;
-        }
-        for key in keys.rows() {
-            self.overlay.load_row(*key, || store.row(partition, key))?;
-        }
-        Ok(())
     }
 
     /// Something that cannot be decoded: announced as a skip, then skipped when it is read again.
@@ -154,6 +133,45 @@ impl Session<'_> {
 fn at_fault() -> Outcome {
     let Problem { code, message, .. } = Problem::internal();
     Outcome::Refused(Refusal { code: code.name().into(), message, retry_after_seconds: None })
+}
+
+/// Steps a record, of which everything is loaded that it reads.
+///
+/// # Errors
+/// What a panic of the logic says; the overlay and the effects are in doubt then.
+pub(crate) fn step_safely(
+    overlay: &mut Overlay,
+    record: Record,
+    keys: &Keys,
+    offset: u64,
+    received_at: Millis,
+    effects: &mut Effects,
+) -> Result<(), String> {
+    let before = Before::of(&overlay.progress, effects);
+    let stepped = catch_unwind(AssertUnwindSafe(|| {
+        #[cfg(test)]
+        super::tests::panic_if_asked(&record);
+        step(overlay, record, keys, offset, received_at, effects);
+        if cfg!(debug_assertions) {
+            assert_invariants(before, overlay, keys, offset, effects);
+        }
+    }));
+    stepped.map_err(|panic| panic_text(&*panic))
+}
+
+/// Loads what a step reads.
+///
+/// # Errors
+/// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
+pub(crate) fn load(store: &Store, overlay: &mut Overlay, keys: &Keys) -> Result<(), Error> {
+    let partition = overlay.partition;
+    if let Some(id) = keys.account {
+        overlay.load_account(id, || store.account(partition, id))?;
+    }
+    for key in keys.rows() {
+        overlay.load_row(*key, || store.row(partition, key))?;
+    }
+    Ok(())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -6,6 +6,7 @@ use sendtrail_schemas::record::SourcePosition;
 use sendtrail_schemas::reputation::Reputation;
 use tokio::sync::{mpsc, oneshot};
 
+use super::applying::load;
 use super::completer::{Outputs, Work};
 use super::{Ended, Session, reached};
 use crate::core::overlay::Keys;
@@ -64,7 +65,8 @@ impl Session<'_> {
                     let _ = answer.send(marks.cloned().collect());
                 }
                 Inquiry::Reputation { account, answer, .. } => {
-                    let loaded = self.load(&Keys { account: Some(account), ..Keys::default() });
+                    let keys = Keys { account: Some(account), ..Keys::default() };
+                    let loaded = load(&self.of.store, &mut self.overlay, &keys);
                     let found = loaded.ok().and_then(|()| self.overlay.account(account)).map(|a| a.reputation());
                     // Whoever asked may have gone.
                     let _ = answer.send(found);

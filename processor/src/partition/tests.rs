@@ -58,7 +58,7 @@ impl House {
             announce: None,
             snapshots: None,
             pulse: pulse.clone(),
-            retention: Arc::new(Retention::new(log.clone())),
+            retention: Arc::new(Retention::new(log.clone(), false)),
             clock: Clock::wall(),
             settings,
             checkpoint_every: Duration::from_millis(20),

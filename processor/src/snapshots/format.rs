@@ -95,7 +95,7 @@ impl Manifest {
 }
 
 /// The first half of a SHA-256, in hexadecimal.
-fn checksum(bytes: &[u8]) -> String {
+pub fn checksum(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).get(..16).unwrap_or_default())
 }
 

@@ -29,7 +29,8 @@ use crate::archive::{DurableFileSystem, fresh_name};
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
 use crate::{Error, Store, Views, blocking};
-use format::{Manifest, RowFile, Writer};
+pub(crate) use format::{Manifest, checksum};
+use format::{RowFile, Writer};
 
 pub use taker::Taker;
 
@@ -53,7 +54,7 @@ const LIMITS: Limits =
 /// Manifests that are kept.
 const KEPT: usize = 2;
 /// What nobody names is deleted when it is older, milliseconds: somebody may be about to name it.
-const UNNAMED: i64 = HOUR;
+pub(crate) const UNNAMED: i64 = HOUR;
 
 /// Until when something may be read; what is written here is finished in any case.
 #[derive(Clone)]
@@ -65,6 +66,12 @@ pub struct Until {
 }
 
 impl Until {
+    /// However long it takes.
+    pub fn never() -> Self {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10 * 365 * 86_400);
+        Self { stop: CancellationToken::new(), deadline }
+    }
+
     /// Whether that is past.
     fn is_over(&self) -> bool {
         self.stop.is_cancelled() || tokio::time::Instant::now() >= self.deadline
@@ -117,7 +124,7 @@ impl Snapshots {
     ) -> Result<bool, Error> {
         let near = if is_old { 0 } else { self.limits.near };
         let far = store.progress(partition)?.map_or(0, |known| known.next_offset + near);
-        for (offset, name) in self.manifests(&until.read(self.list(partition)).await?) {
+        for (offset, name) in Self::manifests(&until.read(self.list(partition)).await?) {
             if offset > end {
                 tracing::error!(partition, offset, end, "a snapshot is of another log");
                 continue;
@@ -158,18 +165,8 @@ impl Snapshots {
         for file in &manifest.files {
             format::check(file, &until.read(self.get(partition, &file.name)).await?)?;
         }
-        let (to, whole) = (store.clone(), manifest.clone());
-        blocking("empty a partition", move || to.empty(partition)).await?;
-        for file in &whole.files {
-            let (to, file) = (store.clone(), file.clone());
-            let bytes = until.read(self.get(partition, &file.name)).await?;
-            blocking("restore a partition", move || {
-                format::check(&file, &bytes)?;
-                to.put(partition, format::rows(&file, &bytes)?)
-            })
-            .await?;
-        }
-        let (to, views) = (store.clone(), views.clone());
+        self.fill(store, partition, &manifest, until).await?;
+        let (to, views, whole) = (store.clone(), views.clone(), manifest.clone());
         blocking("restore a partition", move || {
             // Last comes what makes it a state.
             views.rebuild(&to.view(), partition)?;
@@ -179,40 +176,69 @@ impl Snapshots {
         Ok(manifest)
     }
 
+    /// Puts the rows of a manifest in the place of what a store has of a partition, which has no state until its progress is set.
+    ///
+    /// # Errors
+    /// Those of reading and writing; [`Error::Snapshot`] when a file is not what was written.
+    pub(crate) async fn fill(
+        &self,
+        store: &Store,
+        partition: u32,
+        manifest: &Manifest,
+        until: &Until,
+    ) -> Result<(), Error> {
+        let to = store.clone();
+        blocking("empty a partition", move || to.empty(partition)).await?;
+        for file in &manifest.files {
+            let (to, file) = (store.clone(), file.clone());
+            let bytes = until.read(self.get(partition, &file.name)).await?;
+            blocking("restore a partition", move || {
+                format::check(&file, &bytes)?;
+                to.put(partition, format::rows(&file, &bytes)?)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
     /// The newest manifest of an offset, if there is one that can be read.
     async fn at(&self, partition: u32, wanted: u64) -> Result<Option<Manifest>, Error> {
-        let names = self.manifests(&self.list(partition).await?);
+        let names = Self::manifests(&self.list(partition).await?);
         let Some((_, name)) = names.into_iter().find(|(offset, _)| *offset == wanted) else { return Ok(None) };
         Ok(Some(self.manifest(partition, &name).await?))
     }
 
-    async fn manifest(&self, partition: u32, name: &str) -> Result<Manifest, Error> {
+    pub(crate) async fn manifest(&self, partition: u32, name: &str) -> Result<Manifest, Error> {
         Manifest::read(name, &self.get(partition, name).await?)
     }
 
-    async fn get(&self, partition: u32, name: &str) -> Result<Vec<u8>, Error> {
+    pub(crate) async fn get(&self, partition: u32, name: &str) -> Result<Vec<u8>, Error> {
         Ok(self.objects.get(&path(partition, name)).await?.bytes().await?.to_vec())
     }
 
-    async fn put(&self, partition: u32, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
+    pub(crate) async fn put(&self, partition: u32, name: &str, bytes: Vec<u8>) -> Result<(), Error> {
         self.objects.put(&path(partition, name), bytes.into()).await?;
         Ok(())
     }
 
-    async fn list(&self, partition: u32) -> Result<Vec<ObjectMeta>, Error> {
+    pub(crate) async fn list(&self, partition: u32) -> Result<Vec<ObjectMeta>, Error> {
         Ok(self.objects.list(Some(&folder(partition))).try_collect().await?)
     }
 
     /// Offsets and names of manifests, the newest first.
-    fn manifests(&self, listed: &[ObjectMeta]) -> Vec<(u64, String)> {
+    pub(crate) fn manifests(listed: &[ObjectMeta]) -> Vec<(u64, String)> {
         let names = listed.iter().filter_map(|meta| meta.location.filename());
         let mut found: Vec<_> = names.filter_map(|name| Some((Manifest::offset(name)?, name.to_owned()))).collect();
         found.sort_unstable_by(|one, other| other.cmp(one));
         found
     }
 
+    pub(crate) async fn delete(&self, object: &ObjectMeta) -> Result<(), Error> {
+        Ok(self.objects.delete(&object.location).await?)
+    }
+
     /// Writes a manifest of the files before and the rows of some keys, or of all rows there are.
-    async fn write(
+    pub(crate) async fn write(
         &self,
         view: StoreView,
         partition: u32,
@@ -283,7 +309,7 @@ impl Snapshots {
     /// Deletes what neither the newest manifest nor the kept ones name.
     async fn tidy(&self, partition: u32, newest: &Manifest) -> Result<(), Error> {
         let listed = self.list(partition).await?;
-        let manifests = self.manifests(&listed);
+        let manifests = Self::manifests(&listed);
         // Of this log's: others in the folder may be further.
         let offset = newest.progress.next_offset;
         let mut named: HashSet<String> = newest.files.iter().map(|file| file.name.clone()).collect();
@@ -296,7 +322,7 @@ impl Snapshots {
         let old = |meta: &&ObjectMeta| meta.last_modified.timestamp_millis() < before;
         for meta in listed.iter().filter(old) {
             if meta.location.filename().is_some_and(|name| !named.contains(name)) {
-                self.objects.delete(&meta.location).await?;
+                self.delete(meta).await?;
             }
         }
         Ok(())

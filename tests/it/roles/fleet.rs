@@ -46,6 +46,7 @@ impl Fleet {
                 ("SENDTRAIL__QUERY__TIMEOUT_MS", "60000"),
                 ("SENDTRAIL__ARCHIVE__DIR", &shared("archive")),
                 ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
+                ("SENDTRAIL__ARCHIVE__INTAKE_SECONDS", "1"),
                 ("SENDTRAIL__BLOBS__DIR", &shared("blobs")),
                 ("SENDTRAIL__STATE__SNAPSHOTS", &shared("snapshots")),
                 ("SENDTRAIL__STATE__SNAPSHOT_SECONDS", "1"),
@@ -79,6 +80,15 @@ impl Fleet {
         let roles = json!(roles).to_string();
         let settings: Vec<_> = self.settings(&roles).into_iter().chain(further.iter().copied()).collect();
         Process::start(&self.data(name), &settings)
+    }
+
+    /// What a command says in the folder of a server that was stopped, and whether it did what it should.
+    pub fn run(&self, name: &str, roles: &[&str], command: &str) -> (bool, String) {
+        let roles = json!(roles).to_string();
+        let settings = self.settings(&roles);
+        let mut program = std::process::Command::new(crate::binary::PROGRAM);
+        let done = program.args([command, "--data"]).arg(self.data(name)).envs(settings).output().unwrap();
+        (done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned())
     }
 
     /// What all are set to, by the end of the setting's name.

@@ -53,6 +53,7 @@ impl Server {
         config.state.checkpoint_ms = 200;
         config.archive.commit_seconds = 1;
         config.archive.merge_seconds = 1;
+        config.archive.intake_seconds = 1;
         config.webhooks.allow_http = true;
         config.webhooks.allow_private_networks = vec!["127.0.0.0/8".parse().unwrap()];
         if std::env::var("SENDTRAIL_TEST_LOG").is_ok_and(|log| log == "kafka") {
@@ -75,9 +76,11 @@ impl Server {
         Self { app, admin, config, key, folder }
     }
 
-    /// Stops it; what it kept stays in the folder.
+    /// Stops it; what it kept stays in the folder, and is what comes of its intake when that is folded once more.
     pub async fn stop(self) -> Stopped {
         self.app.stop().await;
+        let rebuilt = sendtrail::rebuild::run(&self.config, false).await.unwrap();
+        assert_eq!(rebuilt, std::process::ExitCode::SUCCESS);
         Stopped { config: self.config, key: self.key, folder: self.folder }
     }
 
