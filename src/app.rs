@@ -18,7 +18,7 @@ use sendtrail_ingest::Ingest;
 use sendtrail_processor::dispatch::History;
 use sendtrail_processor::{SinkHandle, Store};
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::backbone::Backbone;
@@ -46,16 +46,20 @@ pub struct App {
     /// The administrator's key, if it was made at this start.
     pub fresh_admin_key: Option<String>,
     server: Server,
-    edges: CancellationToken,
-    edge_tasks: JoinSet<()>,
+    parts: Parts,
+    archive: Arc<ArchiveCell>,
+    store: Store,
+    data: PathBuf,
+}
+
+/// What runs behind the server, as far as it was started.
+struct Parts {
+    edges: Tasks,
     partitions: CancellationToken,
     owning: Option<Owning>,
     sink_stop: CancellationToken,
     sink: Option<Arc<SinkHandle>>,
     backbone: Backbone,
-    archive: Arc<ArchiveCell>,
-    store: Store,
-    data: PathBuf,
 }
 
 /// What the archive's files hold.
@@ -113,59 +117,62 @@ impl App {
     }
 
     async fn start_on(backbone: Backbone, config: &Config, told: PrometheusHandle) -> anyhow::Result<Self> {
-        let roles = &config.server.roles;
+        let mut parts = Parts::new(backbone);
+        match Self::start_with(&mut parts, config, told).await {
+            Ok(started) => Ok(Self {
+                address: started.server.address,
+                fresh_admin_key: started.fresh_admin_key,
+                server: started.server,
+                archive: started.archive,
+                store: started.store,
+                data: config.data.dir.clone(),
+                parts,
+            }),
+            Err(error) => {
+                // Threads must not outlive what they run on.
+                parts.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts everything; what is to be ended, if that does not succeed, is in `parts`.
+    async fn start_with(parts: &mut Parts, config: &Config, told: PrometheusHandle) -> anyhow::Result<Started> {
+        let (roles, backbone) = (&config.server.roles, parts.backbone.clone());
         let shared = Arc::new(Shared::open(config, &backbone)?);
         let admin = admin(config)?;
 
-        let partitions = CancellationToken::new();
-        let owning = match roles.has(Role::Processor) {
-            true => Some(Owning::start(config, &shared, &backbone, &partitions).await?),
-            false => None,
-        };
-        shared.meet_others(config).await?;
-        let mut tasks = Tasks { stop: CancellationToken::new(), running: JoinSet::new() };
-        let sink_stop = CancellationToken::new();
-        let filing = Filing::start(config, &shared, &sink_stop, &mut tasks).await?;
-        tasks.spawn(metrics::upkeep(told.clone(), tasks.stop.clone()));
-        if shared.exchange.is_some() {
-            tasks.spawn(shared.elsewhere.clone().watch_lag(shared.log.clone(), tasks.stop.clone()));
+        if roles.has(Role::Processor) {
+            parts.owning = Some(Owning::start(config, &shared, &backbone, &parts.partitions).await?);
         }
+        shared.meet_others(config).await?;
+        let tasks = &mut parts.edges;
+        let filing = Filing::start(config, &shared, &parts.sink_stop, tasks).await?;
+        parts.sink.clone_from(&filing.sink);
+        tasks.spawn(metrics::upkeep(told.clone(), tasks.stop.clone()));
+        tasks.spawn(shared.elsewhere.clone().watch_lag(shared.log.clone(), tasks.stop.clone()));
 
-        let edges = Edges::new(config, &shared, &filing, &mut tasks).await;
+        let edges = Edges::new(config, &shared, &filing, tasks).await;
         let sources = sources::sources(&config.sources.kafka, &config.kafka_options().properties);
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
-        let query = edges.query(config, &shared, &ingest, &mut tasks)?;
+        let query = edges.query(config, &shared, &ingest, tasks)?;
         let history: Arc<dyn History> = Arc::new(Events(query.clone()));
-        working::start(config, &shared, &history, &mut tasks)?;
+        working::start(config, &shared, &history, tasks)?;
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
         if roles.has(Role::Processor) {
-            tasks.spawn(run_sources(sources, ingest.clone(), backbone.clone(), shared.clone(), tasks.stop.clone()));
+            tasks.spawn(run_sources(sources, ingest.clone(), backbone, shared.clone(), tasks.stop.clone()));
         }
         let health = Health {
             log: shared.log.clone(),
             pulses: shared.pulses.clone(),
-            sink: filing.sink.clone(),
-            clickhouse: filing.clickhouse.clone(),
+            sink: filing.sink,
+            clickhouse: filing.clickhouse,
             sources: if roles.has(Role::Processor) { statuses } else { Vec::new() },
             metrics: told,
         };
         let router = routes(roles, ingest.clone(), query, health);
         let server = Server::start(&ServerOptions::of(&config.server), router, ingest).await?;
-        Ok(Self {
-            address: server.address,
-            fresh_admin_key: admin.fresh,
-            server,
-            edges: tasks.stop,
-            edge_tasks: tasks.running,
-            partitions,
-            owning,
-            sink_stop,
-            sink: filing.sink,
-            backbone,
-            archive: filing.cell,
-            store: shared.store.clone(),
-            data: config.data.dir.clone(),
-        })
+        Ok(Started { server, fresh_admin_key: admin.fresh, archive: filing.cell, store: shared.store.clone() })
     }
 
     /// What is in Parquet files by now.
@@ -178,7 +185,7 @@ impl App {
     /// Resolves when the log belongs to another server. This one must then end at once, as by a crash: what is on its way
     /// is no longer its to finish.
     pub fn lost(&self) -> impl Future<Output = ()> + use<> {
-        self.backbone.clone().lost()
+        self.parts.backbone.clone().lost()
     }
 
     /// Resolves when the state store is broken, by a full disk for example, and the disk takes writes again. Until then
@@ -199,18 +206,52 @@ impl App {
 
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.
     /// Afterwards every acknowledged event is in the archive, if nobody else is to see to that.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         tracing::info!("stopping");
-        // A log that does not answer must not keep it from stopping: whoever waits for it is told that it is closed.
+        let watchdog = self.parts.watchdog();
+        self.server.stop().await;
+        self.parts.stop().await;
+        watchdog.abort();
+        // It holds the log, and with it the folder's lock.
+        let _ = watchdog.await;
+        tracing::info!("stopped");
+    }
+}
+
+/// What a start gave besides the parts.
+struct Started {
+    server: Server,
+    fresh_admin_key: Option<String>,
+    archive: Arc<ArchiveCell>,
+    store: Store,
+}
+
+impl Parts {
+    fn new(backbone: Backbone) -> Self {
+        Self {
+            edges: Tasks { stop: CancellationToken::new(), running: JoinSet::new() },
+            partitions: CancellationToken::new(),
+            owning: None,
+            sink_stop: CancellationToken::new(),
+            sink: None,
+            backbone,
+        }
+    }
+
+    /// Sees to it that a log that does not answer does not keep them from stopping: whoever waits for it is told that it is
+    /// closed.
+    fn watchdog(&self) -> JoinHandle<()> {
         let closing = self.backbone.clone();
-        let watchdog = tokio::spawn(async move {
+        tokio::spawn(async move {
             tokio::time::sleep(STOP_WITHIN).await;
             tracing::warn!("the log does not take what is left; it is found again at the next start");
             let _ = tokio::task::spawn_blocking(move || closing.close()).await;
-        });
-        self.server.stop().await;
-        self.edges.cancel();
-        while self.edge_tasks.join_next().await.is_some() {}
+        })
+    }
+
+    async fn stop(mut self) {
+        self.edges.stop.cancel();
+        while self.edges.running.join_next().await.is_some() {}
         self.partitions.cancel();
         if let Some(owning) = self.owning {
             owning.join().await;
@@ -229,10 +270,6 @@ impl App {
         if let Err(error) = joined.await {
             tracing::error!(%error, "stopping went wrong");
         }
-        watchdog.abort();
-        // It holds the log, and with it the folder's lock.
-        let _ = watchdog.await;
-        tracing::info!("stopped");
     }
 }
 

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use comfy_table::Table;
 use http::Method;
+use sendtrail_eventlog::failpoint::hours_of_shift;
 use sendtrail_eventlog::kafka::{Plan, Step};
 use sendtrail_processor::clickhouse::{migrate as migrate_tables, repair as repair_tables};
 use sendtrail_processor::{Projections, Store, archive};
+use sendtrail_schemas::time::{HOUR, Millis};
 use serde_json::{Value, json};
 
 use crate::app::App;
@@ -64,6 +66,7 @@ fn load(args: &Serve) -> anyhow::Result<Config> {
 async fn serve(args: &Serve) -> anyhow::Result<()> {
     // Nothing, but in builds for tests.
     let _failpoints = fail::FailScenario::setup();
+    Millis::shift_wall(hours_of_shift() * HOUR);
     let config = load(args)?;
     telemetry::log(&config.telemetry)?;
     // Asked for before anything is opened, so that no signal finds nobody.

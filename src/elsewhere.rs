@@ -136,16 +136,13 @@ impl Elsewhere {
         })
     }
 
-    /// Keeps an eye on how long records have waited to be applied where that does not run here, by when they were first seen here.
+    /// Keeps an eye on how long records have waited to be applied, here or elsewhere, by when they were first seen here: clocks of
+    /// machines are apart.
     pub async fn watch_lag(self: Arc<Self>, log: Arc<dyn EventLog>, stop: CancellationToken) {
         let mut looks: Vec<VecDeque<(u64, i64)>> = vec![VecDeque::new(); self.pulses.len()];
         while !stop.is_cancelled() {
             let now = Millis::wall().0;
             for ((partition, pulse), looks) in (0..).zip(&self.pulses).zip(&mut looks) {
-                // Whoever runs it tells that itself.
-                if self.ownership.runs(partition) {
-                    continue;
-                }
                 let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
                 let applied = *pulse.applied().borrow();
                 // Beyond a minute it does not matter how many it is.

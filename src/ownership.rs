@@ -77,11 +77,6 @@ impl Ownership {
         self.0.borrow().contains_key(&partition)
     }
 
-    /// Whether it runs here.
-    pub fn runs(&self, partition: u32) -> bool {
-        self.0.borrow().get(&partition).is_some_and(Owned::runs)
-    }
-
     /// Whether what is known here of a partition is what was true when it began, or newer.
     pub fn knows(&self, partition: u32) -> bool {
         self.0.borrow().get(&partition).is_some_and(|owned| owned.is_ready)

@@ -100,9 +100,7 @@ impl Columns {
             }
         })
     }
-}
 
-impl Columns {
     /// The same rows, of which some lose what is personal.
     ///
     /// # Errors
@@ -248,11 +246,7 @@ mod tests {
     use sendtrail_schemas::columns::{EventColumns, schema};
     use sendtrail_schemas::event::{Event, Tags};
     use sendtrail_schemas::kind::EventType;
-    use sendtrail_schemas::personal::PERSONAL;
-
-    fn personal() -> Vec<String> {
-        PERSONAL.iter().map(|&name| name.to_owned()).collect()
-    }
+    use sendtrail_schemas::personal::{PERSONAL, personal};
 
     fn event(seq: u64) -> Event {
         Event {

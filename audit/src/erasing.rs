@@ -7,13 +7,13 @@ use arrow::datatypes::Int64Type;
 use sendtrail_schemas::secret::hex;
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::encoding::Columns;
 use crate::envelope::SealKey;
 use crate::folder::SealFolder;
 use crate::leaves::{Range, commit};
 use crate::salts::{Salts, SubjectKey, subject_key};
 use crate::seal::{ErasedRow, Erasure, FORMAT, Seal, Subject};
-use crate::{Error, PERSONAL};
 
 /// Which row of a batch is to be erased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,8 +137,7 @@ impl Sealed {
             })?;
             let columns = columns.entry(seal).or_insert_with(|| {
                 let names = self.personal.get(&seal).cloned();
-                let all = || PERSONAL.iter().map(|name| (*name).to_owned()).collect();
-                Columns::of(&batch.schema(), &names.unwrap_or_else(all))
+                Columns::of(&batch.schema(), &names.unwrap_or_else(crate::personal))
             });
             plain.clear();
             personal.clear();

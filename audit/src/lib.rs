@@ -22,7 +22,7 @@ pub use leaves::{Erased, ExportRows, Flaw, Leaves, MAX_ROWS, Range, Source, Take
 pub use merkle::{Hash, Tree, root};
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};
-pub use sendtrail_schemas::personal::PERSONAL;
+pub use sendtrail_schemas::personal::{PERSONAL, personal};
 pub use verify::{Fault, Options, Report, verify_export, verify_table};
 
 /// What goes wrong here.

@@ -51,3 +51,9 @@ pub fn fails(point: &'static str) -> io::Result<()> {
     let _ = point;
     Ok(())
 }
+
+/// How many hours a test has this process's clock be wrong: `FAILPOINTS="clock.shifted=return(-24)"`.
+pub fn hours_of_shift() -> i64 {
+    fail::fail_point!("clock.shifted", |hours| hours.and_then(|hours| hours.parse().ok()).unwrap_or(0));
+    0
+}

@@ -295,7 +295,6 @@ impl<'a> Session<'a> {
         if *self.end.borrow_and_update() > next && !is_over {
             return self.apply();
         }
-        self.of.pulse.set_pending_since(None);
         if !self.dirty && self.completer.is_committed() {
             note_durable(self.of.number);
             // The last of what came must get into a snapshot, too.

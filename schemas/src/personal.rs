@@ -43,6 +43,11 @@ pub const PERSONAL: &[&str] = &[
     "!subscription.unsubscribeAll",
 ];
 
+/// The same, as a seal lists them.
+pub fn personal() -> Vec<String> {
+    PERSONAL.iter().map(|&name| name.to_owned()).collect()
+}
+
 /// Whether a field of a block may say something of a person.
 pub fn is_personal(block: &str, field: &str) -> bool {
     let named = |text: &str| PERSONAL.contains(&text);

@@ -1,6 +1,7 @@
 //! Time as the log tells it: milliseconds since the Unix epoch, UTC.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, NaiveDate, SecondsFormat, TimeZone, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -25,11 +26,19 @@ pub type Hour = i32;
 /// Days since the epoch: the name of a daily bucket.
 pub type Day = i32;
 
+/// See [`Millis::shift_wall`].
+static SHIFT: AtomicI64 = AtomicI64::new(0);
+
 impl Millis {
     /// The wall clock. For adapters only: decisions take their time from the log.
     #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
     pub fn wall() -> Self {
-        Self(Utc::now().timestamp_millis())
+        Self(Utc::now().timestamp_millis() + SHIFT.load(Ordering::Relaxed))
+    }
+
+    /// Shifts this process's wall clock: for tests that stand in for a machine whose clock is wrong.
+    pub fn shift_wall(by: i64) {
+        SHIFT.store(by, Ordering::Relaxed);
     }
 
     /// The hour in which this instant lies.

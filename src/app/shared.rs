@@ -60,7 +60,7 @@ impl Shared {
         let own = own.transpose().context("read the accounts")?;
         let others = exchange.as_ref().map(|_| Views::of_others(&store, directory.clone()));
         let others = others.transpose().context("make room for the accounts")?;
-        let clock = if config.log.simulated { simulated_clock(&store, count)? } else { Clock::wall() };
+        let clock = clock(config, &store)?;
         let instance = rand::rng().next_u64();
         let local = Arc::new(LocalReplies::new(instance));
         let replies: Arc<dyn Replies> = match &exchange {
@@ -159,10 +159,10 @@ fn poster(config: &Config) -> anyhow::Result<Poster> {
     Poster::new(options).context("set up posting to webhooks")
 }
 
-/// A simulated clock goes on from where the state stands.
-fn simulated_clock(store: &Store, partitions: u32) -> anyhow::Result<Clock> {
-    let clock = Clock::simulated(Millis(0));
-    for partition in 0..partitions {
+/// A clock that goes on from where the state stands.
+fn clock(config: &Config, store: &Store) -> anyhow::Result<Clock> {
+    let clock = if config.log.simulated { Clock::simulated(Millis(0)) } else { Clock::wall() };
+    for partition in 0..config.log.partitions {
         if let Some(progress) = store.progress(partition)? {
             clock.reached(Millis(progress.last_t));
         }

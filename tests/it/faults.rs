@@ -58,6 +58,25 @@ async fn the_same_on_kafka_and_with_clickhouse() {
     .await;
 }
 
+/// Stores refuse some of what they are asked, and of some of what they did say that they did not: what is left of 500 and 503 when
+/// a client has tried often enough. Snapshots are kept, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_same_while_stores_fail_now_and_then() {
+    let first = number("SENDTRAIL_CRASH_SEED", 2_000);
+    let shared = tempfile::TempDir::new().unwrap();
+    run_seeds(first, number("SENDTRAIL_CRASH_SEEDS_STORE", 3), &|seed| {
+        let snapshots = shared.path().join(seed.to_string());
+        [
+            ("FAILPOINTS", "object.asked=2%return;object.answered=3%return"),
+            ("SENDTRAIL__STATE__SNAPSHOTS", snapshots.to_str().unwrap()),
+            ("SENDTRAIL__STATE__SNAPSHOT_SECONDS", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    })
+    .await;
+}
+
 type Settings = Vec<(String, String)>;
 
 async fn run_seeds(first: u64, count: u64, further: &(impl Fn(u64) -> Settings + Sync)) {
@@ -89,12 +108,16 @@ async fn run(seed: u64, further: Settings) {
         assert!(migrate.status().unwrap().success());
     }
     let receiver = Receiver::start_ok().await;
+    let always = settings.extract_if(.., |(name, _)| name == "FAILPOINTS").map(|(_, points)| points).next();
     let start = |failpoints: &str| {
         let mut all: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (&**name, &**value)).collect();
-        all.push(("FAILPOINTS", failpoints));
+        let failpoints = [always.as_deref().unwrap_or_default(), failpoints].join(";");
+        all.push(("FAILPOINTS", &failpoints));
         Process::try_start(folder.path(), &all)
     };
-    let well = || start("").expect("it listens");
+    // Whoever looks after a server starts it again when it ends before it listens, but only for what fails now and then.
+    let tries = if always.is_some() { 100 } else { 1 };
+    let well = || (0..tries).find_map(|_| start("")).expect("it listens");
     let mut process = well();
     let base = Arc::new(Mutex::new(process.base.clone()));
     let mut clients = tokio::task::JoinSet::new();

@@ -1,6 +1,7 @@
 //! One deployment, split over processes: each does a part, on a real broker and a real ClickHouse.
 
 mod books;
+mod clocks;
 mod driving;
 mod fleet;
 

@@ -12,6 +12,7 @@ use super::frame::Frame;
 use super::segment::{Marks, Placed, Segment};
 use super::{Pending, Shared};
 use crate::Error;
+use crate::clock::Onward;
 
 /// How often to look for an old segment when nothing comes.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -21,7 +22,8 @@ pub(super) struct Committer {
     folder: PathBuf,
     segment: Option<Segment>,
     next: Marks,
-    stamp: i64,
+    /// What time it is: times of receipt never run back.
+    onward: Onward,
     /// The stamp of the oldest batch in the segment.
     since: Option<i64>,
     buffer: Vec<u8>,
@@ -39,12 +41,13 @@ type Answer = (oneshot::Sender<Result<u64, Error>>, Result<u64, Error>);
 
 impl Committer {
     pub(super) fn new(shared: Arc<Shared>, folder: PathBuf, segment: Option<Segment>) -> Self {
-        let (next, stamp, since) = {
+        let (next, last, since) = {
             let index = shared.index.read();
             let since = segment.as_ref().and_then(|segment| index.first_stamp(segment.number));
             (index.marks(), index.last_stamp(), since)
         };
-        Self { shared, folder, segment, next, stamp, since, buffer: Vec::new(), failed: None }
+        let onward = Onward::from(last);
+        Self { shared, folder, segment, next, onward, since, buffer: Vec::new(), failed: None }
     }
 
     pub(super) fn run(mut self) {
@@ -134,7 +137,8 @@ impl Committer {
     /// Numbers and stamps batches and lays their frames into the buffer.
     fn lay_out(&mut self, pending: Vec<Pending>) -> (Vec<Answer>, Vec<Writing>) {
         self.buffer.clear();
-        self.stamp = self.stamp.max(Millis::wall().0);
+        let stamp = self.onward.at(Millis::wall().0);
+        self.onward.reached(stamp);
         let group = self.segment.as_ref().map_or(0, Segment::length);
         let mut answers = Vec::with_capacity(pending.len());
         let mut writing = Vec::with_capacity(pending.len());
@@ -151,14 +155,8 @@ impl Committer {
             if count == 0 {
                 continue;
             }
-            let frame = Frame {
-                of: to,
-                count,
-                base_offset: *next,
-                stamp: self.stamp,
-                group: group as u32,
-                length: payload.len() as u32,
-            };
+            let frame =
+                Frame { of: to, count, base_offset: *next, stamp, group: group as u32, length: payload.len() as u32 };
             let placed = Placed { frame, at: group + self.buffer.len() as u64 };
             frame.write(&payload, &mut self.buffer);
             *next += u64::from(count);
@@ -168,9 +166,9 @@ impl Committer {
     }
 
     fn write(&mut self, writing: Vec<Writing>) -> Result<(), Error> {
-        let Some(segment) = self.segment.as_mut().filter(|_| !writing.is_empty()) else { return Ok(()) };
+        let (Some(segment), Some(first)) = (self.segment.as_mut(), writing.first()) else { return Ok(()) };
         segment.append(&self.buffer)?;
-        self.since.get_or_insert(self.stamp);
+        self.since.get_or_insert(first.placed.frame.stamp);
         let cache = self.shared.options.cache_bytes;
         let mut index = self.shared.index.write();
         for Writing { placed, payload } in &writing {

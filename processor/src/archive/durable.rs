@@ -7,12 +7,14 @@ use std::path::{Path as FsPath, PathBuf};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use futures::{StreamExt, future, stream};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
+use sendtrail_eventlog::failpoint::fails;
 
 /// See the module.
 #[derive(Debug)]
@@ -60,8 +62,10 @@ impl MultipartUpload for DurableUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
+        asked()?;
         let put = self.upload.complete().await?;
         sync(self.path.clone(), self.root.clone()).await?;
+        answered()?;
         Ok(put)
     }
 
@@ -81,6 +85,21 @@ pub fn sync_with_parents(path: &FsPath, root: &FsPath) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What a test says that the store answers, before anything is done or after it.
+fn answers(point: &'static str) -> Result<()> {
+    fails(point).map_err(|source| Error::Generic { store: "durable", source: Box::new(source) })
+}
+
+/// The store does not do what it is asked.
+fn asked() -> Result<()> {
+    answers("object.asked")
+}
+
+/// It does, and does not say so.
+fn answered() -> Result<()> {
+    answers("object.answered")
+}
+
 impl fmt::Display for DurableFileSystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "DurableFileSystem({})", self.root.display())
@@ -90,8 +109,10 @@ impl fmt::Display for DurableFileSystem {
 #[async_trait]
 impl ObjectStore for DurableFileSystem {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        asked()?;
         let put = self.inner.put_opts(location, payload, options).await?;
         self.sync(location).await?;
+        answered()?;
         Ok(put)
     }
 
@@ -106,32 +127,44 @@ impl ObjectStore for DurableFileSystem {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        asked()?;
         self.inner.get_opts(location, options).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        self.inner.delete_stream(locations.map(|location| location.and_then(|it| asked().map(|()| it))).boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        match asked() {
+            Ok(()) => self.inner.list(prefix),
+            Err(error) => stream::once(future::ready(Err(error))).boxed(),
+        }
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        match asked() {
+            Ok(()) => self.inner.list_with_offset(prefix, offset),
+            Err(error) => stream::once(future::ready(Err(error))).boxed(),
+        }
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        asked()?;
         self.inner.list_with_delimiter(prefix).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        asked()?;
         self.inner.copy_opts(from, to, options).await?;
-        self.sync(to).await
+        self.sync(to).await?;
+        answered()
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
+        asked()?;
         self.inner.rename_opts(from, to, options).await?;
-        self.sync(to).await
+        self.sync(to).await?;
+        answered()
     }
 }

@@ -10,7 +10,7 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sendtrail_audit::{Chosen, Columns, PERSONAL, SealFolder, SealKey, Sealed};
+use sendtrail_audit::{Chosen, Columns, SealFolder, SealKey, Sealed, personal};
 use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::time::{DAY, Day, Millis};
@@ -280,10 +280,9 @@ impl Work {
         let late = if file.path.ends_with("-late.parquet") { "-late" } else { "" };
         let to = path(self.layout, file.day, &format!("{}-erased{late}", fresh_name()));
         let mut into = SortedFile::create(self.layout, &self.root, to, file.day, file.rows as usize)?;
-        let personal: Vec<String> = PERSONAL.iter().map(|name| (*name).to_owned()).collect();
         for batch in read_file(self.layout, &self.root, file)? {
             let batch = batch?;
-            let columns = Columns::of(&batch.schema(), &personal);
+            let columns = Columns::of(&batch.schema(), &personal());
             let choose = self.choose(&batch)?;
             let choices: Vec<Choice> = (0..batch.num_rows())
                 .map(|row| match choose(row) {
@@ -326,8 +325,7 @@ impl Work {
         let received = received.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
         let received = received.ok_or_else(|| missing("received_at"))?;
         // Whole rows are looked at where everybody's are to be cleared: of those that are bare already nothing is left.
-        let personal: Vec<String> = PERSONAL.iter().map(|name| (*name).to_owned()).collect();
-        let columns = Columns::of(&batch.schema(), &personal);
+        let columns = Columns::of(&batch.schema(), &personal());
         Ok(move |row: usize| {
             let value = |column: Option<&'a arrow::array::StringArray>| {
                 column.filter(|column| column.is_valid(row)).map(|column| column.value(row))

@@ -10,8 +10,8 @@ use arrow::datatypes::Int64Type;
 use metrics::counter;
 use parquet::arrow::ProjectionMask;
 use sendtrail_audit::{
-    FORMAT, Leaves, MAX_ROWS, PERSONAL, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile,
-    Source, Subject, hash_file,
+    FORMAT, Leaves, MAX_ROWS, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile, Source,
+    Subject, hash_file, personal,
 };
 use sendtrail_eventlog::Clock;
 use sendtrail_eventlog::failpoint::reach;
@@ -145,7 +145,7 @@ impl Work {
         files: &[Arc<ArchivedFile>],
         ranges: Vec<Range>,
     ) -> Result<String, Error> {
-        let personal: Vec<String> = PERSONAL.iter().map(|&name| name.to_owned()).collect();
+        let personal = personal();
         let mut leaves = Leaves::new(&ranges, &personal);
         let mut salts = Salts::default();
         let mut make = || {

@@ -26,7 +26,6 @@ impl Session<'_> {
     pub(super) fn apply(&mut self) -> Result<(), Ended> {
         let (of, next) = (self.of, self.overlay.progress.next_offset);
         let batches = of.log.read(of.intake(), next, READ_BYTES).map_err(Error::from)?;
-        of.pulse.set_pending_since(batches.first().map(|batch| batch.received_at));
         let records = batches.iter().flat_map(|batch| batch.records(next));
         for record in records {
             let (offset, received_at) = (record.offset, Millis(record.received_at));

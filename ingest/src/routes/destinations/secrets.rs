@@ -106,7 +106,7 @@ pub(in crate::routes) async fn rotate(
         overlap: overlap as i64 * SECOND,
         ..RotateSecret::default()
     };
-    ingest.command(account.id(), stamp.clone(), Change::RotateSecret(rotate)).await?;
+    ingest.command(account.id(), stamp, Change::RotateSecret(rotate)).await?;
     let made = Made { account: ingest.account(account.id())?, id, secret: Some(secret), made };
     Ok(ok(One { destination: made.view()? }))
 }
