@@ -31,6 +31,7 @@ use crate::{metrics, sources, telemetry};
 use edges::{Edges, admin, routes};
 use filing::Filing;
 use owning::Owning;
+pub use owning::remove;
 use shared::Shared;
 
 /// How often it is looked whether the store is broken, and what a device must take to be taken for well again.
@@ -130,7 +131,9 @@ impl App {
             }),
             Err(error) => {
                 // Threads must not outlive what they run on.
+                let watchdog = parts.watchdog();
                 parts.stop().await;
+                watchdog.abort();
                 Err(error)
             }
         }

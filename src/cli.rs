@@ -70,6 +70,9 @@ pub enum Command {
         /// Put what was folded in the place of what is not the same, or not there
         #[arg(long)]
         replace: bool,
+        /// Only these, also when the state of one is not here because another server owned it; may be given more than once
+        #[arg(long, value_name = "NUMBER")]
+        partition: Vec<u32>,
     },
     /// Compare what log, archive, ClickHouse and sums have, or have ClickHouse filled from the archive after it was restored
     Reconcile(Reconcile),

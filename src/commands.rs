@@ -38,10 +38,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Topics(command) => return topics(command).await,
         Command::Migrate { serve, recreate } => migrate(&serve, recreate).await?,
         Command::RebuildProjections(args) => rebuild_projections(&args).await?,
-        Command::RebuildState { serve, replace } => {
+        Command::RebuildState { serve, replace, partition } => {
             let config = load(&serve)?;
             telemetry::log(&config.telemetry)?;
-            return rebuild::run(&config, replace).await;
+            return rebuild::run(&config, &rebuild::Options { replace, partitions: partition }).await;
         }
         Command::Reconcile(args) => return reconcile(&args).await,
         Command::Export(args) => export::run(&args).await?,

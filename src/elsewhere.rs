@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ownership::Ownership;
 use crate::steward::Steward;
 
-/// How often it is looked how long records have waited elsewhere.
+/// How often it is looked how long records have waited.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Looks that are remembered while a partition is behind.
 const LOOKS: usize = 1_200;
@@ -152,7 +152,7 @@ impl Elsewhere {
                 while looks.front().is_some_and(|(seen, _)| *seen <= applied) {
                     looks.pop_front();
                 }
-                pulse.set_pending_since(looks.front().map(|(_, at)| *at));
+                pulse.set_pending(looks.front().copied());
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK_EVERY) => {}

@@ -8,17 +8,38 @@ use std::time::Duration;
 use anyhow::Context;
 use sendtrail_eventlog::embedded::EmbeddedLog;
 use sendtrail_eventlog::{Clock, EventLog};
-use sendtrail_processor::{IntakeArchive, RebuiltState, Store, Verdict, Views, rebuild_state, replace_state};
+use sendtrail_processor::{
+    IntakeArchive, RebuiltState, Snapshots, Store, Verdict, Views, rebuild_state, replace_state,
+};
 use sendtrail_schemas::directory::Directory;
 
+use crate::app::remove;
 use crate::backbone;
 use crate::config::{Backend, Config};
 
-/// Folds every partition and compares it; with `replace`, puts it in the place of what is not the same.
+/// What to fold, and what to do with it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether it is put in the place of what is not the same.
+    pub replace: bool,
+    /// These only; none: all, but those that other servers own.
+    pub partitions: Vec<u32>,
+}
+
+/// Folds partitions and compares them with the state that is there.
 ///
 /// # Errors
 /// When the server runs, or something cannot be read or written.
-pub async fn run(config: &Config, replace: bool) -> anyhow::Result<ExitCode> {
+pub async fn run(config: &Config, options: &Options) -> anyhow::Result<ExitCode> {
+    let folder = config.data.dir.join("rebuild");
+    let done = fold(config, options, &folder).await;
+    // It is as personal as the state.
+    remove(&folder)?;
+    Ok(if done? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether all is as it should be.
+async fn fold(config: &Config, options: &Options, folder: &Path) -> anyhow::Result<bool> {
     let data = &config.data.dir;
     // On Kafka the rest is applied by the server when it starts.
     let (log, _lock) = match config.log.backend {
@@ -32,37 +53,42 @@ pub async fn run(config: &Config, replace: bool) -> anyhow::Result<ExitCode> {
     let archive = IntakeArchive::in_folder(&config.intake_folder(), days, every, Clock::wall())?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
     let views = Views::open(&store, Arc::<Directory>::default())?;
-    let folder = data.join("rebuild");
-    clear(&folder)?;
+    remove(folder)?;
+    let scratch = Store::open(folder, config.log.partitions, config.state.cache_bytes)?;
     let mut whole = true;
-    {
-        let scratch = Store::open(&folder, config.log.partitions, config.state.cache_bytes)?;
-        for partition in 0..config.log.partitions {
-            let rebuilt = rebuild_state(&archive, log.clone(), &store, &scratch, partition).await?;
-            tell(partition, &rebuilt);
-            let is_elsewhere = rebuilt.verdict == Verdict::Absent && config.shares_partitions();
-            let is_same = rebuilt.verdict == Verdict::Equal || is_elsewhere;
-            let can_replace = matches!(rebuilt.verdict, Verdict::Absent | Verdict::Differs { .. });
-            if replace && can_replace && !is_elsewhere {
-                replace_state(&store, &views, &scratch, partition).await?;
-                println!("partition {partition}: replaced");
-            } else {
-                whole &= is_same;
+    for partition in 0..config.log.partitions {
+        if !options.partitions.is_empty() && !options.partitions.contains(&partition) {
+            continue;
+        }
+        let rebuilt = match rebuild_state(&archive, log.clone(), &store, &scratch, partition).await {
+            Ok(rebuilt) => rebuilt,
+            Err(error) => {
+                println!("partition {partition}: {error}");
+                whole = false;
+                continue;
             }
-            whole &= rebuilt.damage.is_empty();
+        };
+        tell(partition, &rebuilt);
+        whole &= rebuilt.damage.is_empty();
+        let is_elsewhere = config.shares_partitions() && options.partitions.is_empty();
+        match &rebuilt.verdict {
+            Verdict::Equal => {}
+            Verdict::Absent | Verdict::Before { .. } if is_elsewhere => {}
+            Verdict::Absent | Verdict::Differs { .. } if options.replace => {
+                replace_state(&store, &views, &scratch, partition).await?;
+                if rebuilt.verdict != Verdict::Absent {
+                    // What was kept of the state that is gone must not come back.
+                    archive.forget_bases(partition, rebuilt.from).await?;
+                    if let Some(snapshots) = config.snapshots() {
+                        Snapshots::in_folder(&snapshots, every)?.forget(partition, rebuilt.from).await?;
+                    }
+                }
+                println!("partition {partition}: replaced");
+            }
+            _ => whole = false,
         }
     }
-    clear(&folder)?;
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn clear(folder: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
+    Ok(whole)
 }
 
 fn tell(partition: u32, rebuilt: &RebuiltState) {
@@ -75,6 +101,9 @@ fn tell(partition: u32, rebuilt: &RebuiltState) {
         Verdict::Equal => println!("{folded}: the state is the same, byte for byte"),
         Verdict::Absent => println!("{folded}; there is no state here"),
         Verdict::Differs { rows, first } => println!("{folded}; the state differs in {rows} rows: {first}"),
+        Verdict::Before { state } => println!(
+            "partition {partition}: the state is at record {state}, before everything that is kept: another server owns it since"
+        ),
         Verdict::Behind { state } => println!(
             "partition {partition}: intake is archived up to record {to}, the state is at {state}: start the server and \
              stop it, then compare again"

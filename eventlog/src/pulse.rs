@@ -1,6 +1,5 @@
 //! How far the processor of a partition is: what admission and health go by.
 
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,17 +9,17 @@ use tokio::sync::watch;
 /// How long a reader waits for what was acknowledged before it asked. Beyond, it is told what is there.
 pub const SETTLE: Duration = Duration::from_secs(2);
 
-/// The pulse of one partition. Written by its processor, read by the edge.
+/// The pulse of one partition. Written by its processor, or by whoever hears of it; read by the edge.
 pub struct Pulse {
     applied: watch::Sender<u64>,
-    /// When the oldest record that is not applied yet was appended; 0: there is none.
-    pending_since: AtomicI64,
+    /// Up to where there is something that is not applied yet, as far as is known, and since when by the wall clock.
+    pending: Mutex<Option<(u64, i64)>>,
     halted: Mutex<Option<String>>,
 }
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { applied: watch::Sender::new(0), pending_since: AtomicI64::new(0), halted: Mutex::new(None) }
+        Self { applied: watch::Sender::new(0), pending: Mutex::default(), halted: Mutex::new(None) }
     }
 }
 
@@ -40,16 +39,18 @@ impl Pulse {
         self.applied.send_replace(next_offset);
     }
 
-    /// Notes when the record that is being applied was appended; `None`: nothing is left to apply.
-    pub fn set_pending_since(&self, received_at: Option<i64>) {
-        self.pending_since.store(received_at.unwrap_or(0), Ordering::Relaxed);
+    /// Notes that there is something before an offset that is not applied yet, and when it was first seen, by the wall clock; `None`:
+    /// there is nothing.
+    pub fn set_pending(&self, pending: Option<(u64, i64)>) {
+        *self.pending.lock() = pending;
     }
 
     /// How long the oldest record has waited, milliseconds by the wall clock.
     pub fn lag_millis(&self) -> i64 {
-        match self.pending_since.load(Ordering::Relaxed) {
-            0 => 0,
-            since => (Millis::wall().0 - since).max(0),
+        match *self.pending.lock() {
+            // It may be applied by now.
+            Some((end, since)) if *self.applied.borrow() < end => (Millis::wall().0 - since).max(0),
+            _ => 0,
         }
     }
 

@@ -76,8 +76,9 @@ impl Filing {
                 commit_rows: config.archive.commit_rows,
             },
         };
-        let sink = Arc::new(sink.start(stop.clone()).await?);
+        // Last of what may fail: who has a running sink must see to its end.
         let key = Arc::new(keys::seal_key(&config.data.dir, config)?);
+        let sink = Arc::new(sink.start(stop.clone()).await?);
         let eraser = Eraser { table: table.clone(), cell: cell.clone(), key: key.clone() };
         let answers = (attempts.clone(), attempts_cell.clone());
         if config.archive.seal {

@@ -1,6 +1,7 @@
 //! The owner of partitions: of all, or of those that it is given while others own the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,12 @@ impl Owning {
             let every = Duration::from_secs(config.archive.intake_seconds);
             IntakeArchive::in_folder(&config.intake_folder(), config.archive.intake_days, every, shared.clock.clone())
         });
+        if config.archive.intake_days == 0 {
+            // Nothing is to be kept, also of what was.
+            remove(&config.intake_folder())?;
+        }
+        // Of a rebuild that was broken off; as personal as the state.
+        remove(&config.data.dir.join("rebuild"))?;
         let intake = kept.transpose().context("open the archive of intake")?.map(Arc::new);
         let keeper = Keeper {
             shared: shared.clone(),
@@ -73,6 +80,16 @@ impl Owning {
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the keeper of partitions went wrong");
         }
+    }
+}
+
+/// Deletes a folder, if there is one.
+pub fn remove(folder: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", folder.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -159,7 +176,7 @@ impl Keeper {
         // From here on nobody else tells how far it is. What others had reached was not reached here yet.
         shared.ownership.begin(partition);
         pulse.set_applied(0);
-        pulse.set_pending_since(Some(Millis::wall().0));
+        pulse.set_pending(Some((u64::MAX, Millis::wall().0)));
         pulse.resume();
         let reign = match &shared.steward {
             Some(steward) => Some(steward.begin(partition).await?),

@@ -61,6 +61,8 @@ impl Shared {
         let others = exchange.as_ref().map(|_| Views::of_others(&store, directory.clone()));
         let others = others.transpose().context("make room for the accounts")?;
         let clock = clock(config, &store)?;
+        // Kafka keeps records by its own rules, and is told how far the state is.
+        let holds_intake = config.archives_intake() && exchange.is_none();
         let instance = rand::rng().next_u64();
         let local = Arc::new(LocalReplies::new(instance));
         let replies: Arc<dyn Replies> = match &exchange {
@@ -83,7 +85,7 @@ impl Shared {
         };
         Ok(Self {
             elsewhere: Arc::new(Elsewhere::new(pulses.clone(), ownership.clone())),
-            retention: Arc::new(Retention::new(log.clone(), config.archives_intake())),
+            retention: Arc::new(Retention::new(log.clone(), holds_intake)),
             blobs: Blobs::open(&config.blobs_folder())?,
             vault,
             sender,

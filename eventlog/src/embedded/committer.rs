@@ -115,7 +115,7 @@ impl Committer {
 
     fn is_old(&self) -> bool {
         let age = self.shared.options.segment_age.as_millis() as i64;
-        self.since.is_some_and(|since| Millis::wall().0.saturating_sub(since) >= age)
+        self.since.is_some_and(|since| self.onward.at(Millis::wall().0).saturating_sub(since) >= age)
     }
 
     /// Begins a new segment when the last one is full, or old.

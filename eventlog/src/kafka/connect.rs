@@ -111,6 +111,8 @@ fn usual(properties: &BTreeMap<String, String>) -> ClientConfig {
     config.set("client.id", "sendtrail");
     // Retries are quick at first, and not so frequent that they drown the log.
     config.set("reconnect.backoff.ms", "100").set("reconnect.backoff.max.ms", "5000");
+    // A broker that is silent is told of before the session that it holds is over.
+    config.set("socket.timeout.ms", "15000").set("socket.connection.setup.timeout.ms", "15000");
     for (name, value) in properties {
         config.set(name, value);
     }

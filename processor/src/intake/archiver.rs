@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::IntakeArchive;
-use super::segment::{Name, Writer};
+use super::segment::{self, Name, Writer};
 use crate::{Error, Store, blocking};
 
 /// How often it is looked what the log has.
@@ -23,6 +23,8 @@ const TIDY: Duration = Duration::from_secs(3_600);
 const MANY: u64 = 200_000;
 /// Bytes of intake that are read together.
 const READ_BYTES: usize = 1 << 20;
+/// What to do when it is not this log's.
+const ANOTHERS: &str = "the folder has another log's: name another, or put the log right";
 /// How long the end of a server may wait for the last segment; the next server writes it otherwise.
 const LAST: Duration = Duration::from_secs(10);
 
@@ -55,8 +57,15 @@ impl Archiver {
     pub async fn run(self, stop: CancellationToken) {
         let mut progress = Progress::default();
         while !stop.is_cancelled() {
-            self.try_once(&mut progress, false).await;
-            let _ = timeout(LOOK, stop.cancelled()).await;
+            let work = async {
+                self.try_once(&mut progress, false).await;
+                sleep(LOOK).await;
+            };
+            // What is broken off is done again: whoever owns the partition next waits for this to end.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
         }
         if timeout(LAST, self.try_once(&mut progress, true)).await.is_err() {
             tracing::warn!(partition = self.partition, "the last of intake is archived by the next server");
@@ -67,8 +76,7 @@ impl Archiver {
         let Err(error) = self.once(progress, is_last).await else { return };
         counter!("sendtrail_intake_archive_failures_total").increment(1);
         tracing::error!(partition = self.partition, %error, "intake could not be archived; it stays in the log");
-        // What there is is looked at again.
-        *progress = Progress { tidied: progress.tidied, ..Progress::default() };
+        // It goes on from what was acknowledged here: a file that is there may not be on the device.
         if !is_last {
             sleep(LOOK * 4).await;
         }
@@ -82,8 +90,7 @@ impl Archiver {
         };
         let end = *self.log.end(intake).borrow();
         if next > end {
-            let why = "the folder has another log's: name another, or put the log right";
-            return Err(Error::Intake(format!("records up to {next} are archived, the log ends at {end}; {why}")));
+            return Err(Error::Intake(format!("records up to {next} are archived, the log ends at {end}; {ANOTHERS}")));
         }
         progress.next = Some(next);
         self.retention.passed(Reader::IntakeArchive, intake, next);
@@ -111,15 +118,19 @@ impl Archiver {
     /// Where to go on. What the log no longer has, and the archive never got, is passed over by a base.
     async fn begin(&self) -> Result<u64, Error> {
         let kept = self.archive.kept(self.partition).await?;
-        // Not from a base that is further than the records: older bases need those in between.
-        let next = kept.end().or_else(|| kept.bases.first().map(|(offset, _)| *offset)).unwrap_or(0);
         let intake = TopicPartition::new(Topic::Intake, self.partition);
+        let next = match kept.segments.iter().max_by_key(|segment| segment.next) {
+            // Not from a base that is further than the records: older bases need those in between.
+            Some(last) => self.settle(intake, last).await?,
+            None => kept.bases.first().map_or(0, |(offset, _)| *offset),
+        };
         match sendtrail_eventlog::read(&self.log, intake, next, 1).await {
             Err(LogError::Trimmed { first, .. }) => {
-                let at = self.base().await?;
-                if at < first {
-                    return Err(Error::Intake(format!("the log begins at {first}, the state is at {at}")));
+                let state = self.store.progress(self.partition)?.map_or(0, |progress| progress.next_offset);
+                if state < first {
+                    return Err(Error::Intake(format!("the log begins at {first}, the state is at {state}")));
                 }
+                let at = self.base().await?;
                 if next > 0 {
                     tracing::error!(
                         partition = self.partition,
@@ -134,9 +145,37 @@ impl Archiver {
         }
     }
 
+    /// Sees to it that the last segment is on the device, for whoever wrote it may have ended before it was, and that it is of this
+    /// log; where to go on.
+    async fn settle(&self, of: TopicPartition, last: &Name) -> Result<u64, Error> {
+        let name = last.to_string();
+        let bytes = self.archive.objects.get(self.partition, &name).await?;
+        let records = match segment::read(last, &bytes) {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::error!(partition = self.partition, %error, "it is written once more if the log still has it");
+                return Ok(last.first);
+            }
+        };
+        self.archive.objects.put(self.partition, &name, bytes).await?;
+        let Some(last) = records.last() else { return Ok(last.next) };
+        match sendtrail_eventlog::read(&self.log, of, last.offset, 1).await {
+            Ok(batches) => {
+                let there = batches.iter().flat_map(|batch| batch.records(last.offset)).next();
+                if there.is_some_and(|there| there != *last) {
+                    return Err(Error::Intake(format!("record {} of the log is another; {ANOTHERS}", last.offset)));
+                }
+                Ok(last.offset + 1)
+            }
+            // It had it, and let it go since.
+            Err(LogError::Trimmed { .. }) => Ok(last.offset + 1),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Writes the segment that begins at an offset; where it ends.
     async fn write(&self, of: TopicPartition, first: u64, end: u64) -> Result<u64, Error> {
-        let _turn = self.archive.turn.acquire().await.map_err(|cause| Error::Intake(cause.to_string()))?;
+        let _turn = self.archive.turn().await?;
         let (log, most) = (self.log.clone(), self.archive.segment_bytes);
         let (name, bytes) = blocking("archive intake", move || gather(&*log, of, first, end, most)).await?;
         let next = name.next;
@@ -164,14 +203,23 @@ impl Archiver {
                     true
                 }
             },
-            None => kept.beginning().is_some_and(|at| Millis::wall().0 - at.0 >= old),
+            // Whatever begins later than the log is of no use without one.
+            None => match kept.beginning() {
+                Some(at) => Millis::wall().0 - at.0 >= old,
+                None => !kept.segments.is_empty(),
+            },
         };
         if is_due { self.base().await.map(|_| ()) } else { Ok(()) }
     }
 
     /// Writes all of the state as of its checkpoint; the offset it is at.
     pub(super) async fn base(&self) -> Result<u64, Error> {
-        let base = self.archive.objects.write(self.store.view(), self.partition, None).await?;
+        let _turn = self.archive.turn().await?;
+        let view = self.store.view();
+        if view.progress(self.partition)?.is_none() {
+            return Err(Error::Intake("there is no state to keep yet".into()));
+        }
+        let base = self.archive.objects.write(view, self.partition, None).await?;
         Ok(base.progress.next_offset)
     }
 }

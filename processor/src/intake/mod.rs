@@ -21,14 +21,14 @@ use std::time::Duration;
 use object_store::ObjectMeta;
 use sendtrail_eventlog::Clock;
 use sendtrail_schemas::time::{DAY, Millis};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::snapshots::{Manifest, UNNAMED};
 use crate::{Error, Snapshots};
 use segment::Name;
 
 pub use archiver::Archiver;
-pub use rebuild::{Rebuilt as RebuiltState, Verdict, rebuild as rebuild_state, replace as replace_state};
+pub use rebuild::{RebuiltState, Verdict, rebuild as rebuild_state, replace as replace_state};
 
 /// Bytes of records in one segment, before compression.
 const SEGMENT_BYTES: usize = 32 << 20;
@@ -42,7 +42,7 @@ pub struct IntakeArchive {
     every: Duration,
     segment_bytes: usize,
     clock: Clock,
-    /// One partition's segment is made at a time, so that only one is in memory.
+    /// One file is made at a time, so that only one is in memory.
     turn: Semaphore,
 }
 
@@ -81,6 +81,11 @@ impl IntakeArchive {
         Ok(Self { objects, keep, every, segment_bytes: SEGMENT_BYTES, clock, turn })
     }
 
+    /// The turn to make a file.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Error> {
+        self.turn.acquire().await.map_err(|cause| Error::Intake(cause.to_string()))
+    }
+
     async fn kept(&self, partition: u32) -> Result<Kept, Error> {
         let listed = self.objects.list(partition).await?;
         let bases = Snapshots::manifests(&listed);
@@ -90,15 +95,30 @@ impl IntakeArchive {
         Ok(Kept { listed, segments, bases })
     }
 
+    /// Deletes the bases of a partition that are beyond an offset: they are of a state that was not what its intake gives.
+    ///
+    /// # Errors
+    /// [`Error::Archive`].
+    pub async fn forget_bases(&self, partition: u32, beyond: u64) -> Result<(), Error> {
+        self.objects.forget(partition, beyond).await
+    }
+
     /// Deletes what is older than may be kept, as far as there is something newer to begin from.
     async fn prune(&self, partition: u32) -> Result<(), Error> {
         let kept = self.kept(partition).await?;
         let mut oldest: Option<(u64, Manifest)> = None;
-        let mut named = HashSet::new();
+        let (mut named, mut all_are_known) = (HashSet::new(), true);
         for (offset, name) in &kept.bases {
-            let base = self.objects.manifest(partition, name).await;
-            // A damaged one is of no use to begin from; it goes when those around it go.
-            let Ok(base) = base else { continue };
+            let base = match self.objects.manifest(partition, name).await {
+                Ok(base) => base,
+                // A damaged one, or one of a later program, is of no use to begin from; it goes when those around it go. Which rows
+                // it names is not known.
+                Err(Error::Snapshot(_)) => {
+                    all_are_known = false;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if oldest.is_some() && self.clock.now().0 - base.progress.last_t > self.keep {
                 break;
             }
@@ -115,7 +135,9 @@ impl IntakeArchive {
                 (Some(segment), _) => segment.next <= offset && !begins_anew,
                 (None, Some(of)) => of < offset,
                 // Rows of a base; somebody may be about to name them.
-                (None, None) => !named.contains(name) && meta.last_modified.timestamp_millis() < unnamed,
+                (None, None) => {
+                    all_are_known && !named.contains(name) && meta.last_modified.timestamp_millis() < unnamed
+                }
             };
             if is_over {
                 self.objects.delete(meta).await?;

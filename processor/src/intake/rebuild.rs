@@ -1,10 +1,11 @@
 //! The state folded once more: the oldest base and the records after it, compared with the state that is there.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use fjall::UserValue;
+use parking_lot::Mutex;
 use sendtrail_eventlog::{EventLog, Record};
 use sendtrail_schemas::codec;
 use sendtrail_schemas::record::{self, Body};
@@ -29,7 +30,7 @@ const READ_BYTES: usize = 1 << 20;
 
 /// What came of a partition.
 #[derive(Debug)]
-pub struct Rebuilt {
+pub struct RebuiltState {
     /// The offset that it began from.
     pub from: u64,
     /// The offset that it came to.
@@ -56,6 +57,11 @@ pub enum Verdict {
         /// Which one is the first.
         first: String,
     },
+    /// Everything that is kept is later than the state.
+    Before {
+        /// The offset that the state is at.
+        state: u64,
+    },
     /// Neither the archive nor the log has the records up to the state's offset.
     Behind {
         /// The offset that the state is at.
@@ -75,10 +81,10 @@ pub async fn rebuild(
     live: &Store,
     scratch: &Store,
     partition: u32,
-) -> Result<Rebuilt, Error> {
+) -> Result<RebuiltState, Error> {
     let kept = archive.kept(partition).await?;
     let target = live.progress(partition)?.map(|progress| progress.next_offset);
-    let source = Source { archive, log, kept: &kept, partition };
+    let source = Source { archive, log, kept: &kept, partition, passed_over: Mutex::default() };
     let (mut damage, mut behind) = (Vec::new(), None);
     // From the oldest, because that proves the most.
     let mut bases: Vec<Option<&(u64, String)>> = kept.bases.iter().rev().map(Some).collect();
@@ -101,17 +107,24 @@ pub async fn rebuild(
                     behind = Some((from, to, Verdict::Behind { state }));
                 } else {
                     let (verdict, rows) = blocking("compare states", compare).await?;
-                    return Ok(Rebuilt { from, to, rows, damage, verdict });
+                    source.tell(&mut damage);
+                    return Ok(RebuiltState { from, to, rows, damage, verdict });
                 }
             }
-            Err(error @ (Error::Intake(_) | Error::Snapshot(_))) => damage.push(format!("from {from}: {error}")),
+            Err(
+                error @ (Error::Intake(_) | Error::Snapshot(_) | Error::Archive(object_store::Error::NotFound { .. })),
+            ) => damage.push(format!("from {from}: {error}")),
             Err(error) => return Err(error),
         }
         let there = scratch.clone();
         blocking("empty a partition", move || there.empty(partition)).await?;
     }
     if let Some((from, to, verdict)) = behind {
-        return Ok(Rebuilt { from, to, rows: 0, damage, verdict });
+        source.tell(&mut damage);
+        return Ok(RebuiltState { from, to, rows: 0, damage, verdict });
+    }
+    if let Some(state) = target.filter(|_| damage.is_empty()) {
+        return Ok(RebuiltState { from: state, to: state, rows: 0, damage, verdict: Verdict::Before { state } });
     }
     let why = if damage.is_empty() { "no base and no intake from the beginning".into() } else { damage.join("; ") };
     Err(Error::Intake(format!("partition {partition} cannot be rebuilt: {why}")))
@@ -150,9 +163,16 @@ struct Source<'a> {
     log: Option<Arc<dyn EventLog>>,
     kept: &'a Kept,
     partition: u32,
+    /// Segments that are damaged, of which the log still had the records.
+    passed_over: Mutex<BTreeSet<String>>,
 }
 
 impl Source<'_> {
+    /// Adds what was passed over to what is damaged.
+    fn tell(&self, damage: &mut Vec<String>) {
+        damage.extend(std::mem::take(&mut *self.passed_over.lock()));
+    }
+
     /// Folds what comes after a base, or after nothing.
     async fn fold(&self, scratch: &Store, base: Option<&str>, target: Option<u64>) -> Result<(), Error> {
         let mut from = 0;
@@ -219,7 +239,10 @@ impl Source<'_> {
         if let Some(log) = &self.log {
             let of = TopicPartition::new(Topic::Intake, self.partition);
             match sendtrail_eventlog::read(log, of, next, READ_BYTES).await {
-                Ok(batches) => return Ok(batches.iter().flat_map(|batch| batch.records(next)).collect()),
+                Ok(batches) => {
+                    self.passed_over.lock().extend(fault.map(|fault| fault.to_string()));
+                    return Ok(batches.iter().flat_map(|batch| batch.records(next)).collect());
+                }
                 Err(sendtrail_eventlog::Error::Trimmed { .. }) => return Err(fault.unwrap_or_else(missing)),
                 Err(error) => return Err(error.into()),
             }

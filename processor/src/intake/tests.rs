@@ -308,9 +308,7 @@ async fn a_damaged_or_missing_file_is_named_and_a_later_base_taken() {
     site.do_one(Op::Base).await;
     site.days(3, HOUR).await;
     let first = site.files("intake-").remove(0);
-    let mut bytes = std::fs::read(&first).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    std::fs::write(&first, &bytes).unwrap();
+    flip(&first);
     let rebuilt = site.rebuild(false).await.0.unwrap();
     assert_eq!(rebuilt.verdict, Verdict::Equal);
     assert!(rebuilt.from > 0);
@@ -423,4 +421,86 @@ async fn a_partition_that_stands_still_keeps_one_base() {
     site.put(1, Body::Tick(Tick {})).await;
     site.days(1, HOUR).await;
     assert_eq!(site.rebuild(false).await.0.unwrap().verdict, Verdict::Equal);
+}
+
+/// Has the last byte of a file be another.
+fn flip(file: &PathBuf) {
+    let mut bytes = std::fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_base_that_cannot_be_read_are_left() {
+    let mut site = Site::open().await;
+    site.days(2, DAY).await;
+    site.do_one(Op::Base).await;
+    site.days(12, 2 * DAY).await;
+    let (bases, rows) = (site.files("manifest-"), site.files("rows-"));
+    assert!(bases.len() >= 3 && rows.len() == bases.len());
+    flip(&bases[1]);
+    site.age();
+    site.archive.prune(0).await.unwrap();
+    assert_eq!(site.files("rows-"), rows);
+    // One without its rows is passed over like one that is damaged.
+    std::fs::remove_file(site.files("intake-").remove(0)).unwrap();
+    std::fs::remove_file(&rows[0]).unwrap();
+    let rebuilt = site.rebuild(false).await.0.unwrap();
+    assert_eq!((rebuilt.verdict, rebuilt.damage.len()), (Verdict::Equal, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_file_that_is_torn_is_written_once_more() {
+    let mut site = Site::open().await;
+    site.days(3, HOUR).await;
+    let last = site.files("intake-").pop().unwrap();
+    let whole = std::fs::read(&last).unwrap();
+    std::fs::write(&last, &whole[..whole.len() / 2]).unwrap();
+    site.do_one(Op::Archive).await;
+    assert_eq!(std::fs::read(&last).unwrap(), whole);
+    assert_eq!(site.rebuild(false).await.0.unwrap().verdict, Verdict::Equal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_with_another_history_is_not_added_to_what_is_archived() {
+    let mut site = Site::open().await;
+    site.days(3, HOUR).await;
+    let before = site.files("");
+    let mut other = Site { archive: site.archive.clone(), ..Site::open().await };
+    while other.end() < site.end() + 3 {
+        other.do_one(Op::Fact { account: 2, kind: EventType::Open, message: 3, wait: 0 }).await;
+    }
+    let error = other.archiver().once(&mut Progress::default(), true).await.unwrap_err().to_string();
+    assert!(error.contains("another log"), "{error}");
+    assert_eq!(site.files(""), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_older_than_the_log_is_no_base() {
+    let site = Site::open().await;
+    let filler = "x".repeat(3_000);
+    for n in 0..5 {
+        site.put(1, Site::fact(&format!("{filler}{n}"), EventType::Send)).await;
+    }
+    site.log.trim(INTAKE, site.end());
+    let error = site.archiver().once(&mut Progress::default(), false).await.unwrap_err().to_string();
+    assert!(error.contains("the log begins at"), "{error}");
+    assert!(!site.folder.path().join("intake/partition-00000").exists(), "nothing is written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_kept_of_a_state_that_was_replaced_is_forgotten() {
+    let mut site = Site::open().await;
+    site.days(2, DAY).await;
+    site.do_one(Op::Base).await;
+    site.days(12, 2 * DAY).await;
+    let bases = site.files("manifest-").len();
+    let second = site.archive.kept(0).await.unwrap().bases[bases - 2].0;
+    site.archive.forget_bases(0, second).await.unwrap();
+    assert_eq!(site.files("manifest-").len(), 2);
+    // And without any, one is due as soon as intake does not begin with the log.
+    std::fs::remove_file(site.files("intake-").remove(0)).unwrap();
+    site.archive.forget_bases(0, 0).await.unwrap();
+    site.archiver().base_if_due().await.unwrap();
+    assert_eq!(site.files("manifest-").len(), 1);
 }

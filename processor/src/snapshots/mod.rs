@@ -233,6 +233,19 @@ impl Snapshots {
         found
     }
 
+    /// Deletes the manifests of a partition that are beyond an offset.
+    ///
+    /// # Errors
+    /// [`Error::Archive`].
+    pub async fn forget(&self, partition: u32, beyond: u64) -> Result<(), Error> {
+        let listed = self.list(partition).await?;
+        let offset = |meta: &ObjectMeta| meta.location.filename().and_then(Manifest::offset);
+        for meta in listed.iter().filter(|meta| offset(meta).is_some_and(|offset| offset > beyond)) {
+            self.delete(meta).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn delete(&self, object: &ObjectMeta) -> Result<(), Error> {
         Ok(self.objects.delete(&object.location).await?)
     }

@@ -79,7 +79,7 @@ impl Server {
     /// Stops it; what it kept stays in the folder, and is what comes of its intake when that is folded once more.
     pub async fn stop(self) -> Stopped {
         self.app.stop().await;
-        let rebuilt = sendtrail::rebuild::run(&self.config, false).await.unwrap();
+        let rebuilt = sendtrail::rebuild::run(&self.config, &Default::default()).await.unwrap();
         assert_eq!(rebuilt, std::process::ExitCode::SUCCESS);
         Stopped { config: self.config, key: self.key, folder: self.folder }
     }
