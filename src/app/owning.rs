@@ -49,7 +49,9 @@ impl Owning {
         });
         if config.archive.intake_days == 0 {
             // Nothing is to be kept, also of what was.
-            remove(&config.intake_folder())?;
+            for partition in 0..config.log.partitions {
+                remove(&config.intake_folder().join(format!("partition-{partition:05}")))?;
+            }
         }
         // Of a rebuild that was broken off; as personal as the state.
         remove(&config.data.dir.join("rebuild"))?;

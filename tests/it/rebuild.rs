@@ -114,5 +114,13 @@ async fn a_state_that_is_lost_is_folded_again_and_goes_on() {
         deliveries.iter().any(|event| event["message_id"] == id)
     };
     eventually("what is new is delivered", async || delivered().await).await;
-    server.stop().await;
+    let mut stopped = server.stop().await;
+
+    // Who wants none of it kept has nothing of it left.
+    let kept = data.join("archive/intake/partition-00000");
+    assert!(kept.exists());
+    stopped.config.archive.intake_days = 0;
+    let server = stopped.start().await;
+    assert!(!kept.exists());
+    server.app.stop().await;
 }

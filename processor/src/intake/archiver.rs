@@ -117,13 +117,15 @@ impl Archiver {
 
     /// Where to go on. What the log no longer has, and the archive never got, is passed over by a base.
     async fn begin(&self) -> Result<u64, Error> {
-        let kept = self.archive.kept(self.partition).await?;
+        let mut kept = self.archive.kept(self.partition).await?;
         let intake = TopicPartition::new(Topic::Intake, self.partition);
-        let next = match kept.segments.iter().max_by_key(|segment| segment.next) {
-            // Not from a base that is further than the records: older bases need those in between.
-            Some(last) => self.settle(intake, last).await?,
-            None => kept.bases.first().map_or(0, |(offset, _)| *offset),
-        };
+        kept.segments.sort_unstable_by_key(|segment| segment.next);
+        // Not from a base that is further than the records: older bases need those in between.
+        let mut next = None;
+        while let Some(last) = kept.segments.pop().filter(|_| next.is_none()) {
+            next = self.settle(intake, &last).await?;
+        }
+        let next = next.unwrap_or_else(|| kept.bases.first().map_or(0, |(offset, _)| *offset));
         match sendtrail_eventlog::read(&self.log, intake, next, 1).await {
             Err(LogError::Trimmed { first, .. }) => {
                 let state = self.store.progress(self.partition)?.map_or(0, |progress| progress.next_offset);
@@ -145,30 +147,30 @@ impl Archiver {
         }
     }
 
-    /// Sees to it that the last segment is on the device, for whoever wrote it may have ended before it was, and that it is of this
-    /// log; where to go on.
-    async fn settle(&self, of: TopicPartition, last: &Name) -> Result<u64, Error> {
+    /// Sees to it that a segment is on the device, for whoever wrote it may have ended before it was, and that it is of this log; where
+    /// to go on. None: it is torn.
+    async fn settle(&self, of: TopicPartition, last: &Name) -> Result<Option<u64>, Error> {
         let name = last.to_string();
         let bytes = self.archive.objects.get(self.partition, &name).await?;
         let records = match segment::read(last, &bytes) {
             Ok(records) => records,
             Err(error) => {
                 tracing::error!(partition = self.partition, %error, "it is written once more if the log still has it");
-                return Ok(last.first);
+                return Ok(None);
             }
         };
         self.archive.objects.put(self.partition, &name, bytes).await?;
-        let Some(last) = records.last() else { return Ok(last.next) };
+        let Some(last) = records.last() else { return Ok(Some(last.next)) };
         match sendtrail_eventlog::read(&self.log, of, last.offset, 1).await {
             Ok(batches) => {
                 let there = batches.iter().flat_map(|batch| batch.records(last.offset)).next();
                 if there.is_some_and(|there| there != *last) {
                     return Err(Error::Intake(format!("record {} of the log is another; {ANOTHERS}", last.offset)));
                 }
-                Ok(last.offset + 1)
+                Ok(Some(last.offset + 1))
             }
             // It had it, and let it go since.
-            Err(LogError::Trimmed { .. }) => Ok(last.offset + 1),
+            Err(LogError::Trimmed { .. }) => Ok(Some(last.offset + 1)),
             Err(error) => Err(error.into()),
         }
     }
@@ -198,10 +200,11 @@ impl Archiver {
             Some((offset, _)) if *offset >= progress.next_offset => false,
             Some((_, name)) => match self.archive.objects.manifest(self.partition, name).await {
                 Ok(base) => self.archive.clock.now().0 - base.progress.last_t >= old,
-                Err(error) => {
+                Err(error @ Error::Snapshot(_)) => {
                     tracing::error!(partition = self.partition, %error, "a base is damaged; another one is made");
                     true
                 }
+                Err(error) => return Err(error),
             },
             // Whatever begins later than the log is of no use without one.
             None => match kept.beginning() {
