@@ -79,8 +79,17 @@ impl Server {
     /// Stops it; what it kept stays in the folder, and is what comes of its intake when that is folded once more.
     pub async fn stop(self) -> Stopped {
         self.app.stop().await;
-        let rebuilt = sendtrail::rebuild::run(&self.config, &Default::default()).await.unwrap();
-        assert_eq!(rebuilt, std::process::ExitCode::SUCCESS);
+        let rebuilt = async || sendtrail::rebuild::run(&self.config, &Default::default()).await;
+        // In one process a thread that listened to the broker may hold the store a moment longer.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let is_held =
+            |told: &anyhow::Error| format!("{told:#}").contains("Locked") && std::time::Instant::now() < until;
+        let mut done = rebuilt().await;
+        while done.as_ref().is_err_and(is_held) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            done = rebuilt().await;
+        }
+        assert_eq!(done.unwrap(), std::process::ExitCode::SUCCESS);
         Stopped { config: self.config, key: self.key, folder: self.folder }
     }
 
