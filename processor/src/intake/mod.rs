@@ -47,7 +47,6 @@ pub struct IntakeArchive {
 }
 
 /// What there is of a partition.
-#[derive(Default)]
 struct Kept {
     listed: Vec<ObjectMeta>,
     /// By their first offsets.
@@ -106,7 +105,7 @@ impl IntakeArchive {
     /// Deletes what is older than may be kept, as far as there is something newer to begin from.
     async fn prune(&self, partition: u32) -> Result<(), Error> {
         let kept = self.kept(partition).await?;
-        let mut oldest: Option<(u64, Manifest)> = None;
+        let mut oldest = None;
         let (mut named, mut all_are_known) = (HashSet::new(), true);
         for (offset, name) in &kept.bases {
             let base = match self.objects.manifest(partition, name).await {
@@ -122,11 +121,10 @@ impl IntakeArchive {
             if oldest.is_some() && self.clock.now().0 - base.progress.last_t > self.keep {
                 break;
             }
-            named.insert(name.clone());
-            named.extend(base.files.iter().map(|file| file.name.clone()));
-            oldest = Some((*offset, base));
+            named.extend(base.files.into_iter().map(|file| file.name));
+            oldest = Some(*offset);
         }
-        let Some((offset, _)) = oldest else { return Ok(()) };
+        let Some(offset) = oldest else { return Ok(()) };
         let begins_anew = kept.beginning().is_some_and(|at| Millis::wall().0 - at.0 <= self.keep);
         let unnamed = Millis::wall().0 - UNNAMED;
         for meta in &kept.listed {

@@ -100,13 +100,12 @@ pub async fn rebuild(
         match source.fold(scratch, base.map(|(_, name)| &**name), target).await {
             Ok(()) => {
                 let to = scratch.progress(partition)?.map_or(0, |progress| progress.next_offset);
-                let (here, there) = (live.clone(), scratch.clone());
-                let compare = move || compare(&here.view(), &there.view(), partition);
                 if let Some(state) = target.filter(|state| *state > to) {
                     // Perhaps a later base is further than the records are.
                     behind = Some((from, to, Verdict::Behind { state }));
                 } else {
-                    let (verdict, rows) = blocking("compare states", compare).await?;
+                    let (here, there) = (live.view(), scratch.view());
+                    let (verdict, rows) = blocking("compare states", move || compare(&here, &there, partition)).await?;
                     source.tell(&mut damage);
                     return Ok(RebuiltState { from, to, rows, damage, verdict });
                 }
