@@ -7,6 +7,7 @@ pub mod delivery;
 pub mod dispatch;
 mod erasures;
 mod intake;
+mod objects;
 mod partition;
 mod projections;
 mod rebuild;

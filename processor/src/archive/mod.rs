@@ -1,6 +1,5 @@
 //! The Parquet archive: Delta Lake tables of our own sorted files, that any tool opens as they are.
 
-mod durable;
 mod eraser;
 mod follower;
 mod gather;
@@ -20,7 +19,6 @@ pub use sealer::{Random, Sealer};
 pub use table::Table;
 pub use upkeep::{Upkeep, UpkeepOptions};
 
-pub(crate) use durable::DurableFileSystem;
 pub(crate) use merge::{conform, open};
 pub(crate) use upkeep::fresh_name;
 

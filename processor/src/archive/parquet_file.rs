@@ -10,10 +10,10 @@ use parquet::arrow::ArrowWriter;
 use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::time::{DAY, Day, HOUR, Millis};
 
-use super::durable::sync_with_parents;
 use super::gather::gather;
 use super::layout::{ACCOUNT, FILED_BY, Layout, TIME};
 use crate::Error;
+use crate::objects::sync_with_parents;
 
 /// Rows handed to the writer at once: each handing-over costs as much as some thousand rows.
 const CHUNK_ROWS: usize = 64 * 1_024;

@@ -19,9 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::durable::DurableFileSystem;
 use super::layout::Layout;
-use crate::Error;
+use crate::{Error, objects};
 
 /// Commits between two checkpoints of the Delta log, so that opening stays fast.
 const CHECKPOINT_INTERVAL: u32 = 100;
@@ -283,8 +282,8 @@ impl Table {
 fn locate(root: &Path) -> Result<(PathBuf, LogStoreRef), Error> {
     let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
     let root = root.canonicalize().map_err(io)?;
-    let below = Arc::new(DurableFileSystem::relative(&root)?);
-    let anywhere = Arc::new(DurableFileSystem::absolute(&root));
+    let below = objects::in_folder(&root)?;
+    let anywhere = objects::below(&root);
     let location = Url::from_directory_path(&root)
         .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
     let log_store = default_logstore(below, anywhere, &location, &StorageConfig::default());

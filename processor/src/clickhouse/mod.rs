@@ -22,15 +22,13 @@ use std::time::Duration;
 
 use clickhouse::Client;
 use metrics::{counter, gauge};
-use object_store::ObjectStore;
 use sendtrail_eventlog::Clock;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::time::Day;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::Error;
-use crate::archive::DurableFileSystem;
+use crate::{Error, objects};
 pub use erase::{Rows, clear};
 use lane::Lane;
 pub use meta::{Meta, Migrated, Wanted, migrate, read_meta};
@@ -219,7 +217,7 @@ impl ClickHouseSink {
         let meta = within(self.options.timeout, read_meta(&self.client)).await?;
         std::fs::create_dir_all(&self.claims)
             .map_err(|cause| Error::Io { what: format!("create {}", self.claims.display()), cause })?;
-        let store: Arc<dyn ObjectStore> = Arc::new(DurableFileSystem::relative(&self.claims)?);
+        let store = objects::in_folder(&self.claims)?;
         let lanes = (0..meta.lanes).map(|number| {
             let lane = Lane {
                 number,

@@ -1,18 +1,16 @@
 //! Goes on from where ClickHouse is, after it was restored from an older backup.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clickhouse::Client;
-use object_store::ObjectStore;
 
 use super::claims::{Claim, Claims, Ranges};
 use super::meta::read_meta;
 use super::rows::{ATTEMPTS, EVENTS, Feed};
 use super::{Marks, within};
-use crate::Error;
-use crate::archive::{DurableFileSystem, Table};
+use crate::archive::Table;
+use crate::{Error, objects};
 
 /// How long a question may take.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -40,7 +38,7 @@ pub async fn repair(client: &Client, claims: &Path, archive: &Path) -> Result<Ve
     let meta = within(TIMEOUT, read_meta(client)).await?;
     std::fs::create_dir_all(claims)
         .map_err(|cause| Error::Io { what: format!("create {}", claims.display()), cause })?;
-    let store: Arc<dyn ObjectStore> = Arc::new(DurableFileSystem::relative(claims)?);
+    let store = objects::in_folder(claims)?;
     let mut found = Vec::new();
     for feed in [&EVENTS, &ATTEMPTS] {
         let there = rows(client, feed, meta.retention_days > 0).await?;

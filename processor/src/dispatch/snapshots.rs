@@ -17,8 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use super::book::{Book, Entry, Marks};
-use crate::archive::DurableFileSystem;
-use crate::{Error, blocking};
+use crate::{Error, blocking, objects};
 
 /// What a file begins with; the last byte is the format's version.
 const MAGIC: &[u8; 8] = b"STBOOK\0\x01";
@@ -48,7 +47,7 @@ impl BookSnapshots {
     pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
         let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
-        Ok(Self { objects: Arc::new(DurableFileSystem::relative(&folder)?), every })
+        Ok(Self { objects: objects::in_folder(&folder)?, every })
     }
 
     /// Whether a folder has any.

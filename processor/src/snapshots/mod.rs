@@ -25,10 +25,10 @@ use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::time::{HOUR, Millis};
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{DurableFileSystem, fresh_name};
+use crate::archive::fresh_name;
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
-use crate::{Error, Store, Views, blocking};
+use crate::{Error, Store, Views, blocking, objects};
 pub(crate) use format::{Manifest, checksum};
 use format::{RowFile, Writer};
 
@@ -104,7 +104,7 @@ impl Snapshots {
     pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
         let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
-        Ok(Self { objects: Arc::new(DurableFileSystem::relative(&folder)?), every, limits: LIMITS })
+        Ok(Self { objects: objects::in_folder(&folder)?, every, limits: LIMITS })
     }
 
     /// Brings the store, and the views, to the newest state of a partition that is far ahead of it, or at all ahead if what is
