@@ -12,7 +12,7 @@ use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::Millis;
 
 use crate::Error;
-use crate::core::account::Account;
+use crate::core::account::{Account, AccountRowKey, config_key, other_keys, profile_key, read_config};
 use crate::core::effects::SuppressionChange;
 use crate::core::overlay::{Overlay, Progress, StoreKey};
 use crate::core::rows::{Row, RowKey, RowKind, is_expired};
@@ -21,6 +21,9 @@ use crate::projections::{DELIVERIES, TROUBLED};
 const ROWS: &str = "state.rows";
 /// Rows are looked up more often than written, mostly in vain: small tables in memory and filters on disk tell so soonest.
 const MEMTABLE: u64 = 16 << 20;
+
+/// Rows of an account of one kind that are looked up one by one.
+const ONE_BY_ONE: usize = 8;
 
 /// Rows that are written or removed together where nobody waits for them.
 const TOGETHER: usize = 10_000;
@@ -115,12 +118,33 @@ impl Store {
         read_progress(self.partitions.get(prefix(partition))?)
     }
 
-    /// An account, whole.
+    /// An account, whole. Its rows are looked up one by one where they are few: going through them would look into every file
+    /// of the store, and filters tell of none of these what is in it.
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
     pub fn account(&self, partition: u32, id: AccountId) -> Result<Option<Account>, Error> {
-        read_account(self.accounts.prefix([&prefix(partition)[..], id.bytes()].concat()))
+        let mut rows: Vec<(AccountRowKey, UserValue)> = Vec::new();
+        let look =
+            |key: AccountRowKey| Ok::<_, Error>(self.accounts.get(full_key(partition, &key))?.map(|row| (key, row)));
+        let Some((_, config)) = look(config_key(id))? else { return Ok(None) };
+        let config = read_config(&config)?;
+        let all = || read_account(self.accounts.prefix([&prefix(partition)[..], id.bytes()].concat()));
+        if config.config_sets.len() + config.identities.len() > ONE_BY_ONE {
+            return all();
+        }
+        for key in other_keys(&config) {
+            rows.extend(look(key)?);
+        }
+        for number in 1.. {
+            // They are numbered without gaps.
+            let Some(row) = look(profile_key(id, number))? else { break };
+            if number as usize > ONE_BY_ONE {
+                return all();
+            }
+            rows.push(row);
+        }
+        Ok(Account::restore_with(Some(config), rows.iter().map(|(key, value)| (&key[..], &value[..])))?)
     }
 
     /// A row.
@@ -252,22 +276,21 @@ impl StoreView {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
     pub fn seen(&self, partition: u32) -> impl Iterator<Item = Result<Seen, Error>> + '_ {
-        let mut next = Some(prefix(partition).to_vec());
+        let mut next = prefix(partition).to_vec();
         let accounts = std::iter::from_fn(move || {
-            let first = self.snapshot.range(&self.of.accounts, next.take()?..).next()?;
-            let found = first.into_inner().map_err(Error::from).and_then(|(key, _)| {
-                if !key.starts_with(&prefix(partition)) {
-                    return Ok(None);
-                }
-                let id = AccountId::from_slice(key.get(2..18).unwrap_or_default())?;
-                // The first key after all of this account's.
-                next = Some([&prefix(partition)[..], id.bytes(), &[u8::MAX; 18]].concat());
-                let rows = self.snapshot.prefix(&self.of.accounts, [&prefix(partition)[..], id.bytes()].concat());
-                let account = read_account(rows)?;
-                Ok(account.map(|account| Seen::Account(Box::new((*account.config).clone()))))
-            });
-            found.transpose()
+            let (key, value) = match self.snapshot.range(&self.of.accounts, next.clone()..).next()?.into_inner() {
+                Ok(first) => first,
+                Err(error) => return Some(Err(error.into())),
+            };
+            let account = key.strip_prefix(&prefix(partition))?.first_chunk::<16>()?;
+            // The first key after all of this account's.
+            next = [&prefix(partition)[..], account, &[u8::MAX; 18]].concat();
+            // Of all rows of an account its configuration comes first.
+            let is_config = key.get(2..) == Some(&config_key(AccountId(uuid::Uuid::from_bytes(*account)))[..]);
+            let config = is_config.then(|| read_config(&value)).transpose();
+            Some(config.map(|config| config.map(|config| Seen::Account(Box::new(config)))).map_err(Error::from))
         });
+        let accounts = accounts.filter_map(Result::transpose);
         accounts.chain(self.rows(partition).filter_map(|row| match row {
             Ok((StoreKey::Row(key), value)) => suppressed(&key, &value).transpose(),
             Ok(_) => None,
@@ -420,6 +443,64 @@ mod tests {
         checkpoint(&mut overlay, account);
         let kept = store.account(0, id).unwrap().unwrap();
         assert!(kept.identities.iter().all(|tracked| tracked.window.sum().sent == 1));
+    }
+
+    #[test]
+    fn an_account_is_the_same_whether_its_rows_are_looked_up_or_gone_through() {
+        use crate::core::rows::Profile;
+        use crate::core::window::Counted;
+        use sendtrail_schemas::account::{AccountConfig, ConfigSet, Identity, IdentityType};
+        let folder = TempDir::new().unwrap();
+        let store = Store::open(folder.path(), 1, 1 << 20).unwrap();
+        let t = Millis(1_000 * HOUR);
+        for parts in 0..2 * ONE_BY_ONE {
+            let id = AccountId(Uuid::from_u128(parts as u128 + 1));
+            let identity = |n: usize| Identity {
+                kind: IdentityType::Domain as i32,
+                value: format!("d{n:03}.example"),
+                ..Identity::default()
+            };
+            let set = |n: usize| ConfigSet {
+                config_set_id: Uuid::from_u128(n as u128).as_bytes().to_vec(),
+                name: format!("set{n:03}"),
+                ..ConfigSet::default()
+            };
+            // Profiles alone, or sets and identities, too.
+            let count = parts / 2 * (parts % 2);
+            let config = AccountConfig {
+                account_id: id.bytes().to_vec(),
+                identities: (0..count).map(identity).collect(),
+                config_sets: (0..count).map(set).collect(),
+                epoch: (parts % 3) as u32,
+                ..AccountConfig::default()
+            };
+            let mut account = Box::new(Account::new(config));
+            account.config_mut();
+            account.usage_mut().sent = 7;
+            if parts % 3 > 0 {
+                account.restart_judging();
+            }
+            for n in 0..=count {
+                let from = format!("a@d{n:03}.example");
+                account.count(Some(n), &from, t, t.hour(), Counted::Send, true);
+            }
+            for n in 0..parts {
+                let profile = Profile { from: format!("a{n}@b.example").into(), ..Profile::default() };
+                account.profiles.number(profile, t).unwrap();
+            }
+            let mut overlay = Overlay::new(0, Progress::default());
+            overlay.put_account(id, account);
+            store.commit(0, Writes::take(&mut overlay)).unwrap();
+            let one = store.account(0, id).unwrap().unwrap();
+            let other = read_account(store.accounts.prefix([&prefix(0)[..], id.bytes()].concat())).unwrap().unwrap();
+            let shown = |account: &Account| format!("{:?} {:?}", account.reputation(), account.judged);
+            assert_eq!(shown(&one), shown(&other));
+            for number in 1..=parts as u32 + 1 {
+                assert_eq!(one.profiles.get(number), other.profiles.get(number));
+                assert_eq!(one.profiles.get(number).is_some(), number as usize <= parts);
+            }
+        }
+        assert!(store.account(0, AccountId(Uuid::from_u128(99))).unwrap().is_none());
     }
 
     #[test]

@@ -175,6 +175,16 @@ impl Account {
         &mut self.usage
     }
 
+    /// Bytes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        /// Of an account with nothing, its configuration included; of a set, an identity or a profile without its window.
+        const BARE: usize = 2_048;
+        const PART: usize = 512;
+        let parts = self.sets.len() + self.identities.len() + self.profiles.entries.len() + self.config.webhooks.len();
+        let windows = [&self.window].into_iter().chain(&self.judged).chain(&self.sets).chain(&self.identities);
+        BARE + parts * PART + windows.map(|tracked| tracked.window.bytes()).sum::<usize>()
+    }
+
     /// What readers see.
     pub fn reputation(&self) -> Reputation {
         let sets = self.config.config_sets.iter().zip(&self.sets);
@@ -309,8 +319,41 @@ fn row_key(account: AccountId, part: Part, name: u128) -> AccountRowKey {
     key
 }
 
+/// The key of an account's configuration: without it there is no account.
+pub fn config_key(account: AccountId) -> AccountRowKey {
+    row_key(account, Part::Config, 0)
+}
+
+/// The key of an account's profile of a number, from 1.
+pub fn profile_key(account: AccountId, number: u32) -> AccountRowKey {
+    row_key(account, Part::Profile, u128::from(number))
+}
+
+/// The keys of all other rows that an account of this configuration may have.
+pub fn other_keys(config: &AccountConfig) -> impl Iterator<Item = AccountRowKey> + '_ {
+    let account = config.id();
+    let key = move |part, name| row_key(account, part, name);
+    let judged = (config.epoch > 0).then(|| key(Part::Judged, 0));
+    let sets = config.config_sets.iter().filter_map(move |set| Some(key(Part::Set, set.id()?.0.as_u128())));
+    let identities = config.identities.iter();
+    let identities = identities.map(move |of| key(Part::Identity, identity_name(of.kind, &of.value)));
+    [key(Part::Usage, 0), key(Part::Window, 0)].into_iter().chain(judged).chain(sets).chain(identities)
+}
+
 fn identity_name(kind: i32, value: &str) -> u128 {
     hash128(&[&kind.to_le_bytes(), value.as_bytes()])
+}
+
+fn malformed(cause: prost::DecodeError) -> Error {
+    Error::Malformed(format!("account row: {cause}"))
+}
+
+/// A configuration from its row.
+///
+/// # Errors
+/// [`Error::Malformed`].
+pub fn read_config(value: &[u8]) -> Result<AccountConfig, Error> {
+    AccountConfig::decode(value).map_err(malformed)
 }
 
 impl Account {
@@ -360,8 +403,17 @@ impl Account {
     /// # Errors
     /// [`Error::Malformed`] when a row is not what its key says.
     pub fn restore<'a>(rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Result<Option<Self>, Error> {
-        let malformed = |cause: prost::DecodeError| Error::Malformed(format!("account row: {cause}"));
-        let mut config = None;
+        Self::restore_with(None, rows)
+    }
+
+    /// The same when the configuration was read before.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when a row is not what its key says.
+    pub fn restore_with<'a>(
+        mut config: Option<AccountConfig>,
+        rows: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Option<Self>, Error> {
         let mut usage = Usage::default();
         let mut windows: HashMap<(u8, u128), Window> = HashMap::new();
         let mut profiles: Vec<(u32, ProfileRow)> = Vec::new();
@@ -371,7 +423,7 @@ impl Account {
             };
             let name = u128::from_be_bytes(name);
             if part == Part::Config as u8 {
-                config = Some(AccountConfig::decode(value).map_err(malformed)?);
+                config = Some(read_config(value)?);
             } else if part == Part::Usage as u8 {
                 usage = Usage::decode(value).map_err(malformed)?;
             } else if part == Part::Profile as u8 {

@@ -1,7 +1,8 @@
 //! What steps read and change: rows and accounts on top of a store, thrown away whole when a step panics.
 //!
 //! The overlay holds everything that was changed since the last checkpoint, and much of what was read, in two
-//! generations: an entry that is used moves to the young one, and the old one is dropped when the young one is full.
+//! generations: an entry that is used moves to the young one, and the old one is dropped when the young one is full. Accounts fill
+//! it by their bytes: one that sends everywhere in every hour is as large as thousands of those that hardly do.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -78,8 +79,8 @@ pub struct Overlay {
 
 /// Rows kept in one generation.
 const ROWS: usize = 400_000;
-/// Accounts kept in one generation.
-const ACCOUNTS: usize = 50_000;
+/// Bytes of accounts kept in one generation, about.
+const ACCOUNT_BYTES: usize = 48 << 20;
 
 impl Overlay {
     /// An overlay over a store in which the partition stands at `progress`.
@@ -157,7 +158,7 @@ impl Overlay {
     /// Begins a checkpoint: hands out every row that is out of date. The one before must be durable, for rows that it
     /// holds may now be forgotten.
     pub fn checkpoint(&mut self, mut put: impl FnMut(StoreKey, Option<Vec<u8>>)) {
-        self.accounts.rotate(ACCOUNTS);
+        self.accounts.rotate(ACCOUNT_BYTES);
         self.rows.rotate(ROWS);
         self.accounts.take_dirty(|_, account| {
             if let Some(account) = account {
@@ -182,52 +183,85 @@ pub enum StoreKey {
     Row([u8; 33]),
 }
 
+/// How much room something takes in a generation.
+trait Weighed {
+    fn weight(&self) -> u32;
+}
+
+impl Weighed for Row {
+    /// They are all about as large.
+    fn weight(&self) -> u32 {
+        1
+    }
+}
+
+impl Weighed for Box<Account> {
+    fn weight(&self) -> u32 {
+        self.bytes().try_into().unwrap_or(u32::MAX)
+    }
+}
+
 struct Slot<V> {
     value: Option<V>,
     dirty: bool,
+    /// When it was loaded or last written; what is not there weighs, too.
+    weight: u32,
+}
+
+impl<V: Weighed> Slot<V> {
+    fn holding(value: Option<V>) -> Self {
+        Self { weight: value.as_ref().map_or(1, V::weight), value, dirty: false }
+    }
 }
 
 /// Seeded at random against crafted keys; nothing depends on the order of entries.
 struct Generations<K, V> {
     young: HashMap<K, Slot<V>, RandomState>,
     old: HashMap<K, Slot<V>, RandomState>,
+    /// What the young one weighs.
+    weight: usize,
     dirty: Vec<K>,
 }
 
 impl<K, V> Default for Generations<K, V> {
     fn default() -> Self {
-        Self { young: HashMap::default(), old: HashMap::default(), dirty: Vec::new() }
+        Self { young: HashMap::default(), old: HashMap::default(), weight: 0, dirty: Vec::new() }
     }
 }
 
-impl<K: Copy + Eq + Hash, V> Generations<K, V> {
+impl<K: Copy + Eq + Hash, V: Weighed> Generations<K, V> {
     fn slot(&mut self, key: &K) -> Option<&mut Slot<V>> {
         match self.young.entry(*key) {
             Entry::Occupied(slot) => Some(slot.into_mut()),
-            Entry::Vacant(empty) => Some(empty.insert(self.old.remove(key)?)),
+            Entry::Vacant(empty) => {
+                let slot = self.old.remove(key)?;
+                self.weight += slot.weight as usize;
+                Some(empty.insert(slot))
+            }
         }
     }
 
     fn load<E>(&mut self, key: K, load: impl FnOnce() -> Result<Option<V>, E>) -> Result<(), E> {
         if let Entry::Vacant(empty) = self.young.entry(key) {
-            empty.insert(match self.old.remove(&key) {
+            let slot = match self.old.remove(&key) {
                 Some(slot) => slot,
-                None => Slot { value: load()?, dirty: false },
-            });
+                None => Slot::holding(load()?),
+            };
+            self.weight += slot.weight as usize;
+            empty.insert(slot);
         }
         Ok(())
     }
 
-    /// The slot of a key; an empty one when there is none.
-    fn filled(&mut self, key: K) -> &mut Slot<V> {
-        match self.young.entry(key) {
-            Entry::Occupied(slot) => slot.into_mut(),
-            Entry::Vacant(empty) => empty.insert(self.old.remove(&key).unwrap_or(Slot { value: None, dirty: false })),
-        }
-    }
-
     fn edit<R>(&mut self, key: &K, edit: impl FnOnce(&mut Option<V>) -> (bool, R)) -> R {
-        let slot = self.filled(*key);
+        let slot = match self.young.entry(*key) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(empty) => {
+                let slot = self.old.remove(key).unwrap_or_else(|| Slot::holding(None));
+                self.weight += slot.weight as usize;
+                empty.insert(slot)
+            }
+        };
         let (changed, result) = edit(&mut slot.value);
         if changed && !std::mem::replace(&mut slot.dirty, true) {
             self.dirty.push(*key);
@@ -243,28 +277,112 @@ impl<K: Copy + Eq + Hash, V> Generations<K, V> {
     }
 
     fn rotate(&mut self, room: usize) {
-        if self.young.len() >= room {
+        if self.weight >= room {
+            let entries = self.young.len();
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
             // Keeps the room that it will need again, but not that of a burst.
-            self.young.shrink_to(2 * room);
+            self.young.shrink_to(2 * entries);
+            self.weight = 0;
         }
     }
 
     fn take_dirty(&mut self, mut give: impl FnMut(&K, &mut Option<V>)) {
         for key in std::mem::take(&mut self.dirty) {
-            let slot = match self.young.get_mut(&key) {
-                Some(slot) => Some(slot),
-                None => self.old.get_mut(&key),
+            let (slot, is_young) = match self.young.get_mut(&key) {
+                Some(slot) => (Some(slot), true),
+                None => (self.old.get_mut(&key), false),
             };
-            if let Some(slot) = slot {
-                slot.dirty = false;
-                give(&key, &mut slot.value);
+            let Some(slot) = slot else { continue };
+            slot.dirty = false;
+            give(&key, &mut slot.value);
+            let weighed = std::mem::replace(&mut slot.weight, slot.value.as_ref().map_or(1, V::weight));
+            if is_young {
+                self.weight = self.weight - weighed as usize + slot.weight as usize;
             }
         }
     }
 
     fn len(&self) -> usize {
         self.young.len() + self.old.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Thing(u32);
+
+    impl Weighed for Thing {
+        fn weight(&self) -> u32 {
+            self.0
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Put(u8, u32),
+        Remove(u8),
+        Read(u8),
+        Checkpoint,
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => (any::<u8>(), 1u32..50).prop_map(|(key, weight)| Act::Put(key, weight)),
+            1 => any::<u8>().prop_map(Act::Remove),
+            4 => any::<u8>().prop_map(Act::Read),
+            1 => Just(Act::Checkpoint),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is forgotten can be loaded from what was written, and what is kept is bounded by its weight.
+        #[test]
+        fn over_a_store_they_are_a_map_of_bounded_weight(acts in prop::collection::vec(act(), 1..400)) {
+            const ROOM: usize = 200;
+            let mut store: HashMap<u8, Thing> = HashMap::new();
+            let mut all: HashMap<u8, Thing> = HashMap::new();
+            let mut kept: Generations<u8, Thing> = Generations::default();
+            for act in acts {
+                match act {
+                    Act::Put(key, weight) => {
+                        kept.put(key, Some(Thing(weight)));
+                        all.insert(key, Thing(weight));
+                    }
+                    Act::Remove(key) => {
+                        kept.put(key, None);
+                        all.remove(&key);
+                    }
+                    Act::Read(key) => {
+                        kept.load(key, || Ok::<_, Infallible>(store.get(&key).cloned())).unwrap();
+                        prop_assert_eq!(kept.slot(&key).and_then(|slot| slot.value.as_ref()), all.get(&key));
+                    }
+                    Act::Checkpoint => {
+                        kept.rotate(ROOM);
+                        kept.take_dirty(|key, value| {
+                            match value {
+                                Some(value) => store.insert(*key, value.clone()),
+                                None => store.remove(key),
+                            };
+                        });
+                        prop_assert_eq!(&store, &all);
+                        let young: usize = kept.young.values().map(|slot| slot.weight as usize).sum();
+                        prop_assert_eq!(young, kept.weight);
+                        let exact = |slot: &Slot<Thing>| slot.weight == slot.value.as_ref().map_or(1, Thing::weight);
+                        prop_assert!(kept.young.values().chain(kept.old.values()).all(exact));
+                        // Everything was written: what is full goes at the next checkpoint, and what is old with it.
+                        kept.rotate(ROOM);
+                        prop_assert!(kept.weight < ROOM);
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! A sliding window of hourly buckets with its running sum: O(1) an event, whatever the history.
+//! A sliding window of hourly buckets with its running sum: O(1) an event, whatever the history; a list of the hours while they are
+//! few, which is a fiftieth of the room for all.
 
 use sendtrail_schemas::reputation::{Bucket, Counts, WINDOW_HOURS, WindowView};
 use sendtrail_schemas::time::Hour;
@@ -30,18 +31,39 @@ pub enum Counted {
     Complaint,
 }
 
+/// Hours that a window keeps in a list before it takes room for all.
+const FEW: usize = 16;
+
+/// The hours in which something was counted.
+#[derive(Clone, Debug)]
+enum Hours {
+    /// Not more than [`FEW`], in their order: most windows of most accounts.
+    Few(Vec<(Hour, Slot)>),
+    /// A place for each.
+    Ring(Box<[Slot; SLOTS]>),
+}
+
 /// The hour of the last record and the 335 before it.
 ///
-/// Invariant: `sum` is the sum of the slots of the hours `last - 335 ..= last`; the slot of `last + 1` is outside it.
-#[derive(Clone, Debug, Default)]
+/// Invariant: `sum` is the sum of the hours `last - 335 ..= last`; that of `last + 1` is outside it, and no other is kept.
+#[derive(Clone, Debug)]
 pub struct Window {
-    /// Absent while nothing was ever counted: most windows of most accounts.
-    slots: Option<Box<[Slot; SLOTS]>>,
+    hours: Hours,
     last: Hour,
     sum: Counts,
 }
 
+impl Default for Window {
+    fn default() -> Self {
+        Self::ending(Hour::default())
+    }
+}
+
 impl Window {
+    fn ending(last: Hour) -> Self {
+        Self { hours: Hours::Few(Vec::new()), last, sum: Counts::default() }
+    }
+
     /// The sum over the window.
     pub fn sum(&self) -> Counts {
         self.sum
@@ -50,30 +72,78 @@ impl Window {
     /// The same, counted anew.
     pub(super) fn counted(&self) -> Counts {
         let mut counted = Counts::default();
-        let hours = self.last - WINDOW_HOURS + 1..=self.last;
-        self.slots
-            .iter()
-            .flat_map(|slots| hours.clone().map(|hour| slots[slot(hour)]))
-            .for_each(|slot| counted.add(slot.counts()));
+        self.kept().filter(|(hour, _)| *hour <= self.last).for_each(|(_, slot)| counted.add(slot.counts()));
         counted
+    }
+
+    /// Bytes in memory beside itself.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.hours {
+            Hours::Few(few) => few.capacity() * size_of::<(Hour, Slot)>(),
+            Hours::Ring(ring) => size_of_val(&**ring),
+        }
+    }
+
+    /// The hours in their order, the next one included.
+    fn kept(&self) -> impl Iterator<Item = (Hour, Slot)> + '_ {
+        let (few, ring) = match &self.hours {
+            Hours::Few(few) => (&few[..], None),
+            Hours::Ring(ring) => (&[][..], Some(ring)),
+        };
+        let all = self.last - WINDOW_HOURS + 1..=self.last + 1;
+        let of_ring = ring.into_iter().flat_map(move |ring| all.clone().map(|hour| (hour, ring[place(hour)])));
+        few.iter().copied().chain(of_ring)
+    }
+
+    /// What is counted of an hour of the window, or the next.
+    fn slot(&mut self, hour: Hour) -> &mut Slot {
+        if let Hours::Few(few) = &mut self.hours
+            && few.len() == FEW
+            && few.binary_search_by_key(&hour, |(hour, _)| *hour).is_err()
+        {
+            let mut ring = Box::new([Slot::default(); SLOTS]);
+            few.iter().for_each(|(hour, slot)| ring[place(*hour)] = *slot);
+            self.hours = Hours::Ring(ring);
+        }
+        match &mut self.hours {
+            Hours::Few(few) => {
+                let at = few.binary_search_by_key(&hour, |(hour, _)| *hour).unwrap_or_else(|at| {
+                    few.insert(at, (hour, Slot::default()));
+                    at
+                });
+                &mut few[at].1
+            }
+            Hours::Ring(ring) => &mut ring[place(hour)],
+        }
     }
 
     /// Moves the window's end to an hour; never back.
     pub fn slide(&mut self, hour: Hour) {
-        let Some(slots) = self.slots.as_deref_mut() else {
-            self.last = self.last.max(hour);
-            return;
-        };
-        if i64::from(hour) - i64::from(self.last) > i64::from(WINDOW_HOURS) {
-            *self = Self { last: hour, ..Self::default() };
+        let before = self.last;
+        if hour <= before {
             return;
         }
-        while self.last < hour {
-            self.last += 1;
-            let leaving = &mut slots[slot(self.last - WINDOW_HOURS)];
-            self.sum.subtract(leaving.counts());
-            *leaving = Slot::default();
-            self.sum.add(slots[slot(self.last)].counts());
+        match &mut self.hours {
+            Hours::Few(few) => {
+                self.last = hour;
+                let gone = few.partition_point(|(kept, _)| *kept <= hour - WINDOW_HOURS);
+                // What was outside the sum, and is not gone, comes into it.
+                few[gone..].iter().filter(|(kept, _)| *kept > before).for_each(|(_, slot)| self.sum.add(slot.counts()));
+                let leaving = few.drain(..gone).filter(|(kept, _)| *kept <= before);
+                leaving.for_each(|(_, slot)| self.sum.subtract(slot.counts()));
+            }
+            Hours::Ring(_) if i64::from(hour) - i64::from(before) > i64::from(WINDOW_HOURS) => {
+                *self = Self::ending(hour)
+            }
+            Hours::Ring(ring) => {
+                while self.last < hour {
+                    self.last += 1;
+                    let leaving = &mut ring[place(self.last - WINDOW_HOURS)];
+                    self.sum.subtract(leaving.counts());
+                    *leaving = Slot::default();
+                    self.sum.add(ring[place(self.last)].counts());
+                }
+            }
         }
     }
 
@@ -84,42 +154,39 @@ impl Window {
         if hour > next || hour <= self.last - WINDOW_HOURS {
             return false;
         }
-        let slots = self.slots.get_or_insert_with(|| Box::new([Slot::default(); SLOTS]));
-        let slot = &mut slots[slot(hour)];
-        let (cell, sum) = match what {
-            Counted::Send => (&mut slot.sent, &mut self.sum.sent),
-            Counted::Bounce => (&mut slot.bounced, &mut self.sum.bounced),
-            Counted::Complaint => (&mut slot.complained, &mut self.sum.complained),
+        let slot = self.slot(hour);
+        let cell = match what {
+            Counted::Send => &mut slot.sent,
+            Counted::Bounce => &mut slot.bounced,
+            Counted::Complaint => &mut slot.complained,
         };
         *cell += 1;
         if hour != next {
-            *sum += 1;
+            *match what {
+                Counted::Send => &mut self.sum.sent,
+                Counted::Bounce => &mut self.sum.bounced,
+                Counted::Complaint => &mut self.sum.complained,
+            } += 1;
         }
         true
     }
 
     /// The hours that are not empty, the next one included.
     pub fn view(&self) -> WindowView {
-        let Some(slots) = self.slots.as_deref() else { return WindowView::default() };
-        let hours = self.last - WINDOW_HOURS + 1..=self.last + 1;
-        let buckets = hours
-            .map(|hour| Bucket { hour, counts: slots[slot(hour)].counts() })
-            .filter(|bucket| !bucket.counts.is_zero())
-            .collect();
-        WindowView { buckets }
+        let buckets = self.kept().map(|(hour, slot)| Bucket { hour, counts: slot.counts() });
+        WindowView { buckets: buckets.filter(|bucket| !bucket.counts.is_zero()).collect() }
     }
 
     /// A window with these buckets, its end at the hour `last`.
     pub fn restore(view: &WindowView, last: Hour) -> Self {
-        let mut window = Self { last, ..Self::default() };
+        let mut window = Self::ending(last);
         for bucket in &view.buckets {
             if bucket.hour > last + 1 || bucket.hour <= last - WINDOW_HOURS {
                 continue;
             }
-            let slots = window.slots.get_or_insert_with(|| Box::new([Slot::default(); SLOTS]));
             let narrow = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
             let Counts { sent, bounced, complained } = bucket.counts;
-            slots[slot(bucket.hour)] =
+            *window.slot(bucket.hour) =
                 Slot { sent: narrow(sent), bounced: narrow(bounced), complained: narrow(complained) };
             if bucket.hour <= last {
                 window.sum.add(bucket.counts);
@@ -134,7 +201,7 @@ impl Window {
     }
 }
 
-fn slot(hour: Hour) -> usize {
+fn place(hour: Hour) -> usize {
     hour.rem_euclid(SLOTS as i32) as usize
 }
 
@@ -173,7 +240,11 @@ mod tests {
     proptest! {
         /// Against a list of all that was ever counted, summed anew each time.
         #[test]
-        fn equals_a_plain_recount(steps in prop::collection::vec((0i32..400, -400i32..3, 0u8..3, any::<bool>()), 1..200)) {
+        fn equals_a_plain_recount(
+            steps in prop::collection::vec((0i32..400, -400i32..3, 0u8..3, any::<bool>()), 1..200),
+            // Hours apart: few different ones, so that a list never becomes a ring, or many.
+            apart in prop_oneof![Just(1), Just(40)],
+        ) {
             let mut window = Window::default();
             let mut all: Vec<(Hour, Counted)> = Vec::new();
             let mut now = 5000;
@@ -183,7 +254,7 @@ mod tests {
                 now += if forward < 380 { forward / 60 } else { forward };
                 window.slide(now);
                 let what = [Counted::Send, Counted::Bounce, Counted::Complaint][usize::from(what)];
-                let hour = now + offset;
+                let hour = (now + offset) / apart * apart;
                 let expected = hour > now - WINDOW_HOURS && hour <= now + 1;
                 prop_assert_eq!(window.count(hour, what), expected);
                 if expected {
