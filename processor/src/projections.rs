@@ -48,6 +48,8 @@ pub struct Projections {
     marks: Keyspace,
     erasures: ErasureJobs,
     hours: HashMap<(AccountId, Hour), HourState, RandomState>,
+    /// Those that were added to since the last flush.
+    dirty_hours: Vec<(AccountId, Hour)>,
     cached: usize,
     passed: HashMap<TopicPartition, u64>,
     pending_deliveries: HashMap<DeliveryKey, LastAttempt, RandomState>,
@@ -83,6 +85,7 @@ impl Projections {
                 kept: keyspace("proj.kept-from")?,
             },
             hours: HashMap::default(),
+            dirty_hours: Vec::new(),
             cached: 0,
             passed: HashMap::new(),
             pending_deliveries: HashMap::default(),
@@ -206,7 +209,9 @@ impl Projections {
             self.hours.insert(key, state);
         }
         let Some(hour) = self.hours.get_mut(&key) else { return Ok(()) };
-        hour.dirty = true;
+        if !std::mem::replace(&mut hour.dirty, true) {
+            self.dirty_hours.push(key);
+        }
         if hour.overflowing {
             return Ok(());
         }
@@ -271,16 +276,15 @@ impl Projections {
             return Ok(());
         }
         let mut batch = self.database.batch().durability(durably.then_some(PersistMode::SyncAll));
-        for ((account, hour), state) in &mut self.hours {
-            if !std::mem::take(&mut state.dirty) {
-                continue;
-            }
+        for (account, hour) in std::mem::take(&mut self.dirty_hours) {
+            let Some(state) = self.hours.get_mut(&(account, hour)) else { continue };
+            state.dirty = false;
             if state.overflowing {
-                batch.insert(&self.rollups, hour_key(*account, *hour, HEAD), b"overflowing");
+                batch.insert(&self.rollups, hour_key(account, hour, HEAD), b"overflowing");
             }
             for (hash, (row, dirty)) in &mut state.rows {
                 if std::mem::take(dirty) {
-                    batch.insert(&self.rollups, hour_key(*account, *hour, *hash), row.encode_to_vec());
+                    batch.insert(&self.rollups, hour_key(account, hour, *hash), row.encode_to_vec());
                 }
             }
         }

@@ -57,6 +57,8 @@ pub struct SinkOptions {
     pub commit_every: Duration,
     /// Rows after which a file is written at once.
     pub commit_rows: usize,
+    /// How long it reads on when it is to stop; the rest stays in the log for the next start.
+    pub drain_within: Duration,
 }
 
 /// What a sink works with.
@@ -105,7 +107,7 @@ impl SinkHandle {
         }
     }
 
-    /// Waits until everything in the log is in the archive, and the sink has ended.
+    /// Waits until everything that it read is in the archive, and the sink has ended.
     pub fn join(self) {
         // A panic in it was logged by the panic hook.
         let _ = self.thread.join();
@@ -113,7 +115,8 @@ impl SinkHandle {
 }
 
 impl Sink {
-    /// Starts the sink on a thread of its own. It ends when `stop` is cancelled and all events are in files.
+    /// Starts the sink on a thread of its own. It ends when `stop` is cancelled and all events are in files, or all that it could
+    /// read in time.
     ///
     /// # Errors
     /// [`Error::Io`] when no thread can be started; [`Error::Missing`] when the log no longer has what is needed.
@@ -150,6 +153,8 @@ struct Running {
     failure: Arc<PlainMutex<Option<String>>>,
     asked: mpsc::Receiver<Demand>,
     demands: Vec<Demand>,
+    /// When it was told to stop.
+    stopping: Option<Instant>,
 }
 
 /// Where the sink stands in one partition.
@@ -222,6 +227,7 @@ impl Running {
             failure,
             asked,
             demands: Vec::new(),
+            stopping: None,
         };
         running.pass();
         Ok(running)
@@ -250,9 +256,14 @@ impl Running {
 
     /// Reads what there is and passes it on; whether to go on.
     fn turn(&mut self, handle: &Handle, stop: &CancellationToken) -> Result<bool, Error> {
+        if stop.is_cancelled() {
+            self.stopping.get_or_insert_with(Instant::now);
+        }
         let mut read = 0;
-        for at in 0..self.cursors.len() {
-            read += self.read(at)?;
+        if self.stopping.is_none_or(|since| since.elapsed() < self.sink.options.drain_within) {
+            for at in 0..self.cursors.len() {
+                read += self.read(at)?;
+            }
         }
         self.meet_demands()?;
         let gathered = self.columns.len().max(self.attempt_columns.len());
@@ -260,7 +271,7 @@ impl Running {
             self.flush()?;
         }
         self.collect()?;
-        let stopping = stop.is_cancelled();
+        let stopping = self.stopping.is_some();
         self.events.end(stopping)?;
         self.attempts.end(stopping)?;
         let (rows, after) = (self.sink.options.commit_rows, self.sink.options.commit_every);

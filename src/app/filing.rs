@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backon::{ConstantBuilder, Retryable};
 use rand::Rng;
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Eraser, Layout, Sealer, Table, Upkeep, UpkeepOptions};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
@@ -24,9 +23,8 @@ use crate::{clickhouse, keys};
 
 /// How often an event may wait before queries see it.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
-/// How often a table is tried to be opened, and how far apart.
-const TRIES: usize = 20;
-const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How long a sink that is behind reads on when the server stops: service managers kill what takes a minute and a half.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// The sinks of this process, if they are here.
 #[derive(Default)]
@@ -74,6 +72,7 @@ impl Filing {
                 flush_every: FLUSH_EVERY,
                 commit_every: Duration::from_secs(config.archive.commit_seconds),
                 commit_rows: config.archive.commit_rows,
+                drain_within: DRAIN_WITHIN,
             },
         };
         // Last of what may fail: who has a running sink must see to its end.
@@ -126,13 +125,7 @@ impl Filing {
     }
 }
 
-/// Opens a table. What keeps it is said at once; it may be a store that does not answer for a moment.
 async fn open_table(layout: &'static Layout, folder: &Path) -> anyhow::Result<Arc<Mutex<Table>>> {
-    let folder = folder.join(layout.name);
-    let table = (|| Table::open(layout, &folder))
-        .retry(ConstantBuilder::default().with_delay(AGAIN_AFTER).with_max_times(TRIES))
-        .notify(|error: &sendtrail_processor::Error, _| {
-            tracing::warn!(table = layout.name, %error, "the archive cannot be opened; it is tried again");
-        });
-    Ok(Arc::new(Mutex::new(table.await.with_context(|| format!("open the archive of {}", layout.name))?)))
+    let table = Table::open(layout, &folder.join(layout.name)).await;
+    Ok(Arc::new(Mutex::new(table.with_context(|| format!("open the archive of {}", layout.name))?)))
 }
