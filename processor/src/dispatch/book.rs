@@ -192,6 +192,26 @@ impl Book {
         Ok(let_go)
     }
 
+    /// Forgets deliveries that nothing waits for, as they were noted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn remove_all(&self, over: &[(DeliveryKey, Waiting)]) -> Result<(), Error> {
+        if over.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.database.batch();
+        for (key, waiting) in over {
+            batch.remove(&self.rows, self.row_key(*key));
+            if let Some((keyspace, place)) = self.place(*key, waiting) {
+                batch.remove(keyspace, place);
+            }
+        }
+        batch.commit()?;
+        self.has_committed();
+        Ok(())
+    }
+
     /// The first event of a message whose delivery to a destination is not done.
     ///
     /// # Errors

@@ -303,7 +303,8 @@ impl Desk {
         Ok(None)
     }
 
-    /// What came of an attempt, once it is recorded at an offset; whether its destination is taken for another thing.
+    /// What came of an attempt, once it is recorded at an offset; whether its destination is taken for another thing. What is over
+    /// and nothing waits for is added to `over`, for the book to forget together with others; nobody may ask for more before.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -313,10 +314,13 @@ impl Desk {
         job: Job,
         attempt: &Attempt,
         offset: u64,
+        over: &mut Vec<(DeliveryKey, Waiting)>,
     ) -> Result<Option<Health>, Error> {
         let account = AccountId::from_slice(&attempt.account_id)?;
         self.lane(account, destination).done(&job);
-        if job.booked {
+        if job.booked && attempt.next_due_at.is_none() && job.waiting.in_order_of == 0 {
+            over.push((job.key, job.waiting));
+        } else if job.booked {
             self.follow(job.key, attempt, offset)?;
         } else {
             self.unbooked.remove(&job.key);

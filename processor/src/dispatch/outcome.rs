@@ -12,6 +12,7 @@ use sendtrail_schemas::topic::Topic;
 
 use super::Running;
 use super::attempt::{Outcome, joining, kept, spent};
+use super::book::{DeliveryKey, Waiting};
 use crate::Error;
 use crate::core::webhook::retry::{Ended, Next, next};
 
@@ -81,14 +82,22 @@ impl Running {
         let Some(Recording { decided, .. }) = self.recording.take() else { return Ok(()) };
         reach("attempt.recorded");
         self.next_attempt = first + decided.len() as u64;
+        let mut over = Vec::new();
         for (offset, (outcome, attempt)) in (first..).zip(decided) {
-            self.settle(outcome, &attempt, offset)?;
+            self.settle(outcome, &attempt, offset, &mut over)?;
         }
+        self.desk.book.remove_all(&over)?;
         self.replays.want_more(&self.desk);
         Ok(())
     }
 
-    fn settle(&mut self, outcome: Outcome, attempt: &Attempt, offset: u64) -> Result<(), Error> {
+    fn settle(
+        &mut self,
+        outcome: Outcome,
+        attempt: &Attempt,
+        offset: u64,
+        over: &mut Vec<(DeliveryKey, Waiting)>,
+    ) -> Result<(), Error> {
         let Outcome { job, destination, .. } = outcome;
         let status = attempt.status().name();
         counter!("sendtrail_webhook_attempts_total", "status" => status).increment(1);
@@ -100,7 +109,7 @@ impl Running {
             let waited = (attempt.started_at - attempt.event_received_at).max(0);
             histogram!("sendtrail_webhook_first_attempt_seconds").record(waited as f64 / 1e3);
         }
-        let change = self.desk.settle(destination, job, attempt, offset)?;
+        let change = self.desk.settle(destination, job, attempt, offset, over)?;
         let account = AccountId::from_slice(&attempt.account_id)?;
         if let Some(health) = change {
             tracing::info!(partition = self.of.partition, %account, %destination, health = health.name(), "a webhook's health changed");

@@ -448,6 +448,7 @@ impl World {
             }
             let advanced = next > self.now;
             self.now = next.max(self.now);
+            let mut over = Vec::new();
             while let Some(entry) = self.under_way.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let ((_, key), (started_at, job)) = entry.remove_entry();
                 let receiver = self.deliveries[&key].receiver;
@@ -456,11 +457,12 @@ impl World {
                     continue;
                 };
                 let offset = self.attempts.len() as u64 - 1;
-                let change = self.desk.settle(key.destination, job, &attempt, offset).unwrap();
+                let change = self.desk.settle(key.destination, job, &attempt, offset, &mut over).unwrap();
                 if change == Some(Health::Disabled) {
                     self.receivers[receiver].enabled = false;
                 }
             }
+            self.desk.book.remove_all(&over).unwrap();
             if next == end && !advanced && ends.is_none_or(|at| at > self.now) {
                 break;
             }
