@@ -1,7 +1,9 @@
-//! What grows with what: the cost of a step with the days in the window, and a server with its accounts: how fast it applies, what
-//! it keeps in memory and on disk, how soon it is back. Figures and what follows from them are in docs/SCALING.md.
+//! What grows with what: the cost of a step with the days in the window, queries with the files of the archive, and a server with
+//! its accounts: how fast it applies, what it keeps in memory and on disk, how soon it is back. Figures and what follows from them
+//! are in docs/SCALING.md.
 //!
-//! `SENDTRAIL_BENCH_ACCOUNTS=10000,100000,1000000` says how many accounts; without it the first two.
+//! `SENDTRAIL_BENCH_ACCOUNTS=10000,100000,1000000` says how many accounts, `SENDTRAIL_BENCH_FILES=10,100,1000` how many files; without
+//! them the first two.
 
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
@@ -71,10 +73,12 @@ pub fn run() {
     for days in [0, 1, 7, 14] {
         days_in_the_window(days);
     }
-    let counts = std::env::var("SENDTRAIL_BENCH_ACCOUNTS").unwrap_or_else(|_| "10000,100000".into());
-    for count in counts.split(',').filter_map(|count| count.parse().ok()) {
-        accounts(count);
-    }
+    let counts = |name: &str, usual: &str| -> Vec<u64> {
+        let asked = std::env::var(name).unwrap_or_else(|_| usual.into());
+        asked.split(',').filter_map(|count| count.parse().ok()).collect()
+    };
+    counts("SENDTRAIL_BENCH_FILES", "10,100").into_iter().for_each(crate::query::over_files);
+    counts("SENDTRAIL_BENCH_ACCOUNTS", "10000,100000").into_iter().for_each(accounts);
 }
 
 /// Steps while so many days of the window hold events in every hour; time goes on through two days of hours meanwhile.

@@ -1,4 +1,4 @@
-//! Measurements: `cargo bench -- core archive door exact growth intake kafka clickhouse query source webhooks`, or some of them. Figures are in
+//! Measurements: `cargo bench -- core archive door exact exports growth intake kafka clickhouse query source webhooks`, or some of them. Figures are in
 //! docs/PERFORMANCE.md. The log and its rivals are in `benches/log`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it measures and prints")]
 
@@ -8,6 +8,7 @@ mod clickhouse;
 mod core;
 mod door;
 mod exact;
+mod exports;
 mod growth;
 mod intake;
 mod kafka;
@@ -23,11 +24,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let all: [(&str, fn()); 11] = [
+    let all: [(&str, fn()); 12] = [
         ("core", core::run),
         ("archive", archive::run),
         ("door", door::run),
         ("exact", exact::run),
+        ("exports", exports::run),
         ("growth", growth::run),
         ("intake", intake::run),
         ("kafka", kafka::run),

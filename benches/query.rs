@@ -129,6 +129,75 @@ pub fn run() {
     });
 }
 
+/// The same questions to archives of ever more files of as many rows each, and how soon they are open.
+pub fn over_files(count: u64) {
+    const EACH: u64 = 20_000;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let folder = tempfile::TempDir::new().unwrap();
+    // As they come, file by file in the order of receipt, some hundred a commit.
+    let rows = count * EACH;
+    let scaled = |n: u64| {
+        let mut event = event(n, n);
+        event.occurred_at = BEGIN.0 + (n as i128 * i128::from(DAYS * DAY) / i128::from(rows)) as i64;
+        event.received_at = event.occurred_at + 500;
+        event
+    };
+    runtime.block_on(async {
+        let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
+        let mut columns = EventColumns::default();
+        let (mut files, mut from) = (Vec::new(), 0);
+        for file in 0..count {
+            (file * EACH..(file + 1) * EACH).for_each(|n| columns.push(&scaled(n)));
+            let rows = columns.finish().unwrap();
+            let name = format!("part{file:05}");
+            files.extend(write_files(&EVENTS, table.root(), &name, std::slice::from_ref(&rows)).unwrap());
+            if files.len() >= 100 || file + 1 == count {
+                let to = (file + 1) * EACH;
+                table.append(&std::mem::take(&mut files), &BTreeMap::from([(0, (from, to - 1))])).await.unwrap();
+                from = to;
+            }
+        }
+        drop(table);
+        println!("  {} rows in files of {EACH}", rows);
+        let begun = Instant::now();
+        let table = Table::open(&EVENTS, folder.path()).await.unwrap();
+        println!(
+            "    {:<56} {:>10.2} ms",
+            format!("{} files are open", table.files().len()),
+            begun.elapsed().as_secs_f64() * 1e3
+        );
+        let cell = Arc::new(ArchiveCell::default());
+        cell.update(|_| ArchiveView {
+            root: table.root().to_path_buf(),
+            version: table.version(),
+            files: Arc::new(table.files()),
+            filed: Arc::default(),
+            tail: Vec::new(),
+        });
+        let analytics = DataFusionAnalytics::new(cell, 128 << 20, 2);
+        let ask = |query: EventQuery| {
+            tokio::task::block_in_place(|| runtime.handle().block_on(analytics.events(query)).unwrap().len())
+        };
+        let who = account(7);
+        let message = scaled(rows / 2);
+        let looked_up =
+            EventQuery { message_id: Some(message.message_id.clone()), ..EventQuery::of(message.account(), 100) };
+        let begun = Instant::now();
+        assert!(ask(looked_up.clone()) > 0);
+        println!("    {:<56} {:>10.2} ms", "the first look-up by message id", begun.elapsed().as_secs_f64() * 1e3);
+        median("  one more", 21, || assert!(ask(looked_up.clone()) > 0));
+        let last_day = BEGIN.plus((DAYS - 2) * DAY);
+        let bounces = EventQuery {
+            kinds: vec![EventType::Bounce],
+            from: Some(last_day),
+            to: Some(last_day.plus(DAY)),
+            ..EventQuery::of(who, 1_000)
+        };
+        median("  one account's bounces of a day", 21, || _ = ask(bounces.clone()));
+        median("  the newest 50 of one account", 21, || assert_eq!(ask(EventQuery::of(who, 50)), 50));
+    });
+}
+
 async fn fill(table: &mut Table) {
     let begun = Instant::now();
     let mut columns = EventColumns::default();

@@ -57,7 +57,11 @@ print(json.dumps({"parquet": order(frames["event_id"]), "csv": order(csv["event_
 
 #[tokio::test]
 async fn an_export_has_what_the_events_are_in_every_format() {
-    let server = Server::start().await;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.exports.file_rows = 50;
+    })
+    .await;
     let partner = server.partner("exported").await;
     let other = server.partner("other").await;
     let mut events: Vec<Value> = (0..120).map(|_| partner.event("Send")).collect();
@@ -81,8 +85,12 @@ async fn an_export_has_what_the_events_are_in_every_format() {
         );
         let names: Vec<&str> =
             export["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
-        let days = ["events-2026-05-01", "events-2026-05-02"].map(|day| format!("{day}.{format}"));
-        assert_eq!(names, [&days[0], &days[1], "seal.json"], "days without events are no files");
+        // Days without events are no files, those with many are several.
+        let days = ["events-2026-05-01", "events-2026-05-01-0002", "events-2026-05-01-0003", "events-2026-05-02"];
+        let days = days.map(|day| format!("{day}.{format}"));
+        assert_eq!(names, [&days[0], &days[1], &days[2], &days[3], "seal.json"]);
+        let rows = export["files"].as_array().unwrap().iter().filter_map(|file| file["rows"].as_u64());
+        assert_eq!(rows.collect::<Vec<_>>(), [50, 50, 25, 7, 0]);
         let files = download(&server, &export).await;
         assert!(verifies(files.path()));
         if let Some(python) = python_with("cryptography") {

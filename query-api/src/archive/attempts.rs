@@ -10,8 +10,8 @@ use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::attempts::{LoggedAttempt, read_attempts, schema};
 use sendtrail_schemas::ids::AccountId;
@@ -20,7 +20,7 @@ use sendtrail_schemas::time::{DAY, Millis};
 use uuid::Uuid;
 
 use super::provider::{ArchiveTable, Chosen};
-use super::{context, time};
+use super::{context, every, exporting, one_by_one, time};
 use crate::{Deliveries, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Error};
 
 /// How far clocks may be apart, milliseconds.
@@ -31,7 +31,6 @@ const LISTED: i64 = 30 * DAY;
 /// See the module.
 pub struct ArchivedAttempts {
     context: SessionContext,
-    /// One file after the other.
     exporting: SessionContext,
     cell: Arc<ArchiveCell>,
 }
@@ -39,7 +38,7 @@ pub struct ArchivedAttempts {
 impl ArchivedAttempts {
     /// Over the archive of attempts.
     pub fn new(cell: Arc<ArchiveCell>, threads: usize) -> Self {
-        Self { context: context(threads, true), exporting: context(1, true), cell }
+        Self { context: context(threads, true), exporting: exporting(), cell }
     }
 
     /// The attempts of an account that began at or after a time.
@@ -53,30 +52,20 @@ impl ArchivedAttempts {
     }
 
     /// All attempts of an account, or of all, that began in a span of time, in no order, some thousand at once.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub(crate) async fn rows(
+    pub(crate) fn rows(
         &self,
         account: Option<AccountId>,
         from: Millis,
         to: Millis,
         destination: Option<&str>,
-    ) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
+    ) -> BoxStream<'static, Result<RecordBatch, Error>> {
         let view = self.cell.load();
         let files = view.files.iter().filter(|file| file.may_hold(account, Some(from), Some(to)));
-        let files = files.cloned().map(Chosen::whole).collect();
         let tail: Vec<RecordBatch> = view.tail.iter().map(|batch| batch.rows.clone()).collect();
-        let table = ArchiveTable { schema: schema(), root: view.root.clone(), files, tail };
-        let mut wanted = col("started_at").gt_eq(time(from)).and(col("started_at").lt(time(to)));
-        if let Some(account) = account {
-            wanted = wanted.and(col("account_id").eq(lit(account.to_string())));
-        }
-        if let Some(destination) = destination {
-            wanted = wanted.and(col("destination_id").eq(lit(destination)));
-        }
-        let rows = self.exporting.read_table(Arc::new(table))?.filter(wanted)?;
-        Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
+        let mut all = vec![col("started_at").gt_eq(time(from)).and(col("started_at").lt(time(to)))];
+        all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
+        all.extend(destination.map(|destination| col("destination_id").eq(lit(destination))));
+        one_by_one(&self.exporting, schema(), &view, files.cloned(), tail, every(all), None)
     }
 
     /// Every attempt of a delivery, the first one first. None: there was none, or no such delivery.

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::compute::min;
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::functions_nested::expr_fn::{array_has, map_extract, map_keys};
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::{SessionConfig, SessionContext};
@@ -83,10 +85,44 @@ fn context(threads: usize, bloom_filters: bool) -> SessionContext {
     SessionContext::new_with_config(config)
 }
 
+/// What reads much that nobody waits for: one file after the other, of which nothing is remembered.
+fn exporting() -> SessionContext {
+    let runtime = RuntimeEnvBuilder::new().with_metadata_cache_limit(0).build_arc().unwrap_or_default();
+    SessionContext::new_with_config_rt(context(1, true).copied_config(), runtime)
+}
+
+/// What is wanted of some files and some of the tail, in no order, some thousand rows at once. Each file is a query of its own, so that
+/// nothing of it is in memory when the next is read.
+fn one_by_one(
+    context: &SessionContext,
+    schema: SchemaRef,
+    view: &ArchiveView,
+    files: impl Iterator<Item = Arc<ArchivedFile>>,
+    tail: Vec<RecordBatch>,
+    wanted: Expr,
+    columns: Option<&[&str]>,
+) -> BoxStream<'static, Result<RecordBatch, Error>> {
+    let of = |files, tail| ArchiveTable { schema: schema.clone(), root: view.root.clone(), files, tail };
+    let mut tables: Vec<ArchiveTable> = files.map(|file| of(vec![provider::Chosen::whole(file)], Vec::new())).collect();
+    tables.push(of(Vec::new(), tail));
+    let columns: Option<Vec<String>> = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+    let context = context.clone();
+    let read = move |table| {
+        let (context, wanted, columns) = (context.clone(), wanted.clone(), columns.clone());
+        async move {
+            let mut rows = context.read_table(Arc::new(table))?.filter(wanted)?;
+            if let Some(columns) = columns {
+                rows = rows.select_columns(&columns.iter().map(String::as_str).collect::<Vec<_>>())?;
+            }
+            Ok::<_, Error>(rows.execute_stream().await?.map_err(Error::from))
+        }
+    };
+    futures::stream::iter(tables).then(read).try_flatten().boxed()
+}
+
 /// Answers from the archive of one process.
 pub struct DataFusionAnalytics {
     context: SessionContext,
-    /// One file after the other: what is exported is much, and nobody waits for it.
     exporting: SessionContext,
     cell: Arc<ArchiveCell>,
     look_up: Arc<LookUp>,
@@ -97,33 +133,22 @@ impl DataFusionAnalytics {
     pub fn new(cell: Arc<ArchiveCell>, cache_bytes: usize, threads: usize) -> Self {
         // Ours are looked at before, and remembered.
         let context = context(threads, false);
-        let exporting = self::context(1, true);
-        Self { context, exporting, cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
+        Self { context, exporting: exporting(), cell, look_up: Arc::new(LookUp::new(cache_bytes)) }
     }
 
     /// All events that match, of an account or of all, in no order, some thousand at once; of them some columns, or all.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub(crate) async fn rows(
+    pub(crate) fn rows(
         &self,
         account: Option<AccountId>,
         query: &EventQuery,
         columns: Option<&[&str]>,
-    ) -> Result<BoxStream<'static, Result<RecordBatch, Error>>, Error> {
+    ) -> BoxStream<'static, Result<RecordBatch, Error>> {
         let view = self.cell.load();
         let files = view.files.iter().filter(|file| file.may_hold(account, query.from, query.to));
-        let files = files.cloned().map(provider::Chosen::whole).collect();
-        let tail = Part::All.of_tail(&view);
-        let schema = sendtrail_schemas::columns::schema();
-        let table = ArchiveTable { schema, root: view.root.clone(), files, tail };
         let mut all = conditions(query, Part::All);
         all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
-        let mut rows = self.exporting.read_table(Arc::new(table))?.filter(every(all))?;
-        if let Some(columns) = columns {
-            rows = rows.select_columns(columns)?;
-        }
-        Ok(rows.execute_stream().await?.map_err(Error::from).boxed())
+        let (schema, tail) = (sendtrail_schemas::columns::schema(), Part::All.of_tail(&view));
+        one_by_one(&self.exporting, schema, &view, files.cloned(), tail, every(all), columns)
     }
 
     /// The numbers of all events that match, in no order.
@@ -131,7 +156,7 @@ impl DataFusionAnalytics {
     /// # Errors
     /// [`Error`]; [`Error::Excess`]: there are more than `limit`.
     pub(crate) async fn numbers(&self, query: &EventQuery, limit: usize) -> Result<Vec<Numbered>, Error> {
-        let mut batches = self.rows(Some(query.account), query, Some(&["occurred_at", "partition", "seq"])).await?;
+        let mut batches = self.rows(Some(query.account), query, Some(&["occurred_at", "partition", "seq"]));
         let mut numbers = Vec::new();
         while let Some(batch) = batches.next().await {
             let batch = batch?;

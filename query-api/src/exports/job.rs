@@ -111,7 +111,7 @@ pub struct Request {
     pub format: Format,
 }
 
-/// A part of an export: one file, unless it has no rows. Days, so that a part is bounded and can be made again.
+/// A part of an export: one file, unless it has no rows, or more than fit. Days, so that a part is bounded and can be made again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
     /// The first word of its file's name.

@@ -1,7 +1,6 @@
 //! The worker that makes exports.
 
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -105,36 +104,36 @@ impl Exports {
 
     /// Makes what is left of a job.
     fn make(&self, mut job: Job, handle: &Handle, stop: &CancellationToken) -> Result<(), Error> {
-        let folder = self.folder(job.export_id);
         let parts = job.request.parts();
         if !self.go_on(&mut job, |job| job.status = Status::Running)? || !self.is_seen(&job, handle, stop)? {
             return Ok(());
         }
+        let mut kept = std::time::Instant::now();
         while let Some(part) = parts.get(job.parts_done) {
             if stop.is_cancelled() {
                 return Ok(());
             }
-            let name = format!("{}.{}", part.name, job.request.format.ending());
-            let path = folder.join(&name);
+            self.clear(&job, part)?;
             let mut hashed = ExportRows::after(job.tree.clone());
-            let Some(rows) = self.write(&job, part, &path, &mut hashed, handle, stop)? else {
-                return Ok(());
+            let Some(files) = self.write(&job, part, &mut hashed, handle, stop)? else {
+                return self.clear(&job, part);
             };
-            let mut files = job.files.clone();
-            if rows > 0 {
-                let (sha256, bytes) = hash_file(&path).map_err(port)?;
-                files.push(SealedFile { path: name, rows, bytes, sha256 });
+            if files.is_empty() && kept.elapsed() < LOOK_EVERY {
+                // Days without rows are many at times, and soon looked through once more.
+                job.parts_done += 1;
+                continue;
             }
+            kept = std::time::Instant::now();
             let tree = hashed.tree().clone();
             let goes_on = self.go_on(&mut job, |job| {
-                (job.files, job.tree) = (files, tree);
-                job.rows += rows;
+                job.rows += files.iter().map(|file| file.rows).sum::<u64>();
+                job.files.extend(files);
+                job.tree = tree;
                 job.parts_done += 1;
             })?;
             if !goes_on {
-                // Files that were known are gone; this one is not yet.
-                drop(fs::remove_file(path));
-                return Ok(());
+                // Files that were known are gone; these are not yet.
+                return self.clear(&job, part);
             }
         }
         let now = self.inner.clock.now();
@@ -186,18 +185,43 @@ impl Exports {
         self.read(id).is_some_and(|job| !job.status.is_over())
     }
 
-    /// Writes a part; how many rows it has. None: the job was cancelled, or the server stops.
+    /// Deletes what was written of a part that is not done.
+    fn clear(&self, job: &Job, part: &Part) -> Result<(), Error> {
+        let Ok(entries) = fs::read_dir(self.folder(job.export_id)) else { return Ok(()) };
+        for entry in entries {
+            let entry = entry.map_err(port)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&part.name) && !job.files.iter().any(|file| file.path == name) {
+                fs::remove_file(entry.path()).map_err(port)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a file of an export.
+    fn finish(&self, job: &Job, name: String, file: ExportFile, rows: u64) -> Result<SealedFile, Error> {
+        file.finish()?;
+        let (sha256, bytes) = hash_file(&self.folder(job.export_id).join(&name)).map_err(port)?;
+        Ok(SealedFile { path: name, rows, bytes, sha256 })
+    }
+
+    /// Writes a part into files of so many rows; none, if it has no rows. `None`: the job was cancelled, or the server stops.
     fn write(
         &self,
         job: &Job,
         part: &Part,
-        path: &Path,
         hashed: &mut ExportRows,
         handle: &Handle,
         stop: &CancellationToken,
-    ) -> Result<Option<u64>, Error> {
-        let mut batches = handle.block_on(self.inner.rows.of(job, part))?;
-        let mut file: Option<ExportFile> = None;
+    ) -> Result<Option<Vec<SealedFile>>, Error> {
+        let format = job.request.format;
+        let name = |before: usize| match before {
+            0 => format!("{}.{}", part.name, format.ending()),
+            before => format!("{}-{:04}.{}", part.name, before + 1, format.ending()),
+        };
+        let mut batches = self.inner.rows.of(job, part);
+        let mut files = Vec::new();
+        let mut file: Option<(ExportFile, u64)> = None;
         let mut rows = 0;
         let mut looked = std::time::Instant::now();
         while let Some(batch) = handle.block_on(batches.next()) {
@@ -207,25 +231,37 @@ impl Exports {
                 looked = std::time::Instant::now();
             }
             if stop.is_cancelled() || looks && !self.goes_on(job.export_id) {
-                drop(fs::remove_file(path.with_extension("writing")));
                 return Ok(None);
             }
-            if job.request.format == Format::Parquet {
+            if format == Format::Parquet {
                 hashed.take(&batch).map_err(port)?;
             }
-            let writing = match &mut file {
-                Some(file) => file,
-                None => file.insert(ExportFile::begin(path.to_owned(), job.request.format, &batch.schema())?),
-            };
-            writing.write(&batch)?;
             rows += batch.num_rows() as u64;
+            let mut rest = batch;
+            while rest.num_rows() > 0 {
+                let (writing, in_file) = match &mut file {
+                    Some(file) => file,
+                    None => {
+                        let path = self.folder(job.export_id).join(name(files.len()));
+                        file.insert((ExportFile::begin(path, format, &rest.schema())?, 0))
+                    }
+                };
+                let room = self.inner.options.file_rows.saturating_sub(*in_file).max(1);
+                let now = rest.num_rows().min(usize::try_from(room).unwrap_or(usize::MAX));
+                writing.write(&rest.slice(0, now))?;
+                rest = rest.slice(now, rest.num_rows() - now);
+                *in_file += now as u64;
+                if let Some((file, in_file)) = file.take_if(|(_, rows)| *rows >= self.inner.options.file_rows) {
+                    files.push(self.finish(job, name(files.len()), file, in_file)?);
+                }
+            }
             self.inner.running.lock().insert(job.export_id, rows);
         }
-        if let Some(file) = file {
-            file.finish()?;
+        if let Some((file, in_file)) = file {
+            files.push(self.finish(job, name(files.len()), file, in_file)?);
         }
         self.inner.running.lock().remove(&job.export_id);
-        Ok(Some(rows))
+        Ok(Some(files))
     }
 
     fn seal(&self, job: &Job) -> Result<(), Error> {

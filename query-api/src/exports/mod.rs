@@ -47,6 +47,8 @@ pub struct ExportOptions {
     pub waiting: usize,
     /// How many of one account are kept, with those that are over.
     pub kept: usize,
+    /// Rows of one file at most; what has more gets several.
+    pub file_rows: u64,
     /// How long links to files hold, milliseconds.
     pub links_hold: i64,
     /// Signs links.

@@ -58,12 +58,9 @@ pub type Batches<'a> = BoxStream<'a, Result<RecordBatch, Error>>;
 
 impl Rows {
     /// The rows of a part.
-    ///
-    /// # Errors
-    /// [`Error`]; also those in the stream.
-    pub async fn of<'a>(&'a self, job: &'a Job, part: &'a Part) -> Result<Batches<'a>, Error> {
+    pub fn of<'a>(&'a self, job: &'a Job, part: &'a Part) -> Batches<'a> {
         let filters = &job.request.filters;
-        Ok(match job.request.dataset {
+        let rows = match job.request.dataset {
             dataset @ (Dataset::Events | Dataset::StatusChanges | Dataset::Activity) => {
                 let is_wanted = |kind: &EventType| match dataset {
                     Dataset::StatusChanges => kind.is_status(),
@@ -84,10 +81,10 @@ impl Rows {
                     tag: filters.tag.as_deref().map(TagFilter::parse),
                     ..EventQuery::of(job.account().unwrap_or(AccountId(uuid::Uuid::nil())), usize::MAX)
                 };
-                self.events.rows(job.account(), &query, None).await?
+                self.events.rows(job.account(), &query, None)
             }
             Dataset::WebhookAttempts => {
-                self.attempts.rows(job.account(), part.from, part.to, filters.destination_id.as_deref()).await?
+                self.attempts.rows(job.account(), part.from, part.to, filters.destination_id.as_deref())
             }
             Dataset::Suppressions => {
                 let of = move |account| {
@@ -105,9 +102,8 @@ impl Rows {
                 .accounts(job)
                 .then(move |account| self.stats(account, part.from.hour(), part.to.plus(-1).hour() + 1))
                 .boxed(),
-        }
-        .try_filter(|batch| std::future::ready(batch.num_rows() > 0))
-        .boxed())
+        };
+        rows.try_filter(|batch| std::future::ready(batch.num_rows() > 0)).boxed()
     }
 
     /// The accounts of an export.

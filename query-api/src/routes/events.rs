@@ -11,7 +11,7 @@ use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::{DAY, Millis};
-use sendtrail_schemas::web::{Path, Query as Params, account_id, invalid_param, ok, page};
+use sendtrail_schemas::web::{Path, Query as Params, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -285,10 +285,7 @@ pub(super) async fn admin_activity(
     Path(account): Path<String>,
     Params(params): Params<ActivityParams>,
 ) -> Result<Response, Problem> {
-    let account = account_id(&account)?;
-    if query.parts().directory.account(account).is_none() {
-        return Err(Problem::new(Code::PartnerNotFound, "no such account"));
-    }
+    let account = query.known(&account)?;
     query.activity(account, params).await
 }
 
@@ -301,10 +298,7 @@ pub(super) async fn history(
     Path(account): Path<String>,
     Params(params): Params<HistoryParams>,
 ) -> Result<Response, Problem> {
-    let account = account_id(&account)?;
-    if query.parts().directory.account(account).is_none() {
-        return Err(Problem::new(Code::PartnerNotFound, "no such account"));
-    }
+    let account = query.known(&account)?;
     let mut wanted = EventQuery::of(account, page(params.limit.as_deref())?);
     wanted.kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
     wanted.before = params.cursor.as_deref().map(cursor::decode).transpose()?;

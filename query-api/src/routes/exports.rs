@@ -63,7 +63,8 @@ impl Query {
         }
     }
 
-    fn known(&self, text: &str) -> Result<AccountId, Problem> {
+    /// The account of an identifier, if there is one.
+    pub(super) fn known(&self, text: &str) -> Result<AccountId, Problem> {
         let account = account_id(text)?;
         let known = self.parts().directory.account(account);
         known.map(|_| account).ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))

@@ -66,7 +66,7 @@ pub struct ExportView {
 
 #[derive(Serialize, ToSchema)]
 pub struct ProgressView {
-    /// Days, of which each becomes a file if it has rows.
+    /// Days, of which each becomes a file if it has rows, or several if it has very many.
     parts_done: usize,
     parts_total: usize,
     rows: u64,
