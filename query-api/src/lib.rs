@@ -64,6 +64,9 @@ pub enum Error {
     /// A query took longer than it may.
     #[error("a query took longer than {0:?}")]
     Timeout(Duration),
+    /// So many queries run that none more was begun for so long.
+    #[error("a query had no turn within {0:?}")]
+    Busy(Duration),
 }
 
 impl Error {
@@ -82,6 +85,11 @@ impl Error {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
+        if let Error::Busy(_) = error {
+            // One client asks more than this server can answer; nothing is out of order.
+            tracing::debug!(%error, "a query is refused");
+            return Self::new(Code::Unavailable, "too many queries are being answered").retry_after(5);
+        }
         tracing::error!(%error, "a query failed");
         let message = if error.is_excess() || matches!(error, Error::Timeout(_)) {
             "the query took too long or too much; ask for less"
@@ -276,6 +284,8 @@ pub struct Parts {
     pub clock: Clock,
     /// How long a query may take.
     pub timeout: Duration,
+    /// How long it may wait for its turn before.
+    pub turn_within: Duration,
     /// Queries at once; others wait.
     pub concurrency: usize,
     /// Of these, at most so many of one account.
@@ -327,7 +337,7 @@ impl Query {
         let error = if preferred.replica.is_ready(account).await {
             match self.bounded(account, query(preferred.source.clone())).await {
                 Ok(value) => return Ok(Answered { value, as_of: None }),
-                Err(error) if error.is_excess() => return Err(error),
+                Err(error) if error.is_excess() || matches!(error, Error::Busy(_)) => return Err(error),
                 Err(error) => {
                     if matches!(error, Error::Timeout(_)) {
                         preferred.replica.note_silence();
@@ -349,9 +359,9 @@ impl Query {
 
     /// Runs a query in its turn and within its time, which begins with its turn.
     async fn bounded<T>(&self, account: AccountId, query: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let timeout = self.parts().timeout;
-        let late = |_| Error::Timeout(timeout);
-        let _turn = tokio::time::timeout(timeout, self.inner.turns.take(account)).await.map_err(late)?;
-        tokio::time::timeout(timeout, query).await.map_err(late)?
+        let Parts { timeout, turn_within, .. } = *self.parts();
+        let turn = tokio::time::timeout(turn_within, self.inner.turns.take(account)).await;
+        let _turn = turn.map_err(|_| Error::Busy(turn_within))?;
+        tokio::time::timeout(timeout, query).await.map_err(|_| Error::Timeout(timeout))?
     }
 }

@@ -383,7 +383,7 @@ async fn without_a_fallback_it_is_503_and_health_says_so() {
 
 #[tokio::test]
 async fn one_that_does_not_answer_is_waited_for_once() {
-    let Some((server, proxy)) = with_silence().await else { return };
+    let Some((server, proxy)) = with_silence(|_| {}).await else { return };
     let partner = server.partner("silent").await;
     partner.stream(&[partner.event("Send")]).await;
     let stats = async || partner.call(Method::GET, "/stats", &[], "").await;
@@ -406,7 +406,7 @@ async fn one_that_does_not_answer_is_waited_for_once() {
 }
 
 /// A server that waits two seconds for an answer of ClickHouse.
-async fn with_silence() -> Option<(Server, Proxy)> {
+async fn with_silence(change: impl FnOnce(&mut Config)) -> Option<(Server, Proxy)> {
     let proxy = Proxy::to(sendtrail_test_servers::clickhouse()?).await;
     let server = Server::start_with(|config| {
         config.log.simulated = true;
@@ -415,9 +415,41 @@ async fn with_silence() -> Option<(Server, Proxy)> {
         config.clickhouse.fallback = Fallback::Archive;
         config.clickhouse.insert_timeout_ms = 3_000;
         config.query.timeout_ms = 2_000;
+        change(config);
     })
     .await;
     Some((server, proxy))
+}
+
+#[tokio::test]
+async fn a_query_whose_turn_does_not_come_is_refused_and_nobody_is_blamed_for_it() {
+    let Some((server, proxy)) = with_silence(|config| {
+        config.query.concurrency = 1;
+        config.query.turn_within_ms = 100;
+    })
+    .await
+    else {
+        return;
+    };
+    let partner = server.partner("crowd").await;
+    partner.stream(&[partner.event("Send")]).await;
+    let stats = async || partner.call(Method::GET, "/stats", &[], "").await;
+    eventually("ClickHouse answers", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
+    proxy.set(Line::Silent);
+    // The first has the only turn until ClickHouse was silent for too long.
+    let (first, (second, waited)) = tokio::join!(stats(), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        (stats().await, server.admin.get("/health").await)
+    });
+    assert_eq!(
+        (second.status.as_u16(), second.json()["error"].as_str()),
+        (503, Some("UNAVAILABLE")),
+        "{}",
+        second.json()
+    );
+    assert!(second.headers.contains_key("retry-after"));
+    assert_eq!(waited.unwrap()["checks"]["clickhouse"], "ok");
+    assert_eq!((first.status.as_u16(), first.json()["totals"]["sends"].as_u64()), (200, Some(1)));
 }
 
 #[tokio::test]
