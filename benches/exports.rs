@@ -16,7 +16,7 @@ use sendtrail_query_api::exports::{
 };
 use sendtrail_query_api::{ArchivedAttempts, DataFusionAnalytics, Error};
 use sendtrail_schemas::account::Suppression;
-use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
+use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::columns::EventColumns;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::{DAY, HOUR, Millis};
@@ -96,15 +96,7 @@ async fn fill(folder: &Path, rows: u64) {
 /// Of a process of its own: its memory before, and at most while it made the export.
 async fn export(folder: &Path, format: Format) {
     let table = Table::open(&EVENTS, folder).await.unwrap();
-    let cell = Arc::new(ArchiveCell::default());
-    cell.update(|_| ArchiveView {
-        root: table.root().to_path_buf(),
-        version: table.version(),
-        files: Arc::new(table.files()),
-        filed: Arc::default(),
-        tail: Vec::new(),
-    });
-    let analytics = Arc::new(DataFusionAnalytics::new(cell, 128 << 20, 2));
+    let analytics = Arc::new(DataFusionAnalytics::new(query::shown(&table), 128 << 20, 2));
     let kept = TempDir::new().unwrap();
     let options = ExportOptions {
         folder: kept.path().to_path_buf(),

@@ -83,15 +83,7 @@ pub fn run() {
         let rebuilt = rebuild_projections(&table, &attempts, &mut projections, 1).await.unwrap();
         rate("sums made anew from the archive", rebuilt.events, begun.elapsed());
 
-        let cell = Arc::new(ArchiveCell::default());
-        cell.update(|_| ArchiveView {
-            root: table.root().to_path_buf(),
-            version: table.version(),
-            files: Arc::new(table.files()),
-            filed: Arc::default(),
-            tail: Vec::new(),
-        });
-        let analytics = DataFusionAnalytics::new(cell, 128 << 20, 2);
+        let analytics = DataFusionAnalytics::new(shown(&table), 128 << 20, 2);
         let reader = projections.reader();
         let who = account(7);
         let last_day = BEGIN.plus((DAYS - 2) * DAY);
@@ -127,6 +119,19 @@ pub fn run() {
         });
         median("/events: the newest 50 of one account", 21, || assert_eq!(ask(EventQuery::of(who, 50)), 50));
     });
+}
+
+/// What readers see of a table.
+pub fn shown(table: &Table) -> Arc<ArchiveCell> {
+    let cell = Arc::new(ArchiveCell::default());
+    cell.update(|_| ArchiveView {
+        root: table.root().to_path_buf(),
+        version: table.version(),
+        files: Arc::new(table.files()),
+        filed: Arc::default(),
+        tail: Vec::new(),
+    });
+    cell
 }
 
 /// The same questions to archives of ever more files of as many rows each, and how soon they are open.
@@ -166,15 +171,7 @@ pub fn over_files(count: u64) {
             format!("{} files are open", table.files().len()),
             begun.elapsed().as_secs_f64() * 1e3
         );
-        let cell = Arc::new(ArchiveCell::default());
-        cell.update(|_| ArchiveView {
-            root: table.root().to_path_buf(),
-            version: table.version(),
-            files: Arc::new(table.files()),
-            filed: Arc::default(),
-            tail: Vec::new(),
-        });
-        let analytics = DataFusionAnalytics::new(cell, 128 << 20, 2);
+        let analytics = DataFusionAnalytics::new(shown(&table), 128 << 20, 2);
         let ask = |query: EventQuery| {
             tokio::task::block_in_place(|| runtime.handle().block_on(analytics.events(query)).unwrap().len())
         };
