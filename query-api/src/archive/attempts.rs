@@ -19,8 +19,9 @@ use sendtrail_schemas::mail::Attempt;
 use sendtrail_schemas::time::{DAY, Millis};
 use uuid::Uuid;
 
+use super::exporting::{exporting, one_by_one};
 use super::provider::{ArchiveTable, Chosen};
-use super::{context, every, exporting, one_by_one, time};
+use super::{context, every, time};
 use crate::{Deliveries, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Error};
 
 /// How far clocks may be apart, milliseconds.

@@ -1,6 +1,7 @@
 //! Events from the Parquet archive and its tail, by DataFusion.
 
 pub mod attempts;
+mod exporting;
 mod lookup;
 mod provider;
 
@@ -10,16 +11,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
 use datafusion::arrow::compute::min;
-use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::functions_nested::expr_fn::{array_has, map_extract, map_keys};
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::event::{Event, Tags};
@@ -31,6 +30,7 @@ use sendtrail_schemas::time::{Day, Hour, Millis};
 use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
 use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
+use exporting::{exporting, one_by_one};
 use lookup::{LookUp, Wanted};
 use provider::ArchiveTable;
 
@@ -83,41 +83,6 @@ fn context(threads: usize, bloom_filters: bool) -> SessionContext {
     parquet.schema_force_view_types = false;
     parquet.bloom_filter_on_read = bloom_filters;
     SessionContext::new_with_config(config)
-}
-
-/// What reads much that nobody waits for: one file after the other, of which nothing is remembered.
-fn exporting() -> SessionContext {
-    let runtime = RuntimeEnvBuilder::new().with_metadata_cache_limit(0).build_arc().unwrap_or_default();
-    SessionContext::new_with_config_rt(context(1, true).copied_config(), runtime)
-}
-
-/// What is wanted of some files and some of the tail, in no order, some thousand rows at once. Each file is a query of its own, so that
-/// nothing of it is in memory when the next is read.
-fn one_by_one(
-    context: &SessionContext,
-    schema: SchemaRef,
-    view: &ArchiveView,
-    files: impl Iterator<Item = Arc<ArchivedFile>>,
-    tail: Vec<RecordBatch>,
-    wanted: Expr,
-    columns: Option<&[&str]>,
-) -> BoxStream<'static, Result<RecordBatch, Error>> {
-    let of = |files, tail| ArchiveTable { schema: schema.clone(), root: view.root.clone(), files, tail };
-    let mut tables: Vec<ArchiveTable> = files.map(|file| of(vec![provider::Chosen::whole(file)], Vec::new())).collect();
-    tables.push(of(Vec::new(), tail));
-    let columns: Option<Vec<String>> = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
-    let context = context.clone();
-    let read = move |table| {
-        let (context, wanted, columns) = (context.clone(), wanted.clone(), columns.clone());
-        async move {
-            let mut rows = context.read_table(Arc::new(table))?.filter(wanted)?;
-            if let Some(columns) = columns {
-                rows = rows.select_columns(&columns.iter().map(String::as_str).collect::<Vec<_>>())?;
-            }
-            Ok::<_, Error>(rows.execute_stream().await?.map_err(Error::from))
-        }
-    };
-    futures::stream::iter(tables).then(read).try_flatten().boxed()
 }
 
 /// Answers from the archive of one process.

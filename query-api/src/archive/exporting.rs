@@ -1,0 +1,51 @@
+//! Much that nobody waits for, read in little memory.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::Expr;
+use datafusion::prelude::SessionContext;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use sendtrail_schemas::archive::{ArchiveView, ArchivedFile};
+
+use super::context;
+use super::provider::{ArchiveTable, Chosen};
+use crate::Error;
+
+/// What reads much that nobody waits for: one file after the other, of which nothing is remembered.
+pub fn exporting() -> SessionContext {
+    let runtime = RuntimeEnvBuilder::new().with_metadata_cache_limit(0).build_arc().unwrap_or_default();
+    SessionContext::new_with_config_rt(context(1, true).copied_config(), runtime)
+}
+
+/// What is wanted of some files and some of the tail, in no order, some thousand rows at once. Each file is a query of its own, so that
+/// nothing of it is in memory when the next is read.
+pub fn one_by_one(
+    context: &SessionContext,
+    schema: SchemaRef,
+    view: &ArchiveView,
+    files: impl Iterator<Item = Arc<ArchivedFile>>,
+    tail: Vec<RecordBatch>,
+    wanted: Expr,
+    columns: Option<&[&str]>,
+) -> BoxStream<'static, Result<RecordBatch, Error>> {
+    let of = |files, tail| ArchiveTable { schema: schema.clone(), root: view.root.clone(), files, tail };
+    let mut tables: Vec<ArchiveTable> = files.map(|file| of(vec![Chosen::whole(file)], Vec::new())).collect();
+    tables.push(of(Vec::new(), tail));
+    let columns: Option<Vec<String>> = columns.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+    let context = context.clone();
+    let read = move |table| {
+        let (context, wanted, columns) = (context.clone(), wanted.clone(), columns.clone());
+        async move {
+            let mut rows = context.read_table(Arc::new(table))?.filter(wanted)?;
+            if let Some(columns) = columns {
+                rows = rows.select_columns(&columns.iter().map(String::as_str).collect::<Vec<_>>())?;
+            }
+            Ok::<_, Error>(rows.execute_stream().await?.map_err(Error::from))
+        }
+    };
+    futures::stream::iter(tables).then(read).try_flatten().boxed()
+}
