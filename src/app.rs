@@ -208,7 +208,8 @@ impl App {
     }
 
     /// Stops from the outside in: requests, then what acts on the world, then the state, then the archive, last the log.
-    /// Afterwards every acknowledged event is in the archive, if nobody else is to see to that.
+    /// Afterwards every acknowledged event is in the archive, if nobody else is to see to that, and the sink was not far behind: then the
+    /// rest is filed after the next start.
     pub async fn stop(self) {
         tracing::info!("stopping");
         let watchdog = self.parts.watchdog();

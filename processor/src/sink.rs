@@ -155,6 +155,8 @@ struct Running {
     demands: Vec<Demand>,
     /// When it was told to stop.
     stopping: Option<Instant>,
+    /// It has stopped to read before it had everything.
+    cut_short: bool,
 }
 
 /// Where the sink stands in one partition.
@@ -228,6 +230,7 @@ impl Running {
             asked,
             demands: Vec::new(),
             stopping: None,
+            cut_short: false,
         };
         running.pass();
         Ok(running)
@@ -264,6 +267,10 @@ impl Running {
             for at in 0..self.cursors.len() {
                 read += self.read(at)?;
             }
+        } else if !std::mem::replace(&mut self.cut_short, true) {
+            let left = |cursor: &Cursor| cursor.ends[0].borrow().saturating_sub(cursor.next);
+            let events: u64 = self.cursors.iter().map(left).sum();
+            tracing::warn!(events, "the sink is behind and stops; these events are filed after the next start");
         }
         self.meet_demands()?;
         let gathered = self.columns.len().max(self.attempt_columns.len());

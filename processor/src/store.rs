@@ -276,15 +276,15 @@ impl StoreView {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
     pub fn seen(&self, partition: u32) -> impl Iterator<Item = Result<Seen, Error>> + '_ {
-        let mut next = prefix(partition).to_vec();
+        let mut next = Some(prefix(partition).to_vec());
         let accounts = std::iter::from_fn(move || {
-            let (key, value) = match self.snapshot.range(&self.of.accounts, next.clone()..).next()?.into_inner() {
+            let (key, value) = match self.snapshot.range(&self.of.accounts, next.take()?..).next()?.into_inner() {
                 Ok(first) => first,
                 Err(error) => return Some(Err(error.into())),
             };
             let account = key.strip_prefix(&prefix(partition))?.first_chunk::<16>()?;
             // The first key after all of this account's.
-            next = [&prefix(partition)[..], account, &[u8::MAX; 18]].concat();
+            next = Some([&prefix(partition)[..], account, &[u8::MAX; 18]].concat());
             // Of all rows of an account its configuration comes first.
             let is_config = key.get(2..) == Some(&config_key(AccountId(uuid::Uuid::from_bytes(*account)))[..]);
             let config = is_config.then(|| read_config(&value)).transpose();

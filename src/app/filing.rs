@@ -23,8 +23,9 @@ use crate::{clickhouse, keys};
 
 /// How often an event may wait before queries see it.
 const FLUSH_EVERY: Duration = Duration::from_millis(250);
-/// How long a sink that is behind reads on when the server stops: service managers kill what takes a minute and a half.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// How long a sink that is behind reads on when the server stops; what it has read is written after that, and service managers kill
+/// what takes a minute or a minute and a half.
+const DRAIN_WITHIN: Duration = Duration::from_secs(15);
 
 /// The sinks of this process, if they are here.
 #[derive(Default)]

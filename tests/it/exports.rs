@@ -1,6 +1,6 @@
 //! Exports: whole, in every format, seen by nobody else, and taken up after a restart.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use http::{Method, StatusCode};
@@ -99,8 +99,9 @@ async fn an_export_has_what_the_events_are_in_every_format() {
         }
         std::fs::rename(files.keep(), folder.path().join(format)).unwrap();
     }
-    let damaged = folder.path().join("csv/events-2026-05-01.csv");
-    let text = std::fs::read_to_string(&damaged).unwrap();
+    let files = std::fs::read_dir(folder.path().join("csv")).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: PathBuf| (std::fs::read_to_string(&path).unwrap(), path);
+    let (text, damaged) = files.map(read).find(|(text, _)| text.contains("Permanent")).unwrap();
     std::fs::write(&damaged, text.replacen("Permanent", "Transient", 1)).unwrap();
     assert!(!verifies(&folder.path().join("csv")));
     std::fs::write(&damaged, text).unwrap();

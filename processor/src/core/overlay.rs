@@ -185,10 +185,15 @@ pub enum StoreKey {
 
 /// How much room something takes in a generation.
 trait Weighed {
+    /// Of one that is known not to be there.
+    const ABSENT: u32;
+
     fn weight(&self) -> u32;
 }
 
 impl Weighed for Row {
+    const ABSENT: u32 = 1;
+
     /// They are all about as large.
     fn weight(&self) -> u32 {
         1
@@ -196,6 +201,8 @@ impl Weighed for Row {
 }
 
 impl Weighed for Box<Account> {
+    const ABSENT: u32 = 64;
+
     fn weight(&self) -> u32 {
         self.bytes().try_into().unwrap_or(u32::MAX)
     }
@@ -210,7 +217,7 @@ struct Slot<V> {
 
 impl<V: Weighed> Slot<V> {
     fn holding(value: Option<V>) -> Self {
-        Self { weight: value.as_ref().map_or(1, V::weight), value, dirty: false }
+        Self { weight: value.as_ref().map_or(V::ABSENT, V::weight), value, dirty: false }
     }
 }
 
@@ -296,7 +303,7 @@ impl<K: Copy + Eq + Hash, V: Weighed> Generations<K, V> {
             let Some(slot) = slot else { continue };
             slot.dirty = false;
             give(&key, &mut slot.value);
-            let weighed = std::mem::replace(&mut slot.weight, slot.value.as_ref().map_or(1, V::weight));
+            let weighed = std::mem::replace(&mut slot.weight, slot.value.as_ref().map_or(V::ABSENT, V::weight));
             if is_young {
                 self.weight = self.weight - weighed as usize + slot.weight as usize;
             }
@@ -320,6 +327,8 @@ mod tests {
     struct Thing(u32);
 
     impl Weighed for Thing {
+        const ABSENT: u32 = 2;
+
         fn weight(&self) -> u32 {
             self.0
         }
@@ -375,7 +384,7 @@ mod tests {
                         prop_assert_eq!(&store, &all);
                         let young: usize = kept.young.values().map(|slot| slot.weight as usize).sum();
                         prop_assert_eq!(young, kept.weight);
-                        let exact = |slot: &Slot<Thing>| slot.weight == slot.value.as_ref().map_or(1, Thing::weight);
+                        let exact = |slot: &Slot<Thing>| slot.weight == slot.value.as_ref().map_or(Thing::ABSENT, Thing::weight);
                         prop_assert!(kept.young.values().chain(kept.old.values()).all(exact));
                         // Everything was written: what is full goes at the next checkpoint, and what is old with it.
                         kept.rotate(ROOM);

@@ -10,11 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt, future, stream};
 use object_store::path::Path;
 use object_store::{
-    CopyMode, CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+    CopyMode, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions,
+    Result,
 };
 
 /// Waits between tries, each twice the one before; then what the store said is the answer.
@@ -73,7 +74,14 @@ impl Retrying {
 
 /// Whether the same may go well a moment later.
 fn may_pass(error: &Error) -> bool {
-    matches!(error, Error::Generic { .. } | Error::JoinError { .. })
+    use std::io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+    if !matches!(error, Error::Generic { .. } | Error::JoinError { .. }) {
+        return false;
+    }
+    // What a folder says that somebody must see to.
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    let kinds = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    !kinds.into_iter().any(|kind| matches!(kind, NotADirectory | PermissionDenied | ReadOnlyFilesystem | StorageFull))
 }
 
 impl fmt::Display for Retrying {
@@ -96,9 +104,10 @@ impl ObjectStore for Retrying {
                     return first;
                 }
                 match self.again(put).await {
+                    // It may not be on the device: the same bytes once more are, when that is said.
                     Err(Error::AlreadyExists { .. }) if self.holds(location, &payload).await? => {
-                        let there = self.again(|| self.inner.head(location)).await?;
-                        Ok(PutResult { e_tag: there.e_tag, version: there.version })
+                        let options = PutOptions { mode: PutMode::Overwrite, ..options.clone() };
+                        self.again(|| self.inner.put_opts(location, payload.clone(), options.clone())).await
                     }
                     put => put,
                 }
@@ -115,8 +124,19 @@ impl ObjectStore for Retrying {
         self.again(|| self.inner.put_multipart_opts(location, options.clone())).await
     }
 
+    /// Whole, as everything here is read: a file may open and fail only when it is read.
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.again(|| self.inner.get_opts(location, options.clone())).await
+        let get = || async {
+            let found = self.inner.get_opts(location, options.clone()).await?;
+            if options.head {
+                return Ok(found);
+            }
+            let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+            let bytes = found.bytes().await?;
+            let payload = GetResultPayload::Stream(stream::once(future::ready(Ok(bytes))).boxed());
+            Ok(GetResult { payload, meta, range, attributes })
+        };
+        self.again(get).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
@@ -228,7 +248,17 @@ mod tests {
             self.act(self.inner.put_multipart_opts(at, options)).await
         }
         async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-            self.act(self.inner.get_opts(at, options)).await
+            let fate = self.fates.lock().pop_front().unwrap_or(Fate::Well);
+            let failed = || Error::Generic { store: "fickle", source: "503".into() };
+            match fate {
+                Fate::Well => self.inner.get_opts(at, options).await,
+                Fate::NotDone => Err(failed()),
+                // It opens, and fails when it is read.
+                Fate::DoneButNotSaid => {
+                    let payload = GetResultPayload::Stream(stream::once(future::ready(Err(failed()))).boxed());
+                    Ok(GetResult { payload, ..self.inner.get_opts(at, options).await? })
+                }
+            }
         }
         fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
             let fate = self.fates.lock().pop_front().unwrap_or(Fate::Well);

@@ -99,6 +99,8 @@ impl Exports {
         job.error = Some(error.to_string());
         self.keep(&job)?;
         self.forget(id, files.iter().map(|file| file.path.as_str()));
+        // Of days without rows not every one is noted, so the one that failed may come later.
+        job.request.parts().get(job.parts_done..).into_iter().flatten().for_each(|part| self.clear(&job, part));
         Ok(())
     }
 
@@ -113,10 +115,11 @@ impl Exports {
             if stop.is_cancelled() {
                 return Ok(());
             }
-            self.clear(&job, part)?;
+            self.clear(&job, part);
             let mut hashed = ExportRows::after(job.tree.clone());
             let Some(files) = self.write(&job, part, &mut hashed, handle, stop)? else {
-                return self.clear(&job, part);
+                self.clear(&job, part);
+                return Ok(());
             };
             if files.is_empty() && kept.elapsed() < LOOK_EVERY {
                 // Days without rows are many at times, and soon looked through once more.
@@ -133,7 +136,8 @@ impl Exports {
             })?;
             if !goes_on {
                 // Files that were known are gone; these are not yet.
-                return self.clear(&job, part);
+                self.clear(&job, part);
+                return Ok(());
             }
         }
         let now = self.inner.clock.now();
@@ -185,17 +189,14 @@ impl Exports {
         self.read(id).is_some_and(|job| !job.status.is_over())
     }
 
-    /// Deletes what was written of a part that is not done.
-    fn clear(&self, job: &Job, part: &Part) -> Result<(), Error> {
-        let Ok(entries) = fs::read_dir(self.folder(job.export_id)) else { return Ok(()) };
-        for entry in entries {
-            let entry = entry.map_err(port)?;
+    /// Deletes what was written of a part that is not done. What stays is written over, or goes with its folder.
+    fn clear(&self, job: &Job, part: &Part) {
+        for entry in fs::read_dir(self.folder(job.export_id)).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(&part.name) && !job.files.iter().any(|file| file.path == name) {
-                fs::remove_file(entry.path()).map_err(port)?;
+                drop(fs::remove_file(entry.path()));
             }
         }
-        Ok(())
     }
 
     /// Ends a file of an export.
