@@ -181,8 +181,12 @@ impl Account {
         const BARE: usize = 2_048;
         const PART: usize = 512;
         let parts = self.sets.len() + self.identities.len() + self.profiles.entries.len() + self.config.webhooks.len();
-        let windows = [&self.window].into_iter().chain(&self.judged).chain(&self.sets).chain(&self.identities);
-        BARE + parts * PART + windows.map(|tracked| tracked.window.bytes()).sum::<usize>()
+        BARE + parts * PART + self.windows().map(|tracked| tracked.window.bytes()).sum::<usize>()
+    }
+
+    /// Every window.
+    pub(super) fn windows(&self) -> impl Iterator<Item = &Tracked> {
+        [&self.window].into_iter().chain(&self.judged).chain(&self.sets).chain(&self.identities)
     }
 
     /// What readers see.

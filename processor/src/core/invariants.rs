@@ -41,9 +41,7 @@ pub fn window_sum(window: &Window) -> Result<(), Violation> {
 /// [`Violation`], the first.
 pub fn of_account(account: &Account) -> Result<(), Violation> {
     let config = &account.config;
-    let mut windows =
-        [&account.window].into_iter().chain(&account.judged).chain(&account.sets).chain(&account.identities);
-    windows.try_for_each(|tracked| window_sum(&tracked.window))?;
+    account.windows().try_for_each(|tracked| window_sum(&tracked.window))?;
     let (sets, identities) = (&config.config_sets, &config.identities);
     holds(
         "windows-of-parts",

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::convert::Infallible;
 use std::hash::Hash;
 
 use foldhash::fast::RandomState;
@@ -105,7 +106,7 @@ impl Overlay {
         id: AccountId,
         load: impl FnOnce() -> Result<Option<Account>, E>,
     ) -> Result<(), E> {
-        self.accounts.load(id, || Ok(load()?.map(Box::new)))
+        self.accounts.load(id, || Ok(load()?.map(Box::new))).map(|_| ())
     }
 
     /// Loads a row, unless it is here: what `load` finds in the store, or nothing.
@@ -113,7 +114,7 @@ impl Overlay {
     /// # Errors
     /// Those of `load`.
     pub fn load_row<E>(&mut self, key: RowKey, load: impl FnOnce() -> Result<Option<Row>, E>) -> Result<(), E> {
-        self.rows.load(key, load)
+        self.rows.load(key, load).map(|_| ())
     }
 
     /// An account.
@@ -248,27 +249,22 @@ impl<K: Copy + Eq + Hash, V: Weighed> Generations<K, V> {
         }
     }
 
-    fn load<E>(&mut self, key: K, load: impl FnOnce() -> Result<Option<V>, E>) -> Result<(), E> {
-        if let Entry::Vacant(empty) = self.young.entry(key) {
-            let slot = match self.old.remove(&key) {
-                Some(slot) => slot,
-                None => Slot::holding(load()?),
-            };
-            self.weight += slot.weight as usize;
-            empty.insert(slot);
-        }
-        Ok(())
-    }
-
-    fn edit<R>(&mut self, key: &K, edit: impl FnOnce(&mut Option<V>) -> (bool, R)) -> R {
-        let slot = match self.young.entry(*key) {
+    fn load<E>(&mut self, key: K, load: impl FnOnce() -> Result<Option<V>, E>) -> Result<&mut Slot<V>, E> {
+        Ok(match self.young.entry(key) {
             Entry::Occupied(slot) => slot.into_mut(),
             Entry::Vacant(empty) => {
-                let slot = self.old.remove(key).unwrap_or_else(|| Slot::holding(None));
+                let slot = match self.old.remove(&key) {
+                    Some(slot) => slot,
+                    None => Slot::holding(load()?),
+                };
                 self.weight += slot.weight as usize;
                 empty.insert(slot)
             }
-        };
+        })
+    }
+
+    fn edit<R>(&mut self, key: &K, edit: impl FnOnce(&mut Option<V>) -> (bool, R)) -> R {
+        let Ok(slot) = self.load(*key, || Ok::<_, Infallible>(None));
         let (changed, result) = edit(&mut slot.value);
         if changed && !std::mem::replace(&mut slot.dirty, true) {
             self.dirty.push(*key);
@@ -317,8 +313,6 @@ impl<K: Copy + Eq + Hash, V: Weighed> Generations<K, V> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use proptest::prelude::*;
 
     use super::*;
