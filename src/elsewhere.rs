@@ -80,7 +80,8 @@ impl Elsewhere {
             }
             // Whoever starts again begins with what it had; what was true stays true.
             let known = *pulse.applied().borrow();
-            pulse.set_applied(known.max(progress.applied));
+            let at = pulse.applied_at().max(Millis(progress.last_t));
+            pulse.set_applied(known.max(progress.applied), at);
         });
     }
 

@@ -15,7 +15,8 @@ use sendtrail_processor::dispatch::{History, HistoryPage, Redelivery, Sender};
 use sendtrail_processor::{DeliveryQuery, LastAttempt, ProjectionReader, SinkHandle, Views};
 use sendtrail_query_api::analytics::EventQuery;
 use sendtrail_query_api::{
-    Bookmark, DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Query,
+    Answered, Bookmark, DataFusionAnalytics, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState,
+    Query,
 };
 use sendtrail_schemas::account::{AccountConfig, Suppression};
 use sendtrail_schemas::archive::ArchiveCell;
@@ -173,6 +174,10 @@ impl OwnedAccounts {
         *self.log.end(TopicPartition::new(topic, partition)).borrow()
     }
 
+    fn applied_at(&self, partition: u32) -> Millis {
+        self.pulses.get(partition as usize).map_or(Millis(0), |pulse| pulse.applied_at())
+    }
+
     async fn settle_partition(&self, partition: u32) {
         let intake = self.end(Topic::Intake, partition);
         if let Some(pulse) = self.pulses.get(partition as usize) {
@@ -188,21 +193,28 @@ impl OwnedAccounts {
 
 #[async_trait]
 impl sendtrail_query_api::Accounts for OwnedAccounts {
-    async fn settle(&self, account: AccountId) {
+    async fn settle(&self, account: AccountId, within: Duration) -> Option<Millis> {
         let partition = partition_of(account, self.pulses.len() as u32);
-        // Overload must not make readers wait for ever.
-        let _ = tokio::time::timeout(SETTLE, self.settle_partition(partition)).await;
+        let settled = tokio::time::timeout(within, self.settle_partition(partition)).await;
+        settled.err().map(|_| {
+            let shown = self.sink.as_ref().map(|sink| sink.shown_at(partition));
+            shown.into_iter().fold(self.applied_at(partition), Millis::min)
+        })
     }
 
-    async fn reputation(&self, account: AccountId) -> Result<Option<Reputation>, sendtrail_query_api::Error> {
+    async fn reputation(&self, account: AccountId) -> Result<Answered<Option<Reputation>>, sendtrail_query_api::Error> {
         let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
         let partition = partition_of(account, self.pulses.len() as u32);
         let ask = async |after: u64| self.owners.reputation(partition, account, after).await.map_err(|why| port(&why));
         let settled = tokio::time::timeout(SETTLE, ask(self.end(Topic::Intake, partition))).await;
         match settled {
-            Ok(answer) => answer,
+            Ok(answer) => Ok(Answered { value: answer?, as_of: None }),
             // Behind by more than a reader should wait for: what is known so far.
-            Err(_) => tokio::time::timeout(SETTLE, ask(0)).await.map_err(|_| port("the partition does not answer"))?,
+            Err(_) => {
+                let as_of = Some(self.applied_at(partition));
+                let known = tokio::time::timeout(SETTLE, ask(0)).await;
+                Ok(Answered { value: known.map_err(|_| port("the partition does not answer"))??, as_of })
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How far the processor of a partition is: what admission and health go by.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,6 +13,8 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 /// The pulse of one partition. Written by its processor, or by whoever hears of it; read by the edge.
 pub struct Pulse {
     applied: watch::Sender<u64>,
+    /// The log's time at the last record that is applied, milliseconds since the epoch.
+    applied_at: AtomicI64,
     /// Up to where there is something that is not applied yet, as far as is known, and since when by the wall clock.
     pending: Mutex<Option<(u64, i64)>>,
     halted: Mutex<Option<String>>,
@@ -19,7 +22,12 @@ pub struct Pulse {
 
 impl Default for Pulse {
     fn default() -> Self {
-        Self { applied: watch::Sender::new(0), pending: Mutex::default(), halted: Mutex::new(None) }
+        Self {
+            applied: watch::Sender::new(0),
+            applied_at: AtomicI64::new(0),
+            pending: Mutex::default(),
+            halted: Mutex::new(None),
+        }
     }
 }
 
@@ -34,9 +42,15 @@ impl Pulse {
         let _ = self.applied().wait_for(|applied| *applied >= next).await;
     }
 
-    /// Notes that everything before an offset is applied.
-    pub fn set_applied(&self, next_offset: u64) {
+    /// Notes that everything before an offset is applied, and the log's time there.
+    pub fn set_applied(&self, next_offset: u64, at: Millis) {
+        self.applied_at.store(at.0, Ordering::Release);
         self.applied.send_replace(next_offset);
+    }
+
+    /// Everything that was received before this is applied. The epoch: nothing is known.
+    pub fn applied_at(&self) -> Millis {
+        Millis(self.applied_at.load(Ordering::Acquire))
     }
 
     /// Notes that there is something before an offset that is not applied yet, and when it was first seen, by the wall clock; `None`:

@@ -164,18 +164,19 @@ impl Ingest {
         decided.ok().flatten().ok_or_else(unknown_outcome)
     }
 
-    /// Waits until what was acknowledged for an account is applied, but not for ever: then what is there is shown.
-    pub(crate) async fn settle(&self, account: AccountId) {
+    /// Waits until what was acknowledged for an account is applied, but not for ever: then what is there is shown, and the time
+    /// before which everything is.
+    pub(crate) async fn settle(&self, account: AccountId) -> Option<Millis> {
         let partition = self.partition(account);
         let end = *self.parts().log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
-        self.applied(account, end).await;
+        self.applied(account, end).await
     }
 
-    /// Waits until everything before an offset of an account's partition is applied, but not for ever.
-    async fn applied(&self, account: AccountId, next: u64) {
-        if let Some(pulse) = self.parts().pulses.get(self.partition(account) as usize) {
-            let _ = tokio::time::timeout(SETTLE, pulse.reached(next)).await;
-        }
+    /// Waits until everything before an offset of an account's partition is applied, but not for ever; of when it is if not.
+    async fn applied(&self, account: AccountId, next: u64) -> Option<Millis> {
+        let pulse = self.parts().pulses.get(self.partition(account) as usize)?;
+        let reached = tokio::time::timeout(SETTLE, pulse.reached(next)).await;
+        reached.err().map(|_| pulse.applied_at())
     }
 
     /// Makes a change that another part of the server asks for, on somebody's behalf, and waits until it is made.

@@ -26,6 +26,7 @@ use sendtrail_eventlog::{Announce, Clock, Error as LogError, EventLog, Pulse, Re
 use sendtrail_schemas::codec;
 use sendtrail_schemas::exchange::{ProgressView, Seen};
 use sendtrail_schemas::record::{Body, Record, Settings};
+use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -260,7 +261,7 @@ impl<'a> Session<'a> {
             append(of, handle, &record)?;
         }
         note_durable(of.number);
-        of.pulse.set_applied(progress.next_offset);
+        of.pulse.set_applied(progress.next_offset, Millis(progress.last_t));
         of.tell(reached(&progress));
         // A partition to which nothing comes must not keep the log from being trimmed.
         of.retention.passed(Reader::Processor, of.intake(), progress.next_offset);

@@ -10,34 +10,35 @@
 //! dead letters ─► projections
 //! ```
 
+mod cursor;
 mod filer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::select_all;
 use metrics::{gauge, histogram};
 use parking_lot::Mutex as PlainMutex;
-use sendtrail_eventlog::{Clock, EventLog, Reader, Record, Retention};
+use sendtrail_eventlog::{Clock, EventLog, Reader, Retention};
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt};
-use sendtrail_schemas::codec::{self, Wire};
 use sendtrail_schemas::columns::EventColumns;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::mail::{Attempt, DeadLetter};
+use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::Table;
-use crate::{Error, Projections, first_kept};
+use crate::{Error, Projections};
+use cursor::{Cursor, decode};
 use filer::Filer;
 
-/// Bytes of a partition read at once, so that all partitions get their turn.
-const READ_BYTES: usize = 1 << 20;
 /// Rows of one batch of the tail.
 const BATCH_ROWS: usize = 8 * 1_024;
 /// What helps when projections are older than the log reaches back.
@@ -90,9 +91,18 @@ pub struct SinkHandle {
     thread: std::thread::JoinHandle<()>,
     demands: mpsc::Sender<Demand>,
     failure: Arc<PlainMutex<Option<String>>>,
+    shown: Shown,
 }
 
+/// When the last event of each partition was received that readers see.
+type Shown = Arc<BTreeMap<u32, AtomicI64>>;
+
 impl SinkHandle {
+    /// Readers see every event of a partition that was received before this. The epoch: it has shown none since its start.
+    pub fn shown_at(&self, partition: u32) -> Millis {
+        Millis(self.shown.get(&partition).map_or(0, |at| at.load(Ordering::Acquire)))
+    }
+
     /// Why it does not get on, if it does not.
     pub fn failure(&self) -> Option<String> {
         self.failure.lock().clone()
@@ -123,13 +133,14 @@ impl Sink {
     pub async fn start(self, stop: CancellationToken) -> Result<SinkHandle, Error> {
         let failure = Arc::new(PlainMutex::new(None));
         let (demands, asked) = mpsc::channel(1_024);
-        let mut running = Running::new(self, failure.clone(), asked).await?;
+        let shown: Shown = Arc::new(self.partitions.iter().map(|of| (*of, AtomicI64::new(0))).collect());
+        let mut running = Running::new(self, failure.clone(), asked, shown.clone()).await?;
         let handle = Handle::current();
         let thread = std::thread::Builder::new()
             .name("sink".into())
             .spawn(move || running.run(&handle, &stop))
             .map_err(|cause| Error::Io { what: "start the sink".into(), cause })?;
-        Ok(SinkHandle { thread, demands, failure })
+        Ok(SinkHandle { thread, demands, failure, shown })
     }
 }
 
@@ -151,6 +162,7 @@ struct Running {
     /// When the first event since was received.
     oldest: Option<i64>,
     failure: Arc<PlainMutex<Option<String>>>,
+    shown: Shown,
     asked: mpsc::Receiver<Demand>,
     demands: Vec<Demand>,
     /// When it was told to stop.
@@ -159,56 +171,22 @@ struct Running {
     cut_short: bool,
 }
 
-/// Where the sink stands in one partition.
-struct Cursor {
-    partition: u32,
-    /// The next event to read, the first that is in no file, the first that is in no sum.
-    next: u64,
-    archived: u64,
-    summed: u64,
-    /// The same of attempts.
-    next_attempt: u64,
-    archived_attempts: u64,
-    noted_attempts: u64,
-    letters: u64,
-    ends: [watch::Receiver<u64>; 3],
-}
-
-const TOPICS: [Topic; 3] = [Topic::Events, Topic::Attempts, Topic::DeadLetter];
-
 impl Running {
     async fn new(
         sink: Sink,
         failure: Arc<PlainMutex<Option<String>>>,
         asked: mpsc::Receiver<Demand>,
+        shown: Shown,
     ) -> Result<Self, Error> {
         let (table, attempts) = (sink.table.lock().await, sink.attempts.lock().await);
         let mut cursors = Vec::new();
         let (mut filed_events, mut filed_attempts) = (BTreeMap::new(), BTreeMap::new());
         for &partition in &sink.partitions {
-            let of = |topic| TopicPartition::new(topic, partition);
-            let archived = table.mark(partition).await?;
-            let summed = sink.projections.mark(of(Topic::Events))?;
-            let (mut archived_attempts, mut noted_attempts) =
-                (attempts.mark(partition).await?, sink.projections.mark(of(Topic::Attempts))?);
-            if archived_attempts == 0 {
-                // A new table begins with what the log still has.
-                archived_attempts = first_kept(&*sink.log, of(Topic::Attempts))?;
-                noted_attempts = noted_attempts.max(archived_attempts);
-            }
-            cursors.push(Cursor {
-                partition,
-                next: archived.min(summed),
-                archived,
-                summed,
-                next_attempt: archived_attempts.min(noted_attempts),
-                archived_attempts,
-                noted_attempts,
-                letters: sink.projections.mark(of(Topic::DeadLetter))?,
-                ends: TOPICS.map(|topic| sink.log.end(of(topic))),
-            });
-            filed_events.insert(partition, archived);
-            filed_attempts.insert(partition, archived_attempts);
+            let marks = (table.mark(partition).await?, attempts.mark(partition).await?);
+            let cursor = Cursor::new(&*sink.log, &sink.projections, partition, marks)?;
+            filed_events.insert(partition, cursor.archived);
+            filed_attempts.insert(partition, cursor.archived_attempts);
+            cursors.push(cursor);
         }
         let filed = (
             Filer::new(sink.table.clone(), sink.cell.clone(), filed_events),
@@ -227,6 +205,7 @@ impl Running {
             flushed: Instant::now(),
             oldest: None,
             failure,
+            shown,
             asked,
             demands: Vec::new(),
             stopping: None,
@@ -338,6 +317,7 @@ impl Running {
             }
             // Last, so that what failed is read again.
             cursor.next = event.seq + 1;
+            cursor.received_at = event.received_at;
             count += 1;
         }
         let mut attempts = 0;
@@ -386,7 +366,13 @@ impl Running {
         if !self.attempt_columns.is_empty() {
             self.attempts.add(self.attempt_columns.finish()?);
         }
-        self.sink.projections.flush(false)
+        self.sink.projections.flush(false)?;
+        for cursor in &self.cursors {
+            if let Some(at) = self.shown.get(&cursor.partition) {
+                at.store(cursor.received_at, Ordering::Release);
+            }
+        }
+        Ok(())
     }
 
     /// Shows readers what they wait for, as soon as it was read.
@@ -453,23 +439,4 @@ impl Running {
         });
         self.demands.extend(asked);
     }
-}
-
-/// The records of a piece of a partition, with their offsets; each is decoded when its turn comes.
-fn decode<W: Wire>(
-    log: &dyn EventLog,
-    topic: Topic,
-    partition: u32,
-    from: u64,
-    lost: &str,
-) -> Result<impl Iterator<Item = Result<(u64, W), Error>>, Error> {
-    let batches = match log.read(TopicPartition::new(topic, partition), from, READ_BYTES) {
-        Ok(batches) => batches,
-        Err(error @ sendtrail_eventlog::Error::Trimmed { .. }) => {
-            return Err(Error::Missing(format!("{error}; {lost}")));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let records: Vec<Record> = batches.iter().flat_map(|batch| batch.records(from)).collect();
-    Ok(records.into_iter().map(|record| Ok((record.offset, codec::decode(&record.value)?))))
 }

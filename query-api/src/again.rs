@@ -96,6 +96,8 @@ impl Query {
             let wanted = wanted.clone();
             async move { source.analytics.events(wanted).await }
         };
+        // What is left out now is never told again.
+        self.settled(wanted.account).await?;
         let Answered { value, .. } = self.answered(wanted.account, events).await?;
         Ok(value)
     }

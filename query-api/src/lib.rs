@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::SETTLE;
 use sendtrail_schemas::clickhouse::is_code;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
@@ -58,6 +59,9 @@ pub enum Error {
     /// Something behind a port failed.
     #[error("{0}")]
     Port(String),
+    /// What was acknowledged is not seen yet, and the answer must not lack any of it.
+    #[error("not everything that was acknowledged is seen yet, after {0:?}")]
+    Behind(Duration),
     /// More was asked for than is looked at at once.
     #[error("{0}")]
     Excess(String),
@@ -85,6 +89,10 @@ impl Error {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
+        if let Error::Behind(_) = error {
+            tracing::warn!(%error, "a query is refused");
+            return Self::new(Code::Unavailable, "what was acknowledged is not all seen yet").retry_after(5);
+        }
         if let Error::Busy(_) = error {
             // One client asks more than this server can answer; nothing is out of order.
             tracing::debug!(%error, "a query is refused");
@@ -100,17 +108,21 @@ impl From<Error> for Problem {
     }
 }
 
+/// How long an answer that must not lack anything waits for what was acknowledged before.
+const SETTLE_ALL: Duration = Duration::from_secs(20);
+
 /// Accounts, as their owners keep them.
 #[async_trait]
 pub trait Accounts: Send + Sync + 'static {
-    /// Waits, not for long, until what was acknowledged for an account before this call is seen by every reader.
-    async fn settle(&self, account: AccountId);
+    /// Waits until what was acknowledged for an account before this call is seen by every reader, but not longer than
+    /// `within`: then the time before which everything is.
+    async fn settle(&self, account: AccountId, within: Duration) -> Option<Millis>;
 
     /// An account's windows and usage; `None` when there is no such account.
     ///
     /// # Errors
     /// [`Error::Port`].
-    async fn reputation(&self, account: AccountId) -> Result<Option<Reputation>, Error>;
+    async fn reputation(&self, account: AccountId) -> Result<Answered<Option<Reputation>>, Error>;
 }
 
 /// Hourly sums.
@@ -250,7 +262,7 @@ pub struct Preferred {
 pub struct Answered<T> {
     /// It.
     pub value: T,
-    /// When it was true, if it comes from the second source, or from one that is behind.
+    /// If it may lack what is newer: everything before this time is in it.
     pub as_of: Option<Millis>,
 }
 
@@ -321,22 +333,34 @@ impl Query {
         &self.inner.parts
     }
 
+    /// Waits until everything is seen that was acknowledged for an account before this call.
+    ///
+    /// # Errors
+    /// [`Error::Behind`]: it takes too long.
+    async fn settled(&self, account: AccountId) -> Result<(), Error> {
+        match self.parts().accounts.settle(account, SETTLE_ALL).await {
+            None => Ok(()),
+            Some(_) => Err(Error::Behind(SETTLE_ALL)),
+        }
+    }
+
     /// Asks the preferred source, if there is one and it is ready, else the archive; of either, everything that was
-    /// acknowledged for the account before this call.
+    /// acknowledged for the account before this call, or before the time that it tells.
     async fn answered<T, F: Future<Output = Result<T, Error>>>(
         &self,
         account: AccountId,
         query: impl Fn(Source) -> F,
     ) -> Result<Answered<T>, Error> {
         let parts = self.parts();
-        parts.accounts.settle(account).await;
+        let seen = parts.accounts.settle(account, SETTLE).await;
+        let earlier = |as_of: Option<Millis>| [as_of, seen].into_iter().flatten().min();
         let Some(preferred) = &parts.preferred else {
-            let as_of = parts.source.analytics.as_of();
+            let as_of = earlier(parts.source.analytics.as_of());
             return Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of });
         };
         let error = if preferred.replica.is_ready(account).await {
             match self.bounded(account, query(preferred.source.clone())).await {
-                Ok(value) => return Ok(Answered { value, as_of: None }),
+                Ok(value) => return Ok(Answered { value, as_of: earlier(None) }),
                 Err(error) if error.is_excess() || matches!(error, Error::Busy(_)) => return Err(error),
                 Err(error) => {
                     if matches!(error, Error::Timeout(_)) {
@@ -353,7 +377,7 @@ impl Query {
             return Err(error);
         }
         metrics::counter!("sendtrail_query_fallbacks_total").increment(1);
-        let as_of = parts.source.analytics.as_of().or_else(|| Some(parts.clock.now()));
+        let as_of = earlier(parts.source.analytics.as_of().or_else(|| Some(parts.clock.now())));
         Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of })
     }
 

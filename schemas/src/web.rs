@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use axum::Json;
 use axum::extract::FromRequestParts;
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,6 +15,7 @@ use crate::ids::AccountId;
 use crate::networks::ClientAddress;
 use crate::problem::{Code, Problem};
 use crate::record::Actor;
+use crate::time::Millis;
 
 /// A success: `{"success":true}` and the fields of `T`.
 #[derive(Serialize)]
@@ -36,6 +37,17 @@ pub fn ok<T: Serialize>(rest: T) -> Response {
 /// Answers 201.
 pub fn created<T: Serialize>(rest: T) -> Response {
     (StatusCode::CREATED, ok(rest)).into_response()
+}
+
+/// The header of an answer that may lack what is newer: everything before this time is in it.
+pub const AS_OF: HeaderName = HeaderName::from_static("sendtrail-as-of");
+
+/// An answer with the time of which it is true, if that is to be told.
+pub fn dated(mut response: Response, as_of: Option<Millis>) -> Response {
+    if let Some(value) = as_of.and_then(|at| HeaderValue::try_from(at.to_string()).ok()) {
+        response.headers_mut().insert(AS_OF, value);
+    }
+    response
 }
 
 /// Query parameters; what does not parse is INVALID_PARAM.

@@ -157,6 +157,8 @@ impl Edges {
             sums: (self.source.rollups.clone(), self.source.analytics.clone()),
             suppressions: Arc::new(SuppressionRows(Arc::new(shared.suppressions(config)))),
             directory: shared.directory.clone(),
+            accounts: self.accounts.clone(),
+            partitions: config.log.partitions,
         };
         let exports = Exports::new(options, rows, shared.clock.clone());
         tasks.spawn(exports.clone().run(tasks.stop.clone()));

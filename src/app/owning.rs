@@ -177,7 +177,7 @@ impl Keeper {
         }
         // From here on nobody else tells how far it is. What others had reached was not reached here yet.
         shared.ownership.begin(partition);
-        pulse.set_applied(0);
+        pulse.set_applied(0, Millis(0));
         pulse.set_pending(Some((u64::MAX, Millis::wall().0)));
         pulse.resume();
         let reign = match &shared.steward {

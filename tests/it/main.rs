@@ -6,6 +6,7 @@ mod adversary;
 mod archive;
 mod audit;
 mod backfill;
+mod behind;
 mod binary;
 mod clickhouse;
 mod codes;

@@ -3,7 +3,7 @@
 mod books;
 mod clocks;
 mod driving;
-mod fleet;
+pub mod fleet;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,15 +72,14 @@ async fn servers_that_each_do_a_part_are_one() {
     })
     .await;
 
-    let stream = async |api: &Api, kind: &str, count: usize| {
+    let tell = async |api: &Api, kind: &str, count: usize| {
         let events: String = (0..count).map(|n| format!("{}\n", event(kind, &format!("{kind}-{n}")))).collect();
-        let headers = [("content-type", "application/x-ndjson")];
-        let reply = api.call(Method::POST, &format!("{PARTNER}/events"), &headers, events).await.unwrap();
-        assert_eq!(reply.json()["accepted"], count, "{}", reply.json());
+        let told = stream(api, events).await;
+        assert_eq!(told["accepted"], count, "{told}");
     };
-    stream(&front_api, "Send", 399).await;
-    stream(&other_api, "Send", 399).await;
-    stream(&other_api, "HardBounce", 41).await;
+    tell(&front_api, "Send", 399).await;
+    tell(&other_api, "Send", 399).await;
+    tell(&other_api, "HardBounce", 41).await;
     let (status, refused) = send(&front_api, "success@inbox.example").await;
     assert_eq!((status, &refused["error"]), (403, &json!("SENDING_PAUSED")));
 

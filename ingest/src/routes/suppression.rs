@@ -9,7 +9,7 @@ use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::Change;
 use sendtrail_schemas::time::Millis;
-use sendtrail_schemas::web::{Nothing, Path, Query, invalid, ok, page};
+use sendtrail_schemas::web::{Nothing, Path, Query, dated, invalid, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -72,14 +72,15 @@ pub(super) async fn list(
         limit: limit + 1,
     };
     let account = owner.account.id();
-    ingest.settle(account).await;
+    let as_of = ingest.settle(account).await;
     let shown = ingest.clone();
     let found = tokio::task::spawn_blocking(move || shown.parts().suppressions.list(account, &wanted));
     let mut found = found.await.map_err(|_| Problem::internal())??;
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|last| address::fold(&last.email).into_owned());
-    Ok(ok(Suppressions { suppressions: found.into_iter().map(view).collect(), next_cursor }))
+    let shown = Suppressions { suppressions: found.into_iter().map(view).collect(), next_cursor };
+    Ok(dated(ok(shown), as_of))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -100,8 +101,8 @@ pub(super) async fn get(
     Extension(owner): Extension<KeyOwner>,
     Path(email): Path<String>,
 ) -> Result<Response, Problem> {
-    ingest.settle(owner.account.id()).await;
-    Ok(ok(One { suppression: view(find(&ingest, &owner, &email)?) }))
+    let as_of = ingest.settle(owner.account.id()).await;
+    Ok(dated(ok(One { suppression: view(find(&ingest, &owner, &email)?) }), as_of))
 }
 
 /// Why an address is suppressed.

@@ -183,7 +183,7 @@ impl Task {
         for (account, change) in &suppressions {
             self.views.note(*account, change)?;
         }
-        self.pulse.set_applied(reached.applied);
+        self.pulse.set_applied(reached.applied, Millis(reached.last_t));
         // Whoever waits for a decision elsewhere waits for this, too, before looking at what was changed.
         self.telling.note(reached, is_news || !decisions.is_empty());
         for (reply_to, decision) in decisions {

@@ -158,19 +158,26 @@ impl Exports {
 
     /// Waits until the archive here has what was there when the job was asked for; false: the server stops.
     fn is_seen(&self, job: &Job, handle: &Handle, stop: &CancellationToken) -> Result<bool, Error> {
-        let analytics = &self.inner.rows.sums.1;
-        let begun = std::time::Instant::now();
-        while analytics.as_of().is_some_and(|as_of| as_of < job.created_at) {
-            if begun.elapsed() > SEEN_WITHIN {
-                return Err(Error::Port("the archive that this server sees is behind".into()));
+        let rows = &self.inner.rows;
+        let seen = async {
+            if !rows.settle(job.account(), SEEN_WITHIN).await {
+                return Err(Error::Behind(SEEN_WITHIN));
             }
-            let stops =
-                handle.block_on(async { tokio::time::timeout(Duration::from_secs(1), stop.cancelled()).await.is_ok() });
-            if stops {
-                return Ok(false);
+            let begun = tokio::time::Instant::now();
+            while rows.sums.1.as_of().is_some_and(|as_of| as_of < job.created_at) {
+                if begun.elapsed() > SEEN_WITHIN {
+                    return Err(Error::Behind(SEEN_WITHIN));
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
-        }
-        Ok(true)
+            Ok(true)
+        };
+        handle.block_on(async {
+            tokio::select! {
+                seen = seen => seen,
+                () = stop.cancelled() => Ok(false),
+            }
+        })
     }
 
     /// Changes a job and keeps it, unless it was cancelled; whether it goes on.

@@ -1,6 +1,8 @@
 //! The rows of an export, some thousand at once, from wherever they are kept.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{
     ArrayRef, Int64Builder, MapBuilder, MapFieldNames, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
@@ -14,12 +16,13 @@ use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::rollup::{HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Hour, Millis};
+use sendtrail_schemas::topic::partition_of;
 
 use super::job::{Dataset, Job, Part};
 use crate::analytics::{EventQuery, TagFilter, UNASKED};
 use crate::archive::DataFusionAnalytics;
 use crate::archive::attempts::ArchivedAttempts;
-use crate::{Analytics, Error, Rollups};
+use crate::{Accounts, Analytics, Error, Rollups};
 
 /// Accounts, and rows of a suppression list, that are looked up at once.
 const PAGE: usize = 1_000;
@@ -51,12 +54,37 @@ pub struct Rows {
     pub suppressions: Arc<dyn SuppressionPages>,
     /// Every account.
     pub directory: Arc<Directory>,
+    /// Who knows what is seen yet.
+    pub accounts: Arc<dyn Accounts>,
+    /// How many partitions there are.
+    pub partitions: u32,
 }
 
 /// Rows.
 pub type Batches<'a> = BoxStream<'a, Result<RecordBatch, Error>>;
 
 impl Rows {
+    /// Waits until what was acknowledged is seen: of an account, or of all; whether it is, in time.
+    pub async fn settle(&self, account: Option<AccountId>, within: Duration) -> bool {
+        let mut waited = BTreeSet::new();
+        // One of each partition is as good as all of them.
+        let some = match account {
+            Some(account) => vec![account],
+            None => self.directory.list(None, usize::MAX).iter().map(|config| config.id()).collect(),
+        };
+        for account in some {
+            if waited.len() == self.partitions as usize {
+                break;
+            }
+            if waited.insert(partition_of(account, self.partitions))
+                && self.accounts.settle(account, within).await.is_some()
+            {
+                return false;
+            }
+        }
+        true
+    }
+
     /// The rows of a part.
     pub fn of<'a>(&'a self, job: &'a Job, part: &'a Part) -> Batches<'a> {
         let filters = &job.request.filters;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
+use sendtrail_eventlog::SETTLE;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::attempts::LoggedAttempt;
 use sendtrail_schemas::directory::KeyOwner;
@@ -13,7 +14,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeliveryStatus, FailureClass};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
-use sendtrail_schemas::web::{Path, Query as Params, id, invalid_param, ok, page};
+use sendtrail_schemas::web::{Path, Query as Params, dated, id, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -106,14 +107,15 @@ pub(super) async fn list(
         limit: page(params.limit.as_deref())?,
         now: query.parts().clock.now(),
     };
-    query.parts().accounts.settle(account.id()).await;
+    let as_of = query.parts().accounts.settle(account.id(), SETTLE).await;
     let reading = async {
         let page = query.parts().deliveries.page(account.id(), &wanted).await?;
         page.ok_or_else(|| Error::Port("how deliveries stand is not known to this server".into()))
     };
     let found = query.bounded(account.id(), reading).await?;
     let deliveries = found.rows.iter().map(|row| view(account.id(), destination, row)).collect();
-    Ok(ok(Deliveries { deliveries, next_cursor: found.next.map(|next| next.to_string()) }))
+    let shown = Deliveries { deliveries, next_cursor: found.next.map(|next| next.to_string()) };
+    Ok(dated(ok(shown), as_of))
 }
 
 /// One attempt.
@@ -170,7 +172,8 @@ struct One {
 pub(super) async fn attempts_of(query: &Query, account: AccountId, text: &str) -> Result<Vec<LoggedAttempt>, Problem> {
     let missing = || Problem::new(Code::NotFound, "no such delivery, or no attempt at it yet");
     let delivery = text.parse().map_err(|_| missing())?;
-    query.parts().accounts.settle(account).await;
+    // An attempt may always come later: what is there is shown.
+    let _ = query.parts().accounts.settle(account, SETTLE).await;
     let found = query.bounded(account, query.parts().attempts.of_delivery(account, delivery)).await?;
     if found.is_empty() { Err(missing()) } else { Ok(found) }
 }

@@ -11,15 +11,13 @@ use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::{DAY, Millis};
-use sendtrail_schemas::web::{Path, Query as Params, invalid_param, ok, page};
+use sendtrail_schemas::web::{Path, Query as Params, dated, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::analytics::{EventQuery, Position, TagFilter, UNASKED};
 use crate::show::{EventView, deliveries, event as show, message_status};
 use crate::{Answered, Error, Query, Source, cursor};
-
-use super::dated;
 
 /// Events of one message that are looked for at once, and that are shown: the newest.
 const MESSAGE_PAGE: usize = 1_000;

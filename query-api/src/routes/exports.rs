@@ -9,7 +9,6 @@ use axum::response::{IntoResponse, Response};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::topic::partition_of;
 use sendtrail_schemas::web::{Nothing, Path, Query as Params, account_id, created, id, invalid, object, ok};
 use serde::Deserialize;
 use tower_http::services::ServeFile;
@@ -23,8 +22,6 @@ use crate::Query;
 use crate::exports::{Asker, Exports};
 use form::{AllExports, ExportRequest, OneExport, view};
 
-/// Accounts among which one is looked for in each partition.
-const ACCOUNTS: usize = 10_000;
 impl Query {
     fn exports(&self) -> Result<&Exports, Problem> {
         let none = || Problem::new(Code::DbUnavailable, "this server sees no archive to export from");
@@ -40,27 +37,11 @@ impl Query {
             (Asker::Operator, Some(text)) => Some(self.known(text)?),
             (Asker::Operator, None) => None,
         };
-        self.settle(account).await;
         let request = request.read()?;
         let (starting, shown) = (exports.clone(), exports.clone());
         let job = tokio::task::spawn_blocking(move || starting.start(asker, account, request));
         let job = job.await.map_err(|_| Problem::internal())??;
         Ok(created(OneExport { export: view(&shown, &job, 0) }))
-    }
-
-    /// Waits until what was acknowledged is seen: of an account, or of one in each partition.
-    async fn settle(&self, account: Option<AccountId>) {
-        let parts = self.parts();
-        let mut waited = std::collections::BTreeSet::new();
-        let some = match account {
-            Some(account) => vec![account],
-            None => parts.directory.list(None, ACCOUNTS).iter().map(|config| config.id()).collect(),
-        };
-        for account in some {
-            if waited.insert(partition_of(account, parts.partitions)) {
-                parts.accounts.settle(account).await;
-            }
-        }
     }
 
     /// The account of an identifier, if there is one.

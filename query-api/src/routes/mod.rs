@@ -11,10 +11,7 @@ mod stats;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
-use axum::http::HeaderValue;
-use axum::response::Response;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::time::Millis;
 use tokio::time::timeout;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -55,17 +52,6 @@ pub fn admin_routes() -> OpenApiRouter<Query> {
 /// Files of exports by signed links, below `/api/v1`. They need no key.
 pub fn link_routes() -> axum::Router<Query> {
     axum::Router::new().route("/exports/{export_id}/files/{name}", axum::routing::get(exports::linked))
-}
-
-/// The header of an answer from the archive while ClickHouse cannot answer: when it was true.
-const AS_OF: &str = "sendtrail-as-of";
-
-/// An answer with the time when it was true, if that is to be told.
-fn dated(mut response: Response, as_of: Option<Millis>) -> Response {
-    if let Some(value) = as_of.and_then(|at| HeaderValue::try_from(at.to_string()).ok()) {
-        response.headers_mut().insert(AS_OF, value);
-    }
-    response
 }
 
 /// Bytes of a small body.

@@ -77,7 +77,8 @@ impl Query {
         left: &mut usize,
     ) -> Result<Compared, Error> {
         let parts = self.parts();
-        parts.accounts.settle(account).await;
+        // What is merely late must not look lost.
+        self.settled(account).await?;
         // Of every type: what lists leave out is in the stores all the same.
         let kinds = EventType::ALL.to_vec();
         let query = EventQuery { from: Some(from), to: Some(to), kinds, ..EventQuery::of(account, usize::MAX) };

@@ -8,11 +8,11 @@ use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::reputation::{Counts, Reputation, Scope, WINDOW_HOURS};
 use sendtrail_schemas::time::Millis;
-use sendtrail_schemas::web::ok;
+use sendtrail_schemas::web::{dated, ok};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::Query;
+use crate::{Answered, Query};
 
 /// Recipients a day that cost nothing in the sandbox (S2 "Sandbox vs Production").
 const SANDBOX_FREE: u64 = 200;
@@ -63,9 +63,11 @@ struct ScopeView {
     complaint_rate: f64,
 }
 
-async fn find(query: &Query, owner: &KeyOwner) -> Result<Reputation, Problem> {
-    let found = query.parts().accounts.reputation(owner.account.id()).await?;
-    found.ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))
+/// How an account stands, and as of when if that is not now.
+async fn find(query: &Query, owner: &KeyOwner) -> Result<(Reputation, Option<Millis>), Problem> {
+    let Answered { value, as_of } = query.parts().accounts.reputation(owner.account.id()).await?;
+    let found = value.ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))?;
+    Ok((found, as_of))
 }
 
 fn paused(config: &AccountConfig) -> Option<PausedView> {
@@ -109,14 +111,14 @@ pub(super) async fn reputation(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
 ) -> Result<Response, Problem> {
-    let reputation = find(&query, &owner).await?;
+    let (reputation, as_of) = find(&query, &owner).await?;
     let now = query.parts().clock.now();
     let config = &reputation.config;
     let counts = reputation.window.at(now);
     let window_start = Millis::of_hour(now.hour() - WINDOW_HOURS + 1);
     let scopes = reputation.scopes.iter().map(|(name, window)| scope(config, name, window.at(now)));
     let policy = config.policy();
-    Ok(ok(ReputationView {
+    let shown = ReputationView {
         window_days: 14,
         sent: counts.sent,
         bounced: counts.bounced,
@@ -129,7 +131,8 @@ pub(super) async fn reputation(
         since: config.resumed_at.map_or(window_start, |resumed| window_start.max(Millis(resumed))),
         paused: paused(config),
         scopes: scopes.collect(),
-    }))
+    };
+    Ok(dated(ok(shown), as_of))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -148,17 +151,18 @@ pub(super) async fn quotas(
     State(query): State<Query>,
     Extension(owner): Extension<KeyOwner>,
 ) -> Result<Response, Problem> {
-    let reputation = find(&query, &owner).await?;
+    let (reputation, as_of) = find(&query, &owner).await?;
     let config = &reputation.config;
     // A day that is over says nothing of today.
     let today = reputation.usage_day == query.parts().clock.now().day();
     let (sent, sandbox) = if today { (reputation.sent_today, reputation.sandbox_sent_today) } else { (0, 0) };
-    Ok(ok(QuotasView {
+    let shown = QuotasView {
         daily_send_quota: config.daily_quota(),
         peak_send_rate_per_second: config.peak_rate(),
         sandbox: config.mode() == Mode::Sandbox,
         sent_today: sent,
         sandbox_free_used_today: sandbox.min(SANDBOX_FREE),
         reputation_status: config.status().name(),
-    }))
+    };
+    Ok(dated(ok(shown), as_of))
 }

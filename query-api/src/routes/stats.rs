@@ -10,15 +10,13 @@ use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{DAY, HOUR, Hour, Millis};
-use sendtrail_schemas::web::{Query as Params, id, invalid_param, ok};
+use sendtrail_schemas::web::{Query as Params, dated, id, invalid_param, ok};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::events::time;
 use crate::analytics::TagFilter;
 use crate::{Answered, Error, Query, Source};
-
-use super::dated;
 
 /// Days of one answer.
 const MAX_DAYS: i64 = 400;

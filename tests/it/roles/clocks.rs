@@ -76,10 +76,8 @@ async fn a_clock_that_is_set_back_stops_nobody() {
         let api = Api::new(&server.base, &key);
         let lines: String = (told..told + 50).map(|n| format!("{}\n", event("Send", &format!("m{n}")))).collect();
         told += 50;
-        let headers = [("content-type", "application/x-ndjson")];
-        let path = format!("{PARTNER}/events");
-        let reply = api.call(http::Method::POST, &path, &headers, lines).await.unwrap();
-        assert_eq!(reply.json()["accepted"], 50, "{}", reply.json());
+        let told_now = stream(&api, lines).await;
+        assert_eq!(told_now["accepted"], 50, "{told_now}");
         // Until what may be sent at once is sent, and then as fast as time goes by.
         let mut refused = 0;
         let wanted = sent + 15;

@@ -5,6 +5,7 @@ pub mod proxy;
 mod receiver;
 
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use http::Method;
 use sendtrail::app::App;
@@ -164,6 +165,33 @@ impl Stopped {
     }
 }
 
+/// Streams a body, again and again while the server holds it back.
+pub async fn stream(api: &Api, body: String) -> Value {
+    let (body, headers) = (bytes::Bytes::from(body), [("content-type", "application/x-ndjson")]);
+    loop {
+        let reply = api.call(Method::POST, &format!("{PARTNER}/events"), &headers, body.clone()).await.unwrap();
+        if reply.status != 503 {
+            return reply.success().unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// How long an answer may lack what is newer, when all is well.
+const BEHIND: Duration = Duration::from_secs(30);
+
+/// An answer that lacks nothing, where machines are slow; one that comes later is taken as it is.
+async fn settled(api: &Api, path: &str) -> Reply {
+    let begun = Instant::now();
+    loop {
+        let reply = api.call(Method::GET, path, &[], "").await.unwrap();
+        if !reply.headers.contains_key("sendtrail-as-of") || begun.elapsed() > BEHIND {
+            return reply;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Rows of activity that [`Server::partner`] makes: the account, a key, an identity and its proof.
 pub const CALLS: u64 = 4;
 
@@ -201,12 +229,17 @@ impl Partner {
         }
     }
 
+    /// An answer that lacks nothing.
     pub async fn get(&self, path: &str) -> Value {
-        self.api.get(&format!("{PARTNER}{path}")).await.unwrap()
+        settled(&self.api, &format!("{PARTNER}{path}")).await.success().unwrap()
     }
 
+    /// Every row of a list that lacks nothing.
     pub async fn rows(&self, path: &str, name: &str) -> Vec<Value> {
-        self.api.rows(&format!("{PARTNER}{path}"), name).await.unwrap()
+        let path = format!("{PARTNER}{path}");
+        let joint = if path.contains('?') { '&' } else { '?' };
+        settled(&self.api, &format!("{path}{joint}limit=1")).await;
+        self.api.rows(&path, name).await.unwrap()
     }
 
     /// Who changed what, the newest first.
@@ -252,17 +285,9 @@ impl Partner {
         }
     }
 
-    /// Streams a body, again and again while the server holds it back.
+    /// See [`stream`].
     pub async fn stream_text(&self, body: String) -> Value {
-        let body = bytes::Bytes::from(body);
-        loop {
-            let reply =
-                self.call(Method::POST, "/events", &[("content-type", "application/x-ndjson")], body.clone()).await;
-            if reply.status != 503 {
-                return reply.success().unwrap();
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        stream(&self.api, body).await
     }
 
     pub fn message(&self, to: &[&str]) -> Value {
