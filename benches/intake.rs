@@ -132,12 +132,7 @@ fn publish(directory: &Directory, n: u64) -> String {
         last_used_at: Some(i64::MAX),
         ..ApiKey::default()
     };
-    directory.publish(Arc::new(AccountConfig {
-        account_id,
-        version: 1,
-        keys: vec![api_key],
-        ..AccountConfig::default()
-    }));
+    directory.publish(&AccountConfig { account_id, version: 1, keys: vec![api_key], ..AccountConfig::default() });
     key
 }
 

@@ -46,7 +46,8 @@ impl Views {
         for row in views.accounts.iter() {
             let (_, value) = row.into_inner()?;
             let malformed = |cause| sendtrail_schemas::Error::Malformed(format!("account view: {cause}"));
-            views.directory.publish(Arc::new(AccountConfig::decode(&value[..]).map_err(malformed)?));
+            let config = AccountConfig::decode(&value[..]).map_err(malformed)?;
+            views.directory.publish_encoded(&config, &value[..]);
         }
         Ok(views)
     }
@@ -70,7 +71,7 @@ impl Views {
     pub fn take(&self, seen: Seen) -> Result<(), Error> {
         match seen {
             // Accounts are few enough to be read again at each start.
-            Seen::Account(config) => self.directory.publish(Arc::new(*config)),
+            Seen::Account(config) => self.directory.publish(&config),
             Seen::Suppression(SuppressionView { account_id, email, row }) => {
                 let change = row.map_or(SuppressionChange::Delete(email), SuppressionChange::Put);
                 self.note(AccountId::from_slice(&account_id)?, &change)?;
@@ -85,15 +86,15 @@ impl Views {
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
     pub fn of_partition(&self, partition: u32, partitions: u32) -> impl Iterator<Item = Result<Seen, Error>> + '_ {
-        let accounts = self.directory.list(None, usize::MAX).into_iter();
-        let accounts = accounts.filter(move |config| partition_of(config.id(), partitions) == partition);
-        accounts.flat_map(|config| {
+        let accounts = self.directory.ids().into_iter();
+        let accounts = accounts.filter(move |account| partition_of(*account, partitions) == partition);
+        accounts.filter_map(|account| self.directory.look(account)).flat_map(|config| {
             let account = config.id();
             let rows = self.suppressions.prefix(account.bytes()).map(move |row| {
                 let row = read_suppression(&row.value()?)?;
                 Ok(SuppressionChange::Put(row).seen(account))
             });
-            std::iter::once(Ok(Seen::Account(Box::new((*config).clone())))).chain(rows)
+            std::iter::once(Ok(Seen::Account(Box::new(Arc::unwrap_or_clone(config))))).chain(rows)
         })
     }
 
@@ -110,7 +111,7 @@ impl Views {
                     for row in self.suppressions.prefix(&config.account_id) {
                         self.suppressions.remove(row.key()?)?;
                     }
-                    self.publish(Arc::new(*config))?;
+                    self.publish(&config)?;
                 }
                 seen => self.take(seen)?,
             }
@@ -127,9 +128,10 @@ impl Views {
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn publish(&self, config: Arc<AccountConfig>) -> Result<(), Error> {
-        self.accounts.insert(config.account_id.as_slice(), config.encode_to_vec())?;
-        self.directory.publish(config);
+    pub fn publish(&self, config: &AccountConfig) -> Result<(), Error> {
+        let encoded = config.encode_to_vec();
+        self.accounts.insert(config.account_id.as_slice(), &encoded[..])?;
+        self.directory.publish_encoded(config, encoded);
         Ok(())
     }
 

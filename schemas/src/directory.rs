@@ -1,9 +1,13 @@
 //! Every account as the edge sees it: who a key belongs to and how the account stands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use prost::Message;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -21,19 +25,56 @@ pub fn same_hash(one: &[u8], other: &[u8]) -> bool {
     one.ct_eq(other).into()
 }
 
+/// Bytes of configurations that are kept ready to use, about.
+const READY_BYTES: u64 = 64 << 20;
+/// What one takes beside what its encoding says, about.
+const READY_EACH: u64 = 1 << 10;
+
 /// The account views of this process. Written by whoever follows the log, read by every request.
-#[derive(Default)]
+///
+/// There may be millions, of which few are asked for: all are kept encoded, some hundred bytes each, and those that are asked for
+/// also decoded.
 pub struct Directory {
     inner: RwLock<Inner>,
+    ready: Cache<AccountId, Ready, Weight>,
 }
 
 #[derive(Default)]
 struct Inner {
-    accounts: HashMap<AccountId, Arc<AccountConfig>>,
+    accounts: BTreeMap<AccountId, Encoded>,
     keys: HashMap<[u8; 32], (AccountId, KeyId)>,
     /// Accounts with a replay that runs, and with any.
     replaying: HashSet<AccountId>,
     replayed: HashSet<AccountId>,
+}
+
+struct Encoded {
+    version: u64,
+    bytes: Arc<[u8]>,
+}
+
+/// A configuration, and what it was decoded from: as long as that is what is kept, it is the truth.
+#[derive(Clone)]
+struct Ready {
+    of: Arc<[u8]>,
+    config: Arc<AccountConfig>,
+}
+
+#[derive(Clone)]
+struct Weight;
+
+impl Weighter<AccountId, Ready> for Weight {
+    fn weight(&self, _: &AccountId, ready: &Ready) -> u64 {
+        // Lengths are bytes in one form, and vectors in the other.
+        READY_EACH + 8 * ready.of.len() as u64
+    }
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        let ready = Cache::with_weighter((READY_BYTES / READY_EACH) as usize, READY_BYTES, Weight);
+        Self { inner: RwLock::default(), ready }
+    }
 }
 
 /// A key that was not revoked.
@@ -61,8 +102,13 @@ impl KeyOwner {
 
 impl Directory {
     /// Publishes a view; an older one than is known is dropped, so that views may arrive in any order.
-    pub fn publish(&self, config: Arc<AccountConfig>) {
-        let account = config.id();
+    pub fn publish(&self, config: &AccountConfig) {
+        self.publish_encoded(config, config.encode_to_vec());
+    }
+
+    /// The same with what it is encoded.
+    pub fn publish_encoded(&self, config: &AccountConfig, encoded: impl Into<Arc<[u8]>>) {
+        let (account, encoded) = (config.id(), encoded.into());
         let mut inner = self.inner.write();
         if inner.accounts.get(&account).is_some_and(|known| known.version > config.version) {
             return;
@@ -83,7 +129,7 @@ impl Directory {
         if !config.replays.is_empty() {
             inner.replayed.insert(account);
         }
-        inner.accounts.insert(account, config);
+        inner.accounts.insert(account, Encoded { version: config.version, bytes: encoded });
     }
 
     /// Accounts with a replay that runs.
@@ -96,32 +142,53 @@ impl Directory {
         self.inner.read().replayed.iter().copied().collect()
     }
 
+    fn encoded(&self, id: AccountId) -> Option<Arc<[u8]>> {
+        self.inner.read().accounts.get(&id).map(|known| known.bytes.clone())
+    }
+
     /// An account.
     pub fn account(&self, id: AccountId) -> Option<Arc<AccountConfig>> {
-        self.inner.read().accounts.get(&id).cloned()
+        let of = self.encoded(id)?;
+        if let Some(ready) = self.ready.get(&id).filter(|ready| Arc::ptr_eq(&ready.of, &of)) {
+            return Some(ready.config);
+        }
+        let config = decode(&of)?;
+        self.ready.insert(id, Ready { of, config: config.clone() });
+        Some(config)
+    }
+
+    /// An account that is not about to be asked for again.
+    pub fn look(&self, id: AccountId) -> Option<Arc<AccountConfig>> {
+        decode(&self.encoded(id)?)
     }
 
     /// Whose key this is; `None` for a revoked or unknown one.
     pub fn authenticate(&self, key: &str) -> Option<KeyOwner> {
         let hash = hash_key(key);
-        let inner = self.inner.read();
-        let (account, id) = inner.keys.get(&hash)?;
-        let account = inner.accounts.get(account)?.clone();
+        let (account, id) = *self.inner.read().keys.get(&hash)?;
+        let account = self.account(account)?;
         let key = account.keys.iter().find(|key| key.key_id == id.bytes())?;
         if key.revoked_at.is_some() || !same_hash(&key.hash, &hash) {
             return None;
         }
-        let (key, form) = (*id, key.form());
-        Some(KeyOwner { account, key, form })
+        let form = key.form();
+        Some(KeyOwner { account, key: id, form })
     }
 
     /// Accounts in the order of their identifiers, after `after`.
     pub fn list(&self, after: Option<AccountId>, limit: usize) -> Vec<Arc<AccountConfig>> {
-        let inner = self.inner.read();
-        let mut ids: Vec<AccountId> =
-            inner.accounts.keys().copied().filter(|id| after.is_none_or(|after| *id > after)).collect();
-        ids.sort_unstable();
-        ids.into_iter().take(limit).filter_map(|id| inner.accounts.get(&id).cloned()).collect()
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let of: Vec<Arc<[u8]>> = {
+            let inner = self.inner.read();
+            let some = inner.accounts.range((from, Bound::Unbounded)).take(limit);
+            some.map(|(_, known)| known.bytes.clone()).collect()
+        };
+        of.iter().filter_map(|bytes| decode(bytes)).collect()
+    }
+
+    /// Every account's identifier, in their order.
+    pub fn ids(&self) -> Vec<AccountId> {
+        self.inner.read().accounts.keys().copied().collect()
     }
 
     /// How many accounts there are.
@@ -135,14 +202,21 @@ impl Directory {
     }
 }
 
+/// What was encoded here can be decoded.
+fn decode(bytes: &[u8]) -> Option<Arc<AccountConfig>> {
+    AccountConfig::decode(bytes).ok().map(Arc::new)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::account::ApiKey;
+    use proptest::prelude::*;
     use uuid::Uuid;
 
-    fn config(version: u64, revoked: bool) -> Arc<AccountConfig> {
-        Arc::new(AccountConfig {
+    use super::*;
+    use crate::account::ApiKey;
+
+    fn config(version: u64, revoked: bool) -> AccountConfig {
+        AccountConfig {
             account_id: Uuid::from_u128(1).as_bytes().to_vec(),
             version,
             keys: vec![ApiKey {
@@ -152,17 +226,56 @@ mod tests {
                 ..Default::default()
             }],
             ..Default::default()
-        })
+        }
     }
 
     #[test]
     fn a_revoked_key_stays_revoked_whatever_arrives_late() {
         let directory = Directory::default();
-        directory.publish(config(1, false));
+        directory.publish(&config(1, false));
         assert!(directory.authenticate("pk_live_x").is_some());
         assert!(directory.authenticate("pk_live_y").is_none());
-        directory.publish(config(2, true));
-        directory.publish(config(1, false));
+        directory.publish(&config(2, true));
+        directory.publish(&config(1, false));
         assert!(directory.authenticate("pk_live_x").is_none());
+    }
+
+    proptest! {
+        /// Whatever was kept ready, an account is what was published last of its newest version, for every way to ask.
+        #[test]
+        fn it_is_a_map_of_the_newest(
+            steps in proptest::collection::vec((0u128..4, 0u64..6, any::<u16>(), any::<bool>()), 1..80),
+        ) {
+            let directory = Directory::default();
+            let mut model = BTreeMap::<AccountId, AccountConfig>::new();
+            for (id, version, name, reads) in steps {
+                let id = AccountId(Uuid::from_u128(id));
+                if reads {
+                    let found = directory.account(id);
+                    prop_assert_eq!(found.as_deref(), model.get(&id));
+                    continue;
+                }
+                let config = AccountConfig {
+                    account_id: id.bytes().to_vec(),
+                    version,
+                    name: name.to_string(),
+                    ..AccountConfig::default()
+                };
+                directory.publish(&config);
+                if model.get(&id).is_none_or(|known| known.version <= version) {
+                    model.insert(id, config);
+                }
+            }
+            for (id, config) in &model {
+                for found in [directory.account(*id), directory.look(*id)] {
+                    prop_assert_eq!(found.as_deref(), Some(config));
+                }
+                let after: Vec<_> = directory.list(Some(*id), 2).iter().map(|config| config.id()).collect();
+                let wanted: Vec<_> = model.keys().filter(|other| *other > id).take(2).copied().collect();
+                prop_assert_eq!(after, wanted);
+            }
+            prop_assert_eq!(directory.ids(), model.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!(directory.len(), model.len());
+        }
     }
 }

@@ -87,7 +87,7 @@ impl Session<'_> {
         let mut announced = Vec::new();
         for id in std::mem::take(&mut self.effects.changed) {
             if let Some(account) = self.overlay.account(id) {
-                self.of.views.publish(account.config.clone())?;
+                self.of.views.publish(&account.config)?;
                 if let Some(to) = &self.of.announce {
                     let seen = Seen::Account(Box::new((*account.config).clone()));
                     announced.push(to.announce(self.of.number, seen));
