@@ -21,6 +21,8 @@ use crate::projections::{DELIVERIES, TROUBLED};
 const ROWS: &str = "state.rows";
 /// Rows are looked up more often than written, mostly in vain: small tables in memory and filters on disk tell so soonest.
 const MEMTABLE: u64 = 16 << 20;
+/// Bytes of journals, beside the one that is being written: a start puts all of it into memory again.
+const JOURNALS: u64 = 128 << 20;
 
 /// Rows of an account of one kind that are looked up one by one.
 const ONE_BY_ONE: usize = 8;
@@ -90,6 +92,7 @@ impl Store {
         let of_rows = hours.clone();
         let database = Database::builder(folder)
             .cache_size(cache_bytes)
+            .max_journaling_size(JOURNALS)
             .with_compaction_filter_factories(Arc::new(move |name| {
                 let factory: Arc<dyn Factory> = Arc::new(Expiry(of_rows.clone()));
                 [ROWS, DELIVERIES, TROUBLED].contains(&name).then_some(factory)
