@@ -1,5 +1,6 @@
 //! Exports of one large day, and the memory that they take: each in a process of its own, so that nothing of what wrote the archive is
-//! counted. `SENDTRAIL_BENCH_ROWS=2000000,50000000` says how many rows; without it the first.
+//! counted. `SENDTRAIL_BENCH_ROWS=2000000,50000000` says how many rows; without it the first. `SENDTRAIL_BENCH_EXPORT_AS=csv,ndjson` says which
+//! formats; without it all.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,11 +15,12 @@ use sendtrail_processor::archive::{EVENTS, Table, write_files};
 use sendtrail_query_api::exports::{
     Asker, Dataset, ExportOptions, Exports, Filters, Format, Request, Rows, Status, SuppressionPages,
 };
-use sendtrail_query_api::{ArchivedAttempts, DataFusionAnalytics, Error};
+use sendtrail_query_api::{Accounts, Answered, ArchivedAttempts, DataFusionAnalytics, Error};
 use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::archive::ArchiveCell;
 use sendtrail_schemas::columns::EventColumns;
 use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::reputation::Reputation;
 use sendtrail_schemas::time::{DAY, HOUR, Millis};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,20 @@ impl SuppressionPages for NoSuppressions {
     }
 }
 
+/// Of an archive to which nothing comes.
+struct AllSeen;
+
+#[async_trait]
+impl Accounts for AllSeen {
+    async fn settle(&self, _: AccountId, _: Duration) -> Option<Millis> {
+        None
+    }
+
+    async fn reputation(&self, _: AccountId) -> Result<Answered<Option<Reputation>>, Error> {
+        Ok(Answered { value: None, as_of: None })
+    }
+}
+
 pub fn run() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     if let Some(folder) = std::env::var_os(ARCHIVE) {
@@ -62,7 +78,8 @@ pub fn run() {
         let folder = TempDir::new().unwrap();
         println!("  {rows} rows");
         runtime.block_on(fill(folder.path(), rows));
-        for format in ["csv", "ndjson", "parquet"] {
+        let formats = std::env::var(FORMAT).unwrap_or_else(|_| "csv,ndjson,parquet".into());
+        for format in formats.split(',') {
             let mut child = Command::new(std::env::current_exe().unwrap());
             child.arg("exports").env(ARCHIVE, folder.path()).env(FORMAT, format);
             assert!(child.status().unwrap().success());
@@ -114,6 +131,8 @@ async fn export(folder: &Path, format: Format) {
         sums: (analytics.clone(), analytics),
         suppressions: Arc::new(NoSuppressions),
         directory: Arc::default(),
+        accounts: Arc::new(AllSeen),
+        partitions: 1,
     };
     let exports = Exports::new(options, rows, Clock::default());
     let stop = CancellationToken::new();
