@@ -58,8 +58,12 @@ impl Accounts for AllSeen {
         None
     }
 
+    async fn settle_wholly(&self, _: AccountId, _: Duration) -> bool {
+        true
+    }
+
     async fn reputation(&self, _: AccountId) -> Result<Answered<Option<Reputation>>, Error> {
-        Ok(Answered { value: None, as_of: None })
+        Ok(Answered { value: None, as_of: None, is_makeshift: false })
     }
 }
 

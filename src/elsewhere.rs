@@ -40,6 +40,9 @@ pub enum Keep {
     All,
 }
 
+/// How long what was received may take until it is read here, milliseconds.
+const ON_ITS_WAY: i64 = 1_000;
+
 /// How far others are, as they made it known.
 pub struct Elsewhere {
     /// How far partitions are. Of those that are owned here they tell it themselves.
@@ -83,6 +86,20 @@ impl Elsewhere {
             let at = pulse.applied_at().max(Millis(progress.last_t));
             pulse.set_applied(known.max(progress.applied), at);
         });
+    }
+
+    /// How far the events of each partition are, as far as is known, and a time before which none came that is not among them.
+    pub fn look(&self, log: &dyn EventLog, clock: &Clock) -> (Millis, BTreeMap<u32, u64>) {
+        let now = clock.now().plus(-ON_ITS_WAY);
+        let applied = |(partition, pulse): (u32, &Arc<Pulse>)| {
+            // The time first: what is before it is before this offset.
+            let at = pulse.applied_at();
+            let end = *log.end(TopicPartition::new(Topic::Intake, partition)).borrow();
+            if *pulse.applied().borrow() >= end { now } else { at.min(now) }
+        };
+        // Events are noted before what they follow from is.
+        let at = (0..).zip(&self.pulses).map(applied).fold(now, Millis::min);
+        (at, self.ends())
     }
 
     /// Notes how far the events of a partition are.
@@ -165,6 +182,8 @@ impl Elsewhere {
 
 /// How far ClickHouse is, which another server fills.
 pub struct DistantReplica {
+    /// The log.
+    pub log: Arc<dyn EventLog>,
     /// What it made known.
     pub elsewhere: Arc<Elsewhere>,
     /// How long a reader waits for it.
@@ -176,7 +195,9 @@ impl sendtrail_query_api::Replica for DistantReplica {
     async fn is_ready(&self, account: AccountId) -> bool {
         let elsewhere = &self.elsewhere;
         let partition = partition_of(account, elsewhere.pulses.len() as u32);
-        let next = elsewhere.next_event(partition);
+        // Of what is applied here it is known sooner than it is heard again.
+        let end = *self.log.end(TopicPartition::new(Topic::Events, partition)).borrow();
+        let next = elsewhere.next_event(partition).max(end);
         let mut known = elsewhere.clickhouse.subscribe();
         let of = |known: &BTreeMap<u32, ClickHouseView>| known.get(&partition).cloned();
         let has = |view: &ClickHouseView| view.whole_since.is_some() && view.next_event >= next;

@@ -44,11 +44,13 @@ impl Pulse {
 
     /// Notes that everything before an offset is applied, and the log's time there.
     pub fn set_applied(&self, next_offset: u64, at: Millis) {
-        self.applied_at.store(at.0, Ordering::Release);
+        // In this order: whoever reads the time first reads an offset that is as far.
         self.applied.send_replace(next_offset);
+        self.applied_at.store(at.0, Ordering::Release);
     }
 
-    /// Everything that was received before this is applied. The epoch: nothing is known.
+    /// Everything that was received before this is applied: what is before [`Pulse::applied`], asked for afterwards. The epoch:
+    /// nothing is known.
     pub fn applied_at(&self) -> Millis {
         Millis(self.applied_at.load(Ordering::Acquire))
     }

@@ -15,7 +15,7 @@ mod filer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -94,27 +94,27 @@ pub struct SinkHandle {
     shown: Shown,
 }
 
-/// When the last event of each partition was received that readers see.
-type Shown = Arc<BTreeMap<u32, AtomicI64>>;
+/// The number after the last event of each partition that readers see, and when that was received.
+type Shown = Arc<BTreeMap<u32, (AtomicU64, AtomicI64)>>;
 
 impl SinkHandle {
-    /// Readers see every event of a partition that was received before this. The epoch: it has shown none since its start.
-    pub fn shown_at(&self, partition: u32) -> Millis {
-        Millis(self.shown.get(&partition).map_or(0, |at| at.load(Ordering::Acquire)))
+    /// Readers see a partition's events before a number, and those that were received before a time. The epoch: it has shown none since
+    /// its start.
+    pub fn shown(&self, partition: u32) -> (u64, Millis) {
+        let Some((next, at)) = self.shown.get(&partition) else { return (0, Millis(0)) };
+        (next.load(Ordering::Acquire), Millis(at.load(Ordering::Acquire)))
     }
 
     /// Why it does not get on, if it does not.
     pub fn failure(&self) -> Option<String> {
-        self.failure.lock().clone()
+        let ended = || self.thread.is_finished().then(|| "the sink has ended".to_owned());
+        self.failure.lock().clone().or_else(ended)
     }
 
-    /// Waits until readers see a partition's events before a number.
-    pub async fn seen(&self, partition: u32, next: u64) {
+    /// Waits until readers see a partition's events before a number; false: the sink has ended before.
+    pub async fn seen(&self, partition: u32, next: u64) -> bool {
         let (done, wait) = oneshot::channel();
-        if self.demands.send(Demand { partition, next, done }).await.is_ok() {
-            // A sink that ends shows nothing new.
-            let _ = wait.await;
-        }
+        self.demands.send(Demand { partition, next, done }).await.is_ok() && wait.await.is_ok()
     }
 
     /// Waits until everything that it read is in the archive, and the sink has ended.
@@ -133,7 +133,7 @@ impl Sink {
     pub async fn start(self, stop: CancellationToken) -> Result<SinkHandle, Error> {
         let failure = Arc::new(PlainMutex::new(None));
         let (demands, asked) = mpsc::channel(1_024);
-        let shown: Shown = Arc::new(self.partitions.iter().map(|of| (*of, AtomicI64::new(0))).collect());
+        let shown: Shown = Arc::new(self.partitions.iter().map(|of| (*of, Default::default())).collect());
         let mut running = Running::new(self, failure.clone(), asked, shown.clone()).await?;
         let handle = Handle::current();
         let thread = std::thread::Builder::new()
@@ -212,6 +212,7 @@ impl Running {
             cut_short: false,
         };
         running.pass();
+        running.note_shown();
         Ok(running)
     }
 
@@ -367,12 +368,17 @@ impl Running {
             self.attempts.add(self.attempt_columns.finish()?);
         }
         self.sink.projections.flush(false)?;
+        self.note_shown();
+        Ok(())
+    }
+
+    fn note_shown(&self) {
         for cursor in &self.cursors {
-            if let Some(at) = self.shown.get(&cursor.partition) {
+            if let Some((next, at)) = self.shown.get(&cursor.partition) {
+                next.store(cursor.next, Ordering::Release);
                 at.store(cursor.received_at, Ordering::Release);
             }
         }
-        Ok(())
     }
 
     /// Shows readers what they wait for, as soon as it was read.
@@ -388,7 +394,11 @@ impl Running {
         // Whoever gave up waiting is not asked for again.
         self.demands = waiting.into_iter().filter(|demand| !demand.done.is_closed()).collect();
         if !met.is_empty() {
-            self.flush()?;
+            if let Err(error) = self.flush() {
+                // They go on waiting: what they wait for is not shown.
+                self.demands.extend(met);
+                return Err(error);
+            }
             for demand in met {
                 let _ = demand.done.send(());
             }

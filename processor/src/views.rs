@@ -70,7 +70,7 @@ impl Views {
     /// [`Error::Store`].
     pub fn take(&self, seen: Seen) -> Result<(), Error> {
         match seen {
-            // Accounts are few enough to be read again at each start.
+            // They are read again at each start.
             Seen::Account(config) => self.directory.publish(&config),
             Seen::Suppression(SuppressionView { account_id, email, row }) => {
                 let change = row.map_or(SuppressionChange::Delete(email), SuppressionChange::Put);

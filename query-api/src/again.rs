@@ -96,8 +96,6 @@ impl Query {
             let wanted = wanted.clone();
             async move { source.analytics.events(wanted).await }
         };
-        // What is left out now is never told again.
-        self.settled(wanted.account).await?;
         let Answered { value, .. } = self.answered(wanted.account, events).await?;
         Ok(value)
     }
@@ -127,6 +125,10 @@ impl Query {
         Bookmark { from, told }: Bookmark,
         limit: usize,
     ) -> Result<AgainPage, Error> {
+        if told.is_none() && from.0 <= query.from {
+            // It begins; what is not seen then is never told again.
+            self.settled(account).await?;
+        }
         let mut wanted = EventQuery::of(account, SLICE);
         wanted.kinds = query.event_types().filter(|kind| *kind != EventType::Unspecified).collect();
         let OldestFirst { events, next } = match query.seq {

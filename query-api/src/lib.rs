@@ -60,8 +60,8 @@ pub enum Error {
     #[error("{0}")]
     Port(String),
     /// What was acknowledged is not seen yet, and the answer must not lack any of it.
-    #[error("not everything that was acknowledged is seen yet, after {0:?}")]
-    Behind(Duration),
+    #[error("not everything that was acknowledged is seen yet")]
+    Behind,
     /// More was asked for than is looked at at once.
     #[error("{0}")]
     Excess(String),
@@ -89,7 +89,7 @@ impl Error {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        if let Error::Behind(_) = error {
+        if let Error::Behind = error {
             tracing::warn!(%error, "a query is refused");
             return Self::new(Code::Unavailable, "what was acknowledged is not all seen yet").retry_after(5);
         }
@@ -109,7 +109,7 @@ impl From<Error> for Problem {
 }
 
 /// How long an answer that must not lack anything waits for what was acknowledged before.
-const SETTLE_ALL: Duration = Duration::from_secs(20);
+const SETTLE_ALL: Duration = Duration::from_secs(30);
 
 /// Accounts, as their owners keep them.
 #[async_trait]
@@ -117,6 +117,10 @@ pub trait Accounts: Send + Sync + 'static {
     /// Waits until what was acknowledged for an account before this call is seen by every reader, but not longer than
     /// `within`: then the time before which everything is.
     async fn settle(&self, account: AccountId, within: Duration) -> Option<Millis>;
+
+    /// Waits until what was acknowledged for an account before this call is in the archive that this server reads, files of others
+    /// included, which may take as long as they take to write one. Whether it is, in time.
+    async fn settle_wholly(&self, account: AccountId, within: Duration) -> bool;
 
     /// An account's windows and usage; `None` when there is no such account.
     ///
@@ -264,6 +268,8 @@ pub struct Answered<T> {
     pub value: T,
     /// If it may lack what is newer: everything before this time is in it.
     pub as_of: Option<Millis>,
+    /// It comes from elsewhere than it should.
+    pub is_makeshift: bool,
 }
 
 /// What the read side is made of.
@@ -338,10 +344,8 @@ impl Query {
     /// # Errors
     /// [`Error::Behind`]: it takes too long.
     async fn settled(&self, account: AccountId) -> Result<(), Error> {
-        match self.parts().accounts.settle(account, SETTLE_ALL).await {
-            None => Ok(()),
-            Some(_) => Err(Error::Behind(SETTLE_ALL)),
-        }
+        let settled = self.parts().accounts.settle_wholly(account, SETTLE_ALL).await;
+        if settled { Ok(()) } else { Err(Error::Behind) }
     }
 
     /// Asks the preferred source, if there is one and it is ready, else the archive; of either, everything that was
@@ -352,15 +356,18 @@ impl Query {
         query: impl Fn(Source) -> F,
     ) -> Result<Answered<T>, Error> {
         let parts = self.parts();
+        // Before anything is waited for: it is this moment of which answers are told.
+        let asked = parts.clock.now();
         let seen = parts.accounts.settle(account, SETTLE).await;
         let earlier = |as_of: Option<Millis>| [as_of, seen].into_iter().flatten().min();
+        let here = parts.source.analytics.as_of();
         let Some(preferred) = &parts.preferred else {
-            let as_of = earlier(parts.source.analytics.as_of());
-            return Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of });
+            let value = self.bounded(account, query(parts.source.clone())).await?;
+            return Ok(Answered { value, as_of: earlier(here), is_makeshift: here.is_some() });
         };
         let error = if preferred.replica.is_ready(account).await {
             match self.bounded(account, query(preferred.source.clone())).await {
-                Ok(value) => return Ok(Answered { value, as_of: earlier(None) }),
+                Ok(value) => return Ok(Answered { value, as_of: earlier(None), is_makeshift: false }),
                 Err(error) if error.is_excess() || matches!(error, Error::Busy(_)) => return Err(error),
                 Err(error) => {
                     if matches!(error, Error::Timeout(_)) {
@@ -377,8 +384,9 @@ impl Query {
             return Err(error);
         }
         metrics::counter!("sendtrail_query_fallbacks_total").increment(1);
-        let as_of = earlier(parts.source.analytics.as_of().or_else(|| Some(parts.clock.now())));
-        Ok(Answered { value: self.bounded(account, query(parts.source.clone())).await?, as_of })
+        let as_of = earlier(here.or(Some(asked)));
+        let value = self.bounded(account, query(parts.source.clone())).await?;
+        Ok(Answered { value, as_of, is_makeshift: true })
     }
 
     /// Runs a query in its turn and within its time, which begins with its turn.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use prost::Message;
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -60,6 +60,9 @@ struct Ready {
     config: Arc<AccountConfig>,
 }
 
+/// Parts of what is kept ready.
+const SHARDS: usize = 2;
+
 #[derive(Clone)]
 struct Weight;
 
@@ -72,7 +75,17 @@ impl Weighter<AccountId, Ready> for Weight {
 
 impl Default for Directory {
     fn default() -> Self {
-        let ready = Cache::with_weighter((READY_BYTES / READY_EACH) as usize, READY_BYTES, Weight);
+        let few = OptionsBuilder::new()
+            // What is larger than a part of it is not kept at all.
+            .shards(SHARDS)
+            .estimated_items_capacity((READY_BYTES / READY_EACH) as usize)
+            .weight_capacity(READY_BYTES)
+            .build();
+        // Each of these is given.
+        let ready = few.map_or_else(
+            |_| Cache::with_weighter(1, READY_BYTES, Weight),
+            |options| Cache::with_options(options, Weight, DefaultHashBuilder::default(), DefaultLifecycle::default()),
+        );
         Self { inner: RwLock::default(), ready }
     }
 }
@@ -238,6 +251,15 @@ mod tests {
         directory.publish(&config(2, true));
         directory.publish(&config(1, false));
         assert!(directory.authenticate("pk_live_x").is_none());
+    }
+
+    #[test]
+    fn also_a_large_account_is_kept_ready() {
+        let directory = Directory::default();
+        let large = AccountConfig { name: "x".repeat(1 << 20), ..config(1, false) };
+        directory.publish(&large);
+        let [one, other] = [0, 1].map(|_| directory.account(large.id()).unwrap());
+        assert!(Arc::ptr_eq(&one, &other), "it is decoded whenever somebody asks");
     }
 
     proptest! {

@@ -16,7 +16,7 @@ use sendtrail_query_api::{
 };
 
 use sendtrail_schemas::archive::ArchiveCell;
-use sendtrail_schemas::time::HOUR;
+use sendtrail_schemas::time::{HOUR, Millis};
 
 use super::Tasks;
 use super::filing::Filing;
@@ -57,6 +57,7 @@ impl Edges {
             pulses: shared.pulses.clone(),
             elsewhere: shared.elsewhere.clone(),
             sink: filing.sink.clone(),
+            cell: filing.cell.clone(),
         });
         let dead_letters: Arc<dyn DeadLetters> = match &filing.reader {
             Some(reader) => Arc::new(DeadLetterBox(reader.clone())),
@@ -73,7 +74,10 @@ impl Edges {
                 partitions: config.log.partitions,
                 patience,
             }),
-            None => Arc::new(DistantReplica { elsewhere: shared.elsewhere.clone(), patience }),
+            None => {
+                let (log, elsewhere) = (shared.log.clone(), shared.elsewhere.clone());
+                Arc::new(DistantReplica { log, elsewhere, patience })
+            }
         };
         let preferred = clickhouse::preferred(config, &archive, replica);
         let (preferred, analytics): (_, Option<Arc<ClickHouseAnalytics>>) = preferred.unzip();
@@ -89,9 +93,11 @@ impl Edges {
                 // Whoever posts webhooks reads events that are to be told once more.
                 if roles.has(Role::Query) || roles.has(Role::Dispatcher) {
                     let elsewhere = shared.elsewhere.clone();
-                    let of_events = follower(config, shared, &EVENTS, &filing.cell, as_of.clone());
-                    let of_events = Follower { ends: Box::new(move || elsewhere.ends()), ..of_events };
-                    let of_attempts = follower(config, shared, &ATTEMPTS, &filing.attempts, Arc::default());
+                    let of_events = follower(config, &EVENTS, &filing.cell, as_of.clone());
+                    let (log, clock) = (shared.log.clone(), shared.clock.clone());
+                    let look = Box::new(move || elsewhere.look(&*log, &clock));
+                    let of_events = Follower { look, ..of_events };
+                    let of_attempts = follower(config, &ATTEMPTS, &filing.attempts, Arc::default());
                     for follower in [of_events, of_attempts] {
                         // Nobody asks before it was looked at.
                         tasks.spawn(follower.begin().await.run(tasks.stop.clone()));
@@ -192,19 +198,12 @@ impl Edges {
 }
 
 /// What follows a table that another server writes.
-fn follower(
-    config: &Config,
-    shared: &Shared,
-    layout: &'static Layout,
-    cell: &Arc<ArchiveCell>,
-    as_of: Arc<AtomicI64>,
-) -> Follower {
+fn follower(config: &Config, layout: &'static Layout, cell: &Arc<ArchiveCell>, as_of: Arc<AtomicI64>) -> Follower {
     Follower {
         layout,
         root: config.archive_folder().join(layout.name),
         cell: cell.clone(),
-        ends: Box::new(BTreeMap::new),
-        clock: shared.clock.clone(),
+        look: Box::new(|| (Millis(0), BTreeMap::new())),
         as_of,
         every: FOLLOW_EVERY,
     }

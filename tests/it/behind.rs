@@ -86,13 +86,44 @@ async fn what_is_not_shown_yet_is_told_of_or_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_has_ended_shows_nothing_new_and_it_is_told() {
+    let (_folder, process, _receiver, api, _) = slow("projections.before=20*off->panic").await;
+    let mut told = 0;
+    eventually("an answer says of when it is", async || {
+        tell(&api, "Send", told, told + 1).await;
+        told += 1;
+        as_of(&ask(&api, "/stats").await).is_some()
+    })
+    .await;
+    tell(&api, "Send", told, told + 5).await;
+    let reply = ask(&api, "/stats").await;
+    assert!(as_of(&reply).is_some() && reply.json()["totals"]["sends"].as_u64().unwrap() < told as u64 + 5);
+    let health = Api::new(&process.base, "").call(Method::GET, "/health", &[], "").await.unwrap();
+    assert_eq!(health.status, 503, "{}", health.json());
+    // What is sealed must not lack what was acknowledged.
+    let day = Millis::wall();
+    let wanted = json!({"dataset": "events", "from": day.day_text(), "to": day.plus(2 * DAY).day_text()});
+    let made = api.post(&format!("{PARTNER}/exports"), &wanted).await.unwrap();
+    let path = format!("{PARTNER}/exports/{}", made["export"]["export_id"].as_str().unwrap());
+    eventually("the export is given up", async || {
+        let export = api.get(&path).await.unwrap()["export"].take();
+        assert_ne!(export["status"], "done", "{export}");
+        export["status"] == "failed"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_applied_yet_is_told_of() {
     let (_folder, _process, _receiver, api, _) = slow("outputs.before=sleep(2500)").await;
     let begun = Millis::wall();
     tell(&api, "HardBounce", 0, 7).await;
-    for path in ["/suppression", "/stats"] {
+    // Also that there is nothing may be of before.
+    let nobody = ["/suppression/nobody@inbox.example", "/emails/none"];
+    for path in ["/suppression", "/stats"].into_iter().chain(nobody) {
         tell(&api, "Send", 7, 8).await;
-        let reply = ask(&api, path).await;
+        let reply = api.call(Method::GET, &format!("{PARTNER}{path}"), &[], "").await.unwrap();
+        assert_eq!(reply.status, if nobody.contains(&path) { 404 } else { 200 }, "{}", reply.json());
         let at = as_of(&reply).unwrap_or_else(|| panic!("{path} does not say that it is of before"));
         assert!(at >= begun.plus(-DAY) && at <= Millis::wall(), "{path}: {at} is not of then");
     }

@@ -2,7 +2,7 @@
 
 use axum::Extension;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::address;
 use sendtrail_schemas::directory::KeyOwner;
@@ -102,7 +102,9 @@ pub(super) async fn get(
     Path(email): Path<String>,
 ) -> Result<Response, Problem> {
     let as_of = ingest.settle(owner.account.id()).await;
-    Ok(dated(ok(One { suppression: view(find(&ingest, &owner, &email)?) }), as_of))
+    // Also that there is none may be of before.
+    let found = find(&ingest, &owner, &email).map(|found| ok(One { suppression: view(found) }));
+    Ok(dated(found.unwrap_or_else(IntoResponse::into_response), as_of))
 }
 
 /// Why an address is suppressed.

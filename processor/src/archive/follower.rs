@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use sendtrail_eventlog::Clock;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::time::Millis;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +17,8 @@ use crate::Error;
 /// How many looks at the partitions are remembered until the files have caught up with them.
 const REMEMBERED: usize = 1_000;
 
-/// What is known of how far partitions are: the number after the last event of each.
-pub type Ends = Box<dyn Fn() -> BTreeMap<u32, u64> + Send + Sync>;
+/// What is known of how far partitions are: the number after the last event of each, and a time before which there are no others.
+pub type Look = Box<dyn Fn() -> (Millis, BTreeMap<u32, u64>) + Send + Sync>;
 
 /// Shows readers a table that another server writes into a folder that both see.
 pub struct Follower {
@@ -29,10 +28,8 @@ pub struct Follower {
     pub root: PathBuf,
     /// What readers see.
     pub cell: Arc<ArchiveCell>,
-    /// How far partitions are.
-    pub ends: Ends,
-    /// What time it is.
-    pub clock: Clock,
+    /// Looks how far partitions are.
+    pub look: Look,
     /// Everything that was known before this is in the files, milliseconds since the epoch; 0 when that is not known.
     pub as_of: Arc<AtomicI64>,
     /// How often to look.
@@ -68,7 +65,7 @@ impl Following {
     }
 
     async fn turn(&mut self) {
-        self.looks.push_back((self.of.clock.now(), (self.of.ends)()));
+        self.looks.push_back((self.of.look)());
         if self.looks.len() > REMEMBERED {
             self.looks.pop_front();
         }

@@ -11,7 +11,7 @@ mod table;
 mod upkeep;
 
 pub use eraser::{Eraser, Erasing, Found, Target, Who, clear_answers};
-pub use follower::{Ends, Follower};
+pub use follower::{Follower, Look};
 pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;
 pub use parquet_file::write_files;

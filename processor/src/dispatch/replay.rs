@@ -224,10 +224,10 @@ impl Running {
         let of = &self.of;
         let mut known = HashSet::new();
         for account in of.sender.directory.replayed() {
-            let Some(config) = of.sender.directory.account(account) else { continue };
             if partition_of(account, of.partitions) != of.partition {
                 continue;
             }
+            let Some(config) = of.sender.directory.look(account) else { continue };
             for replay in &config.replays {
                 let Some(id) = replay.id() else { continue };
                 known.insert(id);

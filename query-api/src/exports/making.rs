@@ -17,8 +17,8 @@ use crate::Error;
 
 /// How often old exports are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// How long an archive that another server writes may take to have what was acknowledged.
-const SEEN_WITHIN: Duration = Duration::from_secs(900);
+/// How long the archive may take to have what was acknowledged, also one that another server writes.
+const SEEN_WITHIN: Duration = Duration::from_secs(300);
 /// Held by the server that makes exports, of those that share the folder.
 const WORKER: &str = "worker.lock";
 /// How long the worker rests after something went wrong.
@@ -156,25 +156,19 @@ impl Exports {
         Ok(())
     }
 
-    /// Waits until the archive here has what was there when the job was asked for; false: the server stops.
+    /// Waits until the archive here has what was there when the job was asked for; false: the server stops, or nobody asks any more.
     fn is_seen(&self, job: &Job, handle: &Handle, stop: &CancellationToken) -> Result<bool, Error> {
-        let rows = &self.inner.rows;
-        let seen = async {
-            if !rows.settle(job.account(), SEEN_WITHIN).await {
-                return Err(Error::Behind(SEEN_WITHIN));
+        let cancelled = async {
+            while self.goes_on(job.export_id) {
+                tokio::time::sleep(LOOK_EVERY).await;
             }
-            let begun = tokio::time::Instant::now();
-            while rows.sums.1.as_of().is_some_and(|as_of| as_of < job.created_at) {
-                if begun.elapsed() > SEEN_WITHIN {
-                    return Err(Error::Behind(SEEN_WITHIN));
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Ok(true)
         };
         handle.block_on(async {
             tokio::select! {
-                seen = seen => seen,
+                seen = self.inner.rows.settle(job.account(), SEEN_WITHIN) => {
+                    if seen { Ok(true) } else { Err(Error::Behind) }
+                }
+                () = cancelled => Ok(false),
                 () = stop.cancelled() => Ok(false),
             }
         })

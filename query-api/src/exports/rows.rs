@@ -1,6 +1,6 @@
 //! The rows of an export, some thousand at once, from wherever they are kept.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,25 +64,15 @@ pub struct Rows {
 pub type Batches<'a> = BoxStream<'a, Result<RecordBatch, Error>>;
 
 impl Rows {
-    /// Waits until what was acknowledged is seen: of an account, or of all; whether it is, in time.
+    /// Waits until what was acknowledged is in what is exported: of an account, or of all. Whether it is, in time.
     pub async fn settle(&self, account: Option<AccountId>, within: Duration) -> bool {
-        let mut waited = BTreeSet::new();
-        // One of each partition is as good as all of them.
-        let some = match account {
-            Some(account) => vec![account],
-            None => self.directory.ids(),
+        // Of all, one of each partition is as good as all of them.
+        let some: BTreeMap<u32, AccountId> = match account {
+            Some(account) => BTreeMap::from([(0, account)]),
+            None => self.directory.ids().into_iter().map(|id| (partition_of(id, self.partitions), id)).collect(),
         };
-        for account in some {
-            if waited.len() == self.partitions as usize {
-                break;
-            }
-            if waited.insert(partition_of(account, self.partitions))
-                && self.accounts.settle(account, within).await.is_some()
-            {
-                return false;
-            }
-        }
-        true
+        let settled = some.into_values().map(|account| self.accounts.settle_wholly(account, within));
+        futures::future::join_all(settled).await.into_iter().all(|settled| settled)
     }
 
     /// The rows of a part.

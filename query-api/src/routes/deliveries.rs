@@ -14,7 +14,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeliveryStatus, FailureClass};
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
-use sendtrail_schemas::web::{Path, Query as Params, dated, id, invalid_param, ok, page};
+use sendtrail_schemas::web::{Path, Query as Params, id, invalid_param, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -107,15 +107,14 @@ pub(super) async fn list(
         limit: page(params.limit.as_deref())?,
         now: query.parts().clock.now(),
     };
-    let as_of = query.parts().accounts.settle(account.id(), SETTLE).await;
+    let _ = query.parts().accounts.settle(account.id(), SETTLE).await;
     let reading = async {
         let page = query.parts().deliveries.page(account.id(), &wanted).await?;
         page.ok_or_else(|| Error::Port("how deliveries stand is not known to this server".into()))
     };
     let found = query.bounded(account.id(), reading).await?;
     let deliveries = found.rows.iter().map(|row| view(account.id(), destination, row)).collect();
-    let shown = Deliveries { deliveries, next_cursor: found.next.map(|next| next.to_string()) };
-    Ok(dated(ok(shown), as_of))
+    Ok(ok(Deliveries { deliveries, next_cursor: found.next.map(|next| next.to_string()) }))
 }
 
 /// One attempt.

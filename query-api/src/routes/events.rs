@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
@@ -84,12 +84,12 @@ async fn read_page(query: &Query, mut wanted: EventQuery) -> Result<Answered<Pag
         let wanted = wanted.clone();
         async move { source.analytics.events(wanted).await }
     };
-    let Answered { value: mut found, as_of } = query.answered(wanted.account, events).await?;
+    let Answered { value: mut found, as_of, is_makeshift } = query.answered(wanted.account, events).await?;
     let more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| more).map(|last| cursor::encode(&Position::of(last)));
-    let shown = show_all(query, wanted.account, found, as_of.is_some()).await?;
-    Ok(Answered { value: (shown, next_cursor), as_of })
+    let shown = show_all(query, wanted.account, found, is_makeshift).await?;
+    Ok(Answered { value: (shown, next_cursor), as_of, is_makeshift })
 }
 
 /// Events and where to go on.
@@ -145,7 +145,8 @@ pub(super) async fn list(
     Extension(owner): Extension<KeyOwner>,
     Params(params): Params<EventParams>,
 ) -> Result<Response, Problem> {
-    let Answered { value: (events, next_cursor), as_of } = read_page(&query, params.read(owner.account.id())?).await?;
+    let Answered { value: (events, next_cursor), as_of, .. } =
+        read_page(&query, params.read(owner.account.id())?).await?;
     Ok(dated(ok(Events { events, next_cursor }), as_of))
 }
 
@@ -181,12 +182,15 @@ pub(super) async fn message(
     let account = owner.account.id();
     let wanted = EventQuery { message_id: Some(message_id), ..EventQuery::of(account, MESSAGE_PAGE) };
     let all = |source: Source| all_events(source, wanted.clone());
-    let Answered { value: mut events, as_of } = query.answered(account, all).await?;
+    let Answered { value: mut events, as_of, is_makeshift } = query.answered(account, all).await?;
     events.reverse();
     // Its Send tells most; without one, whatever came first does.
     let is_send = |event: &&Event| matches!(event.kind(), EventType::Send | EventType::Reject);
     let first = events.iter().find(is_send).or_else(|| events.first());
-    let first = first.ok_or_else(|| Problem::new(Code::MessageNotFound, "no such message"))?.clone();
+    let Some(first) = first.cloned() else {
+        // It may be that it is not seen yet.
+        return Ok(dated(Problem::new(Code::MessageNotFound, "no such message").into_response(), as_of));
+    };
     let status = message_status(&events);
     let shown = One {
         email: EmailView {
@@ -201,7 +205,7 @@ pub(super) async fn message(
             customer_id: first.customer_id,
             category: first.category,
             tags: first.tags,
-            events: show_all(&query, account, events, as_of.is_some()).await?,
+            events: show_all(&query, account, events, is_makeshift).await?,
         },
     };
     Ok(dated(ok(shown), as_of))
@@ -252,7 +256,7 @@ impl Query {
         let ActivityParams { from, to, limit, cursor } = params;
         let only = EventParams { from, to, limit, cursor, ..EventParams::default() };
         let wanted = EventQuery { kinds: vec![UNASKED], ..only.read(account)? };
-        let Answered { value: (activity, next_cursor), as_of } = read_page(self, wanted).await?;
+        let Answered { value: (activity, next_cursor), as_of, .. } = read_page(self, wanted).await?;
         Ok(dated(ok(ActivityList { activity, next_cursor }), as_of))
     }
 }
@@ -300,6 +304,6 @@ pub(super) async fn history(
     let mut wanted = EventQuery::of(account, page(params.limit.as_deref())?);
     wanted.kinds = EventType::ALL.into_iter().filter(|kind| kind.is_status()).collect();
     wanted.before = params.cursor.as_deref().map(cursor::decode).transpose()?;
-    let Answered { value: (history, next_cursor), as_of } = read_page(&query, wanted).await?;
+    let Answered { value: (history, next_cursor), as_of, .. } = read_page(&query, wanted).await?;
     Ok(dated(ok(History { history, next_cursor }), as_of))
 }

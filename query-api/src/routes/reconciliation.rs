@@ -77,13 +77,13 @@ impl Query {
         left: &mut usize,
     ) -> Result<Compared, Error> {
         let parts = self.parts();
-        // What is merely late must not look lost.
-        self.settled(account).await?;
         // Of every type: what lists leave out is in the stores all the same.
         let kinds = EventType::ALL.to_vec();
         let query = EventQuery { from: Some(from), to: Some(to), kinds, ..EventQuery::of(account, usize::MAX) };
-        // What comes meanwhile is in one store before the others.
+        // What comes meanwhile is in one store before the others: the log, which has it first, tells where to end.
         let (log, kept, end) = parts.logged.numbers(account, from, to, *left).await?;
+        // What is merely late must not look lost.
+        self.settled(account).await?;
         let mut archive = parts.files.numbers(&query, *left).await?;
         archive.retain(|(_, partition, seq)| end.get(partition).is_none_or(|end| seq < end));
         *left = left.saturating_sub(archive.len().max(log.len()));
@@ -136,7 +136,7 @@ fn is_equal(counts: &Counts, clickhouse: bool) -> bool {
         ("account_id" = Option<String>, Query, description = "one account; else every account, of at most 1000")),
     responses((status = 200, description = "hours and differences", body = inline(Reconciliation)),
         (status = 400, description = "INVALID_PARAM, MISSING_PARAM"), (status = 404, description = "PARTNER_NOT_FOUND"),
-        (status = 503, description = "DB_UNAVAILABLE")))]
+        (status = 503, description = "DB_UNAVAILABLE, UNAVAILABLE")))]
 pub(super) async fn reconciliation(
     State(query): State<Query>,
     Params(params): Params<ReconcileParams>,

@@ -65,7 +65,7 @@ struct ScopeView {
 
 /// How an account stands, and as of when if that is not now.
 async fn find(query: &Query, owner: &KeyOwner) -> Result<(Reputation, Option<Millis>), Problem> {
-    let Answered { value, as_of } = query.parts().accounts.reputation(owner.account.id()).await?;
+    let Answered { value, as_of, .. } = query.parts().accounts.reputation(owner.account.id()).await?;
     let found = value.ok_or_else(|| Problem::new(Code::PartnerNotFound, "no such account"))?;
     Ok((found, as_of))
 }

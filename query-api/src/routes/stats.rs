@@ -281,7 +281,7 @@ pub(super) async fn stats(
         config.config_set_by_id(set).map(|set| set.name.clone())
     })?;
     let sums = |source: Source| sum_up(source, account, &wanted);
-    let Answered { value: answer, as_of } = query.answered(account, sums).await?;
+    let Answered { value: answer, as_of, .. } = query.answered(account, sums).await?;
     let text = |start: Millis| match wanted.granularity {
         Granularity::Hour => start.hour_text(),
         Granularity::Day => start.day_text(),
