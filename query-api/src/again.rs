@@ -127,7 +127,7 @@ impl Query {
     ) -> Result<AgainPage, Error> {
         if told.is_none() && from.0 <= query.from {
             // It begins; what is not seen then is never told again.
-            self.settled(account).await?;
+            self.settled_somewhere(account).await?;
         }
         let mut wanted = EventQuery::of(account, SLICE);
         wanted.kinds = query.event_types().filter(|kind| *kind != EventType::Unspecified).collect();

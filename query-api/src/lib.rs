@@ -339,13 +339,28 @@ impl Query {
         &self.inner.parts
     }
 
-    /// Waits until everything is seen that was acknowledged for an account before this call.
+    /// Waits until everything is in the archive that was acknowledged for an account before this call.
     ///
     /// # Errors
     /// [`Error::Behind`]: it takes too long.
     async fn settled(&self, account: AccountId) -> Result<(), Error> {
         let settled = self.parts().accounts.settle_wholly(account, SETTLE_ALL).await;
         if settled { Ok(()) } else { Err(Error::Behind) }
+    }
+
+    /// The same, where what is preferred is asked if it is ready: not every server sees the archive.
+    async fn settled_somewhere(&self, account: AccountId) -> Result<(), Error> {
+        let parts = self.parts();
+        if let Some(preferred) = &parts.preferred {
+            let settled = parts.accounts.settle(account, SETTLE_ALL).await.is_none();
+            if settled && preferred.replica.is_ready(account).await {
+                return Ok(());
+            }
+            if !preferred.fall_back {
+                return Err(Error::Behind);
+            }
+        }
+        self.settled(account).await
     }
 
     /// Asks the preferred source, if there is one and it is ready, else the archive; of either, everything that was
