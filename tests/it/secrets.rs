@@ -59,17 +59,17 @@ async fn no_secret_is_ever_logged() {
     drop(api.post(&format!("{PARTNER}/destinations/{destination}/rotate-secret"), &rotate).await);
     let endpoint = api.post("/webhooks", &json!({"url": "https://hook.example/"})).await.unwrap();
     let of_s4 = endpoint["endpoint"]["secret"].as_str().unwrap().to_owned();
-    let headers = [("content-type", "application/x-ndjson")];
     let mut lines = String::new();
     for n in 0..5 {
         let mut told = event("Send", &format!("m{n}"));
         told["configuration_set_name"] = "set".into();
         lines += &format!("{told}\n");
     }
-    api.call(Method::POST, &format!("{PARTNER}/events"), &headers, lines).await.unwrap();
+    stream(&api, lines).await;
     receiver.wait("/hook", 6).await;
     receiver.wait("/two", 5).await;
     // What goes wrong is logged, too.
+    let headers = [("content-type", "application/json")];
     for wrong in ["{", "[]", r#"{"name":"x"}"#] {
         drop(api.call(Method::POST, &format!("{PARTNER}/configuration-sets"), &headers, wrong.to_owned()).await);
     }
