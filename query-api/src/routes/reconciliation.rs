@@ -80,6 +80,8 @@ impl Query {
         // Of every type: what lists leave out is in the stores all the same.
         let kinds = EventType::ALL.to_vec();
         let query = EventQuery { from: Some(from), to: Some(to), kinds, ..EventQuery::of(account, usize::MAX) };
+        // All that was acknowledged is compared.
+        self.settled(account).await?;
         // What comes meanwhile is in one store before the others: the log, which has it first, tells where to end.
         let (log, kept, end) = parts.logged.numbers(account, from, to, *left).await?;
         // What is merely late must not look lost.
