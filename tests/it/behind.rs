@@ -15,6 +15,7 @@ async fn slow(at: &'static str) -> (tempfile::TempDir, Process, Receiver, Api, S
         ("SENDTRAIL__WEBHOOKS__ALLOW_HTTP", "true"),
         ("SENDTRAIL__WEBHOOKS__ALLOW_PRIVATE_NETWORKS", r#"["127.0.0.0/8"]"#),
         ("SENDTRAIL__INTAKE__MAX_LAG_MS", "600000"),
+        ("SENDTRAIL__SENDING__DECISION_TIMEOUT_MS", "60000"),
         ("FAILPOINTS", at),
     ];
     let folder = tempfile::TempDir::new().unwrap();
@@ -42,8 +43,8 @@ fn as_of(reply: &Reply) -> Option<Millis> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_shown_yet_is_told_of_or_waited_for() {
-    // Longer than a reader waits.
-    let (_folder, process, _receiver, api, id) = slow("projections.before=sleep(3000)").await;
+    // Far longer than a reader waits: the machine may be slow, too.
+    let (_folder, process, _receiver, api, id) = slow("projections.before=sleep(6000)").await;
     let begun = Millis::wall();
     let sends = |reply: &Reply| reply.json()["totals"]["sends"].as_u64().unwrap();
     tell(&api, "Send", 0, 10).await;
@@ -115,7 +116,7 @@ async fn a_sink_that_has_ended_shows_nothing_new_and_it_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_applied_yet_is_told_of() {
-    let (_folder, _process, _receiver, api, _) = slow("outputs.before=sleep(2500)").await;
+    let (_folder, _process, _receiver, api, _) = slow("outputs.before=sleep(4500)").await;
     let begun = Millis::wall();
     tell(&api, "HardBounce", 0, 7).await;
     // Also that there is nothing may be of before.
