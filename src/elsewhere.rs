@@ -61,11 +61,6 @@ impl Elsewhere {
         Self { pulses, ownership, next_events, clickhouse: watch::Sender::default(), is_silent: AtomicBool::new(false) }
     }
 
-    /// The number after the last event of each partition, as far as is known.
-    pub fn ends(&self) -> BTreeMap<u32, u64> {
-        (0..self.next_events.len() as u32).map(|partition| (partition, self.next_event(partition))).collect()
-    }
-
     fn take(&self, partition: u32, seen: Seen, views: &Views, clock: &Clock) {
         let Seen::Progress(progress) = seen else {
             if let Err(error) = views.take(seen) {
@@ -99,7 +94,7 @@ impl Elsewhere {
         };
         // Events are noted before what they follow from is.
         let at = (0..).zip(&self.pulses).map(applied).fold(now, Millis::min);
-        (at, self.ends())
+        (at, (0..self.next_events.len() as u32).map(|partition| (partition, self.next_event(partition))).collect())
     }
 
     /// Notes how far the events of a partition are.
@@ -112,6 +107,12 @@ impl Elsewhere {
     /// The number after the last event of a partition, as far as is known.
     pub fn next_event(&self, partition: u32) -> u64 {
         self.next_events.get(partition as usize).map_or(0, |next| next.load(Ordering::Acquire))
+    }
+
+    /// The same with what is read here: of what was applied here that is known sooner, of what was applied elsewhere perhaps later.
+    pub fn end_of_events(&self, log: &dyn EventLog, partition: u32) -> u64 {
+        let read = *log.end(TopicPartition::new(Topic::Events, partition)).borrow();
+        self.next_event(partition).max(read)
     }
 
     /// Notes how far ClickHouse is.
@@ -195,9 +196,7 @@ impl sendtrail_query_api::Replica for DistantReplica {
     async fn is_ready(&self, account: AccountId) -> bool {
         let elsewhere = &self.elsewhere;
         let partition = partition_of(account, elsewhere.pulses.len() as u32);
-        // Of what is applied here it is known sooner than it is heard again.
-        let end = *self.log.end(TopicPartition::new(Topic::Events, partition)).borrow();
-        let next = elsewhere.next_event(partition).max(end);
+        let next = elsewhere.end_of_events(&*self.log, partition);
         let mut known = elsewhere.clickhouse.subscribe();
         let of = |known: &BTreeMap<u32, ClickHouseView>| known.get(&partition).cloned();
         let has = |view: &ClickHouseView| view.whole_since.is_some() && view.next_event >= next;

@@ -175,8 +175,8 @@ pub struct OwnedAccounts {
 const FILED_EVERY: Duration = Duration::from_millis(200);
 
 impl OwnedAccounts {
-    fn end(&self, topic: Topic, partition: u32) -> u64 {
-        *self.log.end(TopicPartition::new(topic, partition)).borrow()
+    fn end_of_intake(&self, partition: u32) -> u64 {
+        *self.log.end(TopicPartition::new(Topic::Intake, partition)).borrow()
     }
 
     /// The time before which everything of a partition is seen.
@@ -189,14 +189,14 @@ impl OwnedAccounts {
         if next >= end { applied_at } else { applied_at.min(shown_at) }
     }
 
-    /// The number after the last event of a partition. What was applied elsewhere may be known sooner than it is read here.
+    /// The number after the last event of a partition.
     fn next_event(&self, partition: u32) -> u64 {
-        self.end(Topic::Events, partition).max(self.elsewhere.next_event(partition))
+        self.elsewhere.end_of_events(&*self.log, partition)
     }
 
     /// Waits until what is in a partition is applied, and seen where the sink is here; false: the sink has ended.
     async fn settle_partition(&self, partition: u32) -> bool {
-        let intake = self.end(Topic::Intake, partition);
+        let intake = self.end_of_intake(partition);
         if let Some(pulse) = self.pulses.get(partition as usize) {
             pulse.reached(intake).await;
         }
@@ -237,7 +237,7 @@ impl sendtrail_query_api::Accounts for OwnedAccounts {
         let port = |why: &str| sendtrail_query_api::Error::Port(why.to_owned());
         let partition = partition_of(account, self.pulses.len() as u32);
         let ask = async |after: u64| self.owners.reputation(partition, account, after).await.map_err(|why| port(&why));
-        let settled = tokio::time::timeout(SETTLE, ask(self.end(Topic::Intake, partition))).await;
+        let settled = tokio::time::timeout(SETTLE, ask(self.end_of_intake(partition))).await;
         if let Ok(answer) = settled {
             return Ok(Answered { value: answer?, as_of: None, is_makeshift: false });
         }

@@ -16,8 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sendtrail_eventlog::Clock;
-use sendtrail_eventlog::SETTLE;
+use sendtrail_eventlog::{Clock, SETTLE};
 use sendtrail_schemas::clickhouse::is_code;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
