@@ -79,9 +79,9 @@ pub struct Overlay {
 }
 
 /// Rows kept in one generation.
-const ROWS: usize = 400_000;
+const ROWS: usize = 200_000;
 /// Bytes of accounts kept in one generation, about.
-const ACCOUNT_BYTES: usize = 48 << 20;
+const ACCOUNT_BYTES: usize = 24 << 20;
 
 impl Overlay {
     /// An overlay over a store in which the partition stands at `progress`.
