@@ -116,13 +116,14 @@ fn problem_of(path: &str) -> std::borrow::Cow<'static, str> {
 
 /// Says what goes for every route: a success says so, an error has one form.
 fn complete(path: &str, operation: &mut Operation) {
-    if path.starts_with("/api/v1/inbound") {
-        // The token is in the path.
+    // Of the one the token is in the path, of the other a signature in the query.
+    let opens_itself = ["/api/v1/inbound", "/api/v1/exports"].iter().any(|of| path.starts_with(of));
+    if opens_itself {
         operation.security = Some(Vec::new());
     }
     let responses = &mut operation.responses.responses;
     let with_a_body = WITH_A_BODY.iter().filter(|_| operation.request_body.is_some());
-    let by_key = !path.starts_with("/api/v1/admin") && !path.starts_with("/api/v1/inbound");
+    let by_key = !path.starts_with("/api/v1/admin") && !opens_itself;
     let by_key = BY_KEY.iter().filter(|_| by_key);
     for (status, description) in EVERYWHERE.iter().chain(with_a_body).chain(by_key) {
         let response = || RefOr::T(ResponseBuilder::new().description(*description).build());
@@ -167,6 +168,7 @@ fn documented_routes() -> (OpenApiRouter<Ingest>, OpenApiRouter<Query>) {
         .merge(sendtrail_ingest::zmailer_routes());
     let query = OpenApiRouter::new()
         .nest("/api/v1/partner/email", sendtrail_query_api::partner_routes())
-        .nest("/api/v1/admin", sendtrail_query_api::admin_routes());
+        .nest("/api/v1/admin", sendtrail_query_api::admin_routes())
+        .nest("/api/v1", sendtrail_query_api::link_routes());
     (ingest, query)
 }

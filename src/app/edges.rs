@@ -251,7 +251,7 @@ pub fn routes(roles: &Roles, ingest: Ingest, query: Query, health: Health) -> Ro
     }
     let mut router = Router::new();
     if roles.has(Role::Query) {
-        router = router.nest("/api/v1", sendtrail_query_api::link_routes().with_state(query));
+        router = router.nest("/api/v1", Router::from(sendtrail_query_api::link_routes()).with_state(query));
     }
     if roles.has(Role::Ingest) {
         let of_sendcomms = from_fn_with_state(ingest.clone(), sendtrail_ingest::auth::sendcomms);

@@ -5,44 +5,12 @@ use std::process::Command;
 
 use sendtrail_processor::archive::{ATTEMPTS, Table};
 
+use super::support::python::python_with;
 use super::support::*;
 
 /// A Python with the `deltalake` package; none where it cannot be had, which is an error in CI.
 fn python() -> Option<PathBuf> {
     python_with("deltalake")
-}
-
-/// A Python with what tests need, a package among that.
-pub fn python_with(package: &str) -> Option<PathBuf> {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _turn = ONE_AT_A_TIME.lock();
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
-    let python = home.join("bin/python");
-    let run = |command: &mut Command| command.status().is_ok_and(|status| status.success());
-    if run(
-        Command::new(&python).args(["-c", "import deltalake, pyarrow, duckdb, pandas, cryptography, standardwebhooks"])
-    ) {
-        return Some(python);
-    }
-    let made = run(Command::new("python3").args(["-m", "venv"]).arg(&home))
-        && run(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "deltalake>=1.6",
-            "pyarrow",
-            "duckdb",
-            "pandas",
-            "cryptography",
-            "standardwebhooks",
-        ]));
-    if made {
-        return Some(python);
-    }
-    assert!(std::env::var_os("CI").is_none(), "Python packages could not be installed");
-    println!("SKIPPED: Python with the package {package} is not to be had here");
-    None
 }
 
 const COUNT: &str = r#"

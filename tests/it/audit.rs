@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::archive::python_with;
+use super::support::python::python_with;
 use super::support::*;
 
 fn sendtrail(arguments: &[&str]) -> Output {

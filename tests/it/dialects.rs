@@ -320,7 +320,7 @@ async fn the_published_libraries_verify() {
         node.arg(receivers("published.mjs")).current_dir(home);
         judged(node, &of(&["standard", "securesmtp"]));
     }
-    if let Some(python) = super::archive::python_with("standardwebhooks") {
+    if let Some(python) = super::support::python::python_with("standardwebhooks") {
         let mut python = Command::new(python);
         python.arg(receivers("published.py"));
         judged(python, &of(&["standard"]));

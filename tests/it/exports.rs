@@ -5,7 +5,7 @@ use std::process::Command;
 
 use http::{Method, StatusCode};
 
-use super::archive::python_with;
+use super::support::python::python_with;
 use super::support::*;
 
 async fn begin(partner: &Partner, wanted: &Value) -> String {

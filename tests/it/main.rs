@@ -35,6 +35,7 @@ mod reconcile;
 mod replay;
 mod restart;
 mod roles;
+mod schemathesis;
 mod secrets;
 mod send;
 mod ses;

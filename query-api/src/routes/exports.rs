@@ -241,7 +241,15 @@ pub(super) struct LinkParams {
     signature: String,
 }
 
-/// Download a file by the link that an export tells, which needs no key and holds for an hour.
+/// Download a file by the link that an export tells, which needs no key and holds for an hour. Takes `Range`.
+#[utoipa::path(get, path = "/exports/{export_id}/files/{name}", tag = "exports",
+    params(("export_id" = String, Path), ("name" = String, Path), ("signature" = String, Query),
+        ("expires" = i64, Query, description = "until when it holds, in seconds since 1970")),
+    responses((status = 200, description = "the file, of its own type", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 206, description = "a part of it", content_type = "application/octet-stream", body = inline(FileBytes)),
+        (status = 304, description = "it is as it was (If-Modified-Since)"), (status = 401, description = "KEY_NOT_FOUND: not one of ours, or past its time"),
+        (status = 404, description = "NOT_FOUND"),
+        (status = 412, description = "it is newer (If-Unmodified-Since)"), (status = 416, description = "it has no such part")))]
 pub(super) async fn linked(
     State(query): State<Query>,
     Path((export, name)): Path<(String, String)>,

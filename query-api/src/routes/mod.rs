@@ -50,8 +50,8 @@ pub fn admin_routes() -> OpenApiRouter<Query> {
 }
 
 /// Files of exports by signed links, below `/api/v1`. They need no key.
-pub fn link_routes() -> axum::Router<Query> {
-    axum::Router::new().route("/exports/{export_id}/files/{name}", axum::routing::get(exports::linked))
+pub fn link_routes() -> OpenApiRouter<Query> {
+    OpenApiRouter::new().routes(routes!(exports::linked))
 }
 
 /// Bytes of a small body.

@@ -2,6 +2,7 @@
 
 pub mod adversary;
 pub mod proxy;
+pub mod python;
 mod receiver;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -331,10 +332,14 @@ pub async fn partner_routes(server: &Server) -> Vec<(String, Method)> {
     let document = server.admin.get("/openapi.json").await.unwrap();
     let mut routes = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        if path.starts_with("/api/v1/admin") || path.starts_with("/api/v1/inbound") {
+        if path.starts_with("/api/v1/admin") {
             continue;
         }
-        for method in methods.as_object().unwrap().keys() {
+        for (method, operation) in methods.as_object().unwrap() {
+            // Opened by a token or a signature.
+            if operation["security"] == json!([]) {
+                continue;
+            }
             routes.push((path.clone(), Method::from_bytes(method.to_uppercase().as_bytes()).unwrap()));
         }
     }
