@@ -122,6 +122,7 @@ async fn export(folder: &Path, format: Format) {
     let options = ExportOptions {
         folder: kept.path().to_path_buf(),
         keep: HOUR,
+        at_once: 1,
         waiting: 1,
         kept: 1,
         file_rows: FILE,

@@ -92,7 +92,9 @@ sections! {
         timeout_ms: u64, turn_within_ms: u64, concurrency: usize, concurrency_per_account: usize, threads: usize, cache_bytes: usize,
     }
     /// Exports.
-    Exports { dir: PathBuf, keep_hours: u32, waiting_per_account: usize, kept_per_account: usize, file_rows: u64 }
+    Exports {
+        dir: PathBuf, at_once: usize, keep_hours: u32, waiting_per_account: usize, kept_per_account: usize, file_rows: u64,
+    }
     /// ClickHouse, when there is one.
     ClickHouse {
         url: String, database: String, user: String, password: String, lanes: u32, retention_days: u32, batch_rows: usize,
@@ -258,6 +260,7 @@ impl Config {
         need(self.archive.intake_seconds > 0, "archive.intake_seconds: at least 1");
         need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
         need(self.exports.file_rows > 0, "exports.file_rows: at least 1");
+        need((1..=16).contains(&self.exports.at_once), "exports.at_once: 1 to 16");
         need(self.query.concurrency_per_account > 0, "query.concurrency_per_account: at least 1");
         let clickhouse = &self.clickhouse;
         let reads = url::Url::parse(&clickhouse.url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));

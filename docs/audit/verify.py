@@ -180,7 +180,12 @@ def check_day(folder, files, seal, erased):
 def check_table(folder, keys):
     from deltalake import DeltaTable
 
-    paths = [pathlib.Path(uri.removeprefix("file://")) for uri in DeltaTable(str(folder)).file_uris()]
+    table = DeltaTable(str(folder))
+    protocol = table.protocol()
+    asked = set(protocol.reader_features or []) - {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
+    if protocol.min_reader_version == 2 or asked:
+        faults.append(f"the table needs what is not known here: {', '.join(asked) or 'columnMapping'}")
+    paths = [pathlib.Path(uri.removeprefix("file://")) for uri in table.file_uris()]
     sealed, erased, previous = [], {}, None
     for expected, path in enumerate(sorted((folder / "_seals").glob("*.seal.json")), start=1):
         seal, digest = opened(path, SEAL, keys)

@@ -88,6 +88,9 @@ pub enum Error {
     /// Archived intake is not what was written, or not all there.
     #[error("archived intake: {0}")]
     Intake(String),
+    /// A table was changed by somebody else in a way that is not understood.
+    #[error("{0}")]
+    Foreign(String),
     /// Events are missing that must be there.
     #[error("{0}")]
     Missing(String),

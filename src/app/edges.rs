@@ -150,6 +150,7 @@ impl Edges {
         let options = ExportOptions {
             folder: config.exports_folder(),
             keep: i64::from(config.exports.keep_hours) * HOUR,
+            at_once: config.exports.at_once,
             waiting: config.exports.waiting_per_account,
             kept: config.exports.kept_per_account,
             file_rows: config.exports.file_rows,

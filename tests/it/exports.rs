@@ -315,6 +315,23 @@ async fn what_is_under_way_is_bounded_cancelled_and_taken_up_after_a_restart() {
     assert_eq!(partner.get(&at(&running)).await["export"]["status"], "cancelled");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_exports_of_others() {
+    let server = Server::start().await;
+    let (busy, other) = (server.partner("busy").await, server.partner("other").await);
+    let long = json!({"dataset": "events", "from": "2017-01-01", "to": "2026-05-04", "format": "csv"});
+    let mut last = String::new();
+    for _ in 0..5 {
+        last = begin(&busy, &long).await;
+    }
+    let small = begin(&other, &json!({"dataset": "suppressions"})).await;
+    done(&other, &small).await;
+    let listed = busy.get("/exports").await["exports"].take();
+    let of = |status: &str| listed.as_array().unwrap().iter().filter(|export| export["status"] == status).count();
+    assert!(of("running") <= 1, "{listed}");
+    assert_eq!(busy.get(&format!("/exports/{last}")).await["export"]["status"], "queued");
+}
+
 #[tokio::test]
 async fn the_operator_exports_everybody_from_the_command_line() {
     let server = Server::start().await;

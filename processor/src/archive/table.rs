@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
-use deltalake_core::kernel::{Action, Add, DataType, Remove, StructField, StructType, Transaction};
+use deltalake_core::kernel::{Action, Add, DataType, Protocol, Remove, StructField, StructType, Transaction};
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
@@ -41,6 +41,19 @@ pub struct Table {
     files: BTreeMap<String, Arc<ArchivedFile>>,
     maintenance: i64,
     upkeep: Arc<Mutex<()>>,
+}
+
+/// Features of a table that change nothing of which rows it has.
+const HARMLESS: [&str; 3] = ["timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"];
+
+/// What a table asks of its readers that would have rows seen here that it does not have, or under other names: deletion vectors,
+/// mapped columns, and whatever is to come. Ours ask for nothing.
+fn unknown_to_us(protocol: &Protocol) -> String {
+    if protocol.min_reader_version() == 2 {
+        return "columnMapping".into();
+    }
+    let asked = protocol.reader_features().unwrap_or_default().iter().map(ToString::to_string);
+    asked.filter(|feature| !HARMLESS.contains(&feature.as_str())).collect::<Vec<_>>().join(", ")
 }
 
 /// What a file's entry in the Delta log says of its rows.
@@ -102,6 +115,11 @@ impl Table {
     }
 
     fn read_files(&mut self) -> Result<(), Error> {
+        let asked = unknown_to_us(self.state.protocol());
+        if !asked.is_empty() {
+            let root = self.root.display();
+            return Err(Error::Foreign(format!("{root}: somebody has the table need what is not known here: {asked}")));
+        }
         self.files.clear();
         for file in self.state.log_data().iter() {
             let read = read_file(self.layout, &file.path(), file.size(), file.stats())?;

@@ -160,6 +160,33 @@ async fn a_table_remembers_files_and_marks() {
     assert_eq!((table.files(), table.version()), (files, version));
 }
 
+#[tokio::test]
+async fn a_table_that_needs_more_than_is_known_here_is_refused() {
+    let features = |version: u32, features: &str| {
+        format!(
+            r#"{{"protocol":{{"minReaderVersion":{version},"minWriterVersion":7,"writerFeatures":{features}{}}}}}"#,
+            if version == 3 { format!(r#","readerFeatures":{features}"#) } else { String::new() }
+        )
+    };
+    for (protocol, named) in [
+        (features(3, r#"["deletionVectors"]"#), Some("deletionVectors")),
+        (features(2, r#"["columnMapping"]"#), Some("columnMapping")),
+        (features(3, r#"["v2Checkpoint"]"#), None),
+    ] {
+        let folder = TempDir::new().unwrap();
+        let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
+        append(&mut table, 0, 0, 5).await;
+        // As another program would, once it is told to delete by vectors.
+        let next = folder.path().join(format!("_delta_log/{:020}.json", table.version() + 1));
+        std::fs::write(next, protocol).unwrap();
+        match (Table::find(&EVENTS, folder.path()).await, named) {
+            (Ok(Some(table)), None) => assert_eq!(table.files().len(), 1),
+            (Err(error), Some(named)) => assert!(error.to_string().contains(named), "{error}"),
+            (found, _) => panic!("{:?} {named:?}", found.map(|found| found.is_some())),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_events_are_committed_once_however_often() {
     let folder = TempDir::new().unwrap();

@@ -208,6 +208,11 @@ impl Job {
     pub fn account(&self) -> Option<AccountId> {
         self.account_id.map(AccountId)
     }
+
+    /// Who asked for it: an account, or the operator.
+    pub fn owner(&self) -> Option<Uuid> {
+        self.account_id.filter(|_| !self.operators)
+    }
 }
 
 #[cfg(test)]

@@ -26,33 +26,55 @@ const REST: Duration = Duration::from_secs(1);
 /// How often the worker looks whether its export was cancelled.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// An owner's turn.
+struct Making<'a> {
+    exports: &'a Exports,
+    owner: Option<Uuid>,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.exports.inner.making.lock().remove(&self.owner);
+    }
+}
+
 impl Exports {
-    /// Makes exports, one after the other, until `stop` is cancelled. What is not finished then goes on at the next start.
+    /// Makes exports, some at once, until `stop` is cancelled. What is not finished then goes on at the next start.
     pub async fn run(self, stop: CancellationToken) {
         // Told from the start, so that the first failure is seen.
         for name in ["sendtrail_exports_total", "sendtrail_exports_failed_total", "sendtrail_exported_rows_total"] {
             counter!(name).absolute(0);
         }
-        let mut swept = None::<tokio::time::Instant>;
-        // Of the servers that share a folder one makes exports, as long as it lives.
-        let mut worker: Option<fs::File> = None;
-        while !stop.is_cancelled() {
-            if worker.is_none() {
-                worker = self.lock_file(WORKER).ok().filter(|file| file.try_lock().is_ok());
+        let Some(_worker) = self.worker(&stop).await else { return };
+        let workers = (0..self.inner.options.at_once.max(1)).map(|worker| self.clone().work(worker == 0, stop.clone()));
+        futures::future::join_all(workers).await;
+    }
+
+    /// Waits for its turn: of the servers that share a folder one makes exports, as long as it lives. `None`: this one stops.
+    async fn worker(&self, stop: &CancellationToken) -> Option<fs::File> {
+        loop {
+            if let Some(worker) = self.lock_file(WORKER).ok().filter(|file| file.try_lock().is_ok()) {
+                return Some(worker);
             }
-            let rest = match worker.is_some() {
-                false => SWEEP_EVERY / 60,
-                true => {
-                    let sweeps = swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
-                    swept = if sweeps { Some(tokio::time::Instant::now()) } else { swept };
-                    let (exports, handle, stopping) = (self.clone(), Handle::current(), stop.clone());
-                    let turn = tokio::task::spawn_blocking(move || exports.turn(sweeps, &handle, &stopping)).await;
-                    match turn {
-                        Ok(Some(true)) => continue,
-                        Ok(Some(false)) | Err(_) => REST,
-                        Ok(None) => SWEEP_EVERY,
-                    }
-                }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(SWEEP_EVERY / 60) => {}
+            }
+        }
+    }
+
+    /// Makes one export after the other.
+    async fn work(self, sweeps: bool, stop: CancellationToken) {
+        let mut swept = None::<tokio::time::Instant>;
+        while !stop.is_cancelled() {
+            let sweeps = sweeps && swept.is_none_or(|at| at.elapsed() >= SWEEP_EVERY);
+            swept = if sweeps { Some(tokio::time::Instant::now()) } else { swept };
+            let (exports, handle, stopping) = (self.clone(), Handle::current(), stop.clone());
+            let turn = tokio::task::spawn_blocking(move || exports.turn(sweeps, &handle, &stopping)).await;
+            let rest = match turn {
+                Ok(Some(true)) => continue,
+                Ok(Some(false)) | Err(_) => REST,
+                Ok(None) => SWEEP_EVERY,
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -67,7 +89,7 @@ impl Exports {
         if sweeps {
             self.sweep();
         }
-        let job = self.next()?;
+        let (job, _making) = self.next()?;
         let id = job.export_id;
         // A panic in one is its failure, and not that of the next.
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(job, handle, stop)));
@@ -85,10 +107,14 @@ impl Exports {
         Some(false)
     }
 
-    /// The job that waits longest.
-    fn next(&self) -> Option<Job> {
+    /// The job that waits longest, of those whose owners have none being made: nobody waits for another's large one.
+    fn next(&self) -> Option<(Job, Making<'_>)> {
+        let mut owners = self.inner.making.lock();
         let jobs = self.list(None).inspect_err(|error| tracing::error!(%error, "exports cannot be read")).ok()?;
-        jobs.into_iter().rfind(|job| !job.status.is_over())
+        let job = jobs.into_iter().rfind(|job| !job.status.is_over() && !owners.contains(&job.owner()))?;
+        owners.insert(job.owner());
+        let making = Making { exports: self, owner: job.owner() };
+        Some((job, making))
     }
 
     fn fail(&self, id: Uuid, error: &Error) -> Result<(), Error> {

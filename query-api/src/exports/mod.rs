@@ -8,7 +8,7 @@ mod format;
 mod making;
 mod rows;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub struct ExportOptions {
     pub folder: PathBuf,
     /// How long after they are over, milliseconds.
     pub keep: i64,
+    /// How many are made at once, each of another account.
+    pub at_once: usize,
     /// How many of one account may wait or run.
     pub waiting: usize,
     /// How many of one account are kept, with those that are over.
@@ -78,6 +80,8 @@ struct Inner {
     clock: Clock,
     /// Rows of the part that is being made, by export.
     running: Mutex<HashMap<Uuid, u64>>,
+    /// Whose are being made; `None` is the operator.
+    making: Mutex<HashSet<Option<Uuid>>>,
     /// One change of a job at a time.
     changing: Mutex<()>,
     more: Notify,
@@ -86,9 +90,8 @@ struct Inner {
 impl Exports {
     /// Over a folder.
     pub fn new(options: ExportOptions, rows: Rows, clock: Clock) -> Self {
-        let inner =
-            Inner { options, rows, clock, running: Mutex::default(), changing: Mutex::default(), more: Notify::new() };
-        Self { inner: Arc::new(inner) }
+        let (running, making, changing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { options, rows, clock, running, making, changing, more: Notify::new() }) }
     }
 
     fn folder(&self, id: Uuid) -> PathBuf {
