@@ -1,8 +1,6 @@
 //! The API is called as its document says, and as it does not: whatever comes, no answer is a fault of the server's, and each is
 //! one that the document knows, in the form that it tells.
 
-use std::process::Command;
-
 use super::support::*;
 
 /// What must hold of each answer. Whether a body of the right types is also a good one is not in the document.
@@ -11,7 +9,7 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
 
 /// Calls routes with a key, of those only whose path is like `paths`; `names` are of what is there.
 async fn call(server: &Server, key: &str, paths: [&str; 2], names: &Value) {
-    let Some(program) = python::schemathesis() else { return };
+    let Some(mut command) = python::schemathesis() else { return };
     let mut settings = "[parameters]\n".to_owned();
     for (name, value) in names.as_object().unwrap() {
         settings += &format!("{name} = {value}\n");
@@ -19,7 +17,6 @@ async fn call(server: &Server, key: &str, paths: [&str; 2], names: &Value) {
     let folder = tempfile::TempDir::new().unwrap();
     let config = folder.path().join("schemathesis.toml");
     std::fs::write(&config, settings).unwrap();
-    let mut command = Command::new(program);
     command.current_dir(folder.path()).env("NO_COLOR", "1").arg("--config-file").arg(config);
     command.arg("run").arg(format!("{}/openapi.json", server.admin.base()));
     command.args(["--header", &format!("Authorization: Bearer {key}")]).args(paths).args(["--checks", CHECKS]);

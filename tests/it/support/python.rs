@@ -20,9 +20,11 @@ pub fn python_with(package: &str) -> Option<PathBuf> {
 }
 
 /// The program that calls an API as its document says, and otherwise.
-pub fn schemathesis() -> Option<PathBuf> {
-    let python = SCHEMATHESIS.interpreter("schemathesis")?;
-    Some(python.with_file_name("schemathesis"))
+pub fn schemathesis() -> Option<Command> {
+    // Not the script beside it, which knows where the folder was when it was made.
+    let mut command = Command::new(SCHEMATHESIS.interpreter("schemathesis")?);
+    command.args(["-m", "schemathesis.cli"]);
+    Some(command)
 }
 
 struct Python {
