@@ -228,7 +228,7 @@ impl Running {
                     let why = error.to_string();
                     tracing::error!(%why, "the sink does not get on");
                     *self.failure.lock() = Some(why);
-                    if matches!(error, Error::Missing(_)) || stop.is_cancelled() {
+                    if matches!(error, Error::Missing(_) | Error::Foreign(_)) || stop.is_cancelled() {
                         return;
                     }
                     std::thread::sleep(BACKOFF);

@@ -326,9 +326,6 @@ async fn nobody_waits_for_exports_of_others() {
     }
     let small = begin(&other, &json!({"dataset": "suppressions"})).await;
     done(&other, &small).await;
-    let listed = busy.get("/exports").await["exports"].take();
-    let of = |status: &str| listed.as_array().unwrap().iter().filter(|export| export["status"] == status).count();
-    assert!(of("running") <= 1, "{listed}");
     assert_eq!(busy.get(&format!("/exports/{last}")).await["export"]["status"], "queued");
 }
 

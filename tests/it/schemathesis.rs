@@ -42,7 +42,7 @@ async fn call(server: &Server, key: &str, paths: [&str; 2], names: &Value) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_to_a_partner_is_documented() {
-    let server = Server::start().await;
+    let server = Server::start_with(|config| config.intake.max_lag_ms = 60_000).await;
     let partner = server.partner("probed").await;
     let set = partner.set(json!({"name": "news"})).await;
     let hook = json!({"name": "hook", "webhook_url": "https://receiver.example/"});
@@ -58,7 +58,7 @@ async fn every_answer_to_a_partner_is_documented() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_answer_to_the_administrator_is_documented() {
-    let server = Server::start().await;
+    let server = Server::start_with(|config| config.intake.max_lag_ms = 60_000).await;
     let partner = server.partner("probed").await;
     let bounce = partner.event("HardBounce");
     partner.stream(std::slice::from_ref(&bounce)).await;

@@ -108,24 +108,8 @@ impl Table {
     ) -> Result<Self, Error> {
         let state = table.snapshot()?.clone();
         let maintenance = state.transaction_version(&*log_store, MAINTENANCE).await?.unwrap_or(0);
-        let mut opened =
-            Self { layout, root, log_store, state, files: BTreeMap::new(), maintenance, upkeep: Arc::default() };
-        opened.read_files()?;
-        Ok(opened)
-    }
-
-    fn read_files(&mut self) -> Result<(), Error> {
-        let asked = unknown_to_us(self.state.protocol());
-        if !asked.is_empty() {
-            let root = self.root.display();
-            return Err(Error::Foreign(format!("{root}: somebody has the table need what is not known here: {asked}")));
-        }
-        self.files.clear();
-        for file in self.state.log_data().iter() {
-            let read = read_file(self.layout, &file.path(), file.size(), file.stats())?;
-            self.files.insert(read.path.clone(), Arc::new(read));
-        }
-        Ok(())
+        let files = listed(layout, &state)?;
+        Ok(Self { layout, root, log_store, state, files, maintenance, upkeep: Arc::default() })
     }
 
     /// What it holds.
@@ -283,16 +267,22 @@ impl Table {
     /// # Errors
     /// [`Error::Delta`].
     pub async fn refresh(&mut self) -> Result<(), Error> {
-        let before = self.state.version();
-        self.state.update(&*self.log_store, None).await?;
-        if self.state.version() != before { self.read_files() } else { Ok(()) }
+        let mut state = self.state.clone();
+        state.update(&*self.log_store, None).await?;
+        if state.version() != self.state.version() {
+            // Together, or nothing: a state with the files of another one has files deleted that are in the table.
+            self.files = listed(self.layout, &state)?;
+            self.state = state;
+        }
+        Ok(())
     }
 
     async fn reload(&mut self) -> Result<(), Error> {
-        self.state = DeltaTableState::try_new(&*self.log_store, None).await?;
-        let maintenance = self.state.transaction_version(&*self.log_store, MAINTENANCE).await?;
-        self.maintenance = maintenance.unwrap_or(0);
-        self.read_files()
+        let state = DeltaTableState::try_new(&*self.log_store, None).await?;
+        let maintenance = state.transaction_version(&*self.log_store, MAINTENANCE).await?;
+        self.files = listed(self.layout, &state)?;
+        (self.state, self.maintenance) = (state, maintenance.unwrap_or(0));
+        Ok(())
     }
 }
 
@@ -314,7 +304,29 @@ async fn load(log_store: &LogStoreRef) -> Result<Option<DeltaTable>, Error> {
         return Ok(None);
     }
     table.load().await?;
+    check(table.snapshot()?)?;
     Ok(Some(table))
+}
+
+/// # Errors
+/// [`Error::Foreign`] for a table that needs more than is known here.
+fn check(state: &DeltaTableState) -> Result<(), Error> {
+    let asked = unknown_to_us(state.protocol());
+    match asked.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Foreign(format!("the archive: somebody has it need what is not known here: {asked}"))),
+    }
+}
+
+/// The files of a table.
+fn listed(layout: &'static Layout, state: &DeltaTableState) -> Result<BTreeMap<String, Arc<ArchivedFile>>, Error> {
+    check(state)?;
+    let mut files = BTreeMap::new();
+    for file in state.log_data().iter() {
+        let read = read_file(layout, &file.path(), file.size(), file.stats())?;
+        files.insert(read.path.clone(), Arc::new(read));
+    }
+    Ok(files)
 }
 
 /// The table with the columns that an earlier program did not know; in its rows they are null.

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::gather::gather;
 use super::*;
+use crate::Error;
 
 const TODAY: i64 = 20_000;
 
@@ -127,7 +128,7 @@ async fn what_does_not_go_on_where_the_table_ends_is_refused() {
     append(&mut table, 0, 0, 10).await;
     for events in [(5, 12), (11, 12), (0, 9)] {
         let refused = table.append(&[], &BTreeMap::from([(0, events)])).await;
-        assert!(matches!(refused, Err(crate::Error::Missing(_))), "{events:?}");
+        assert!(matches!(refused, Err(Error::Missing(_))), "{events:?}");
     }
     append(&mut table, 0, 10, 3).await;
     assert_eq!(table.mark(0).await.unwrap(), 13);
@@ -179,6 +180,16 @@ async fn a_table_that_needs_more_than_is_known_here_is_refused() {
         // As another program would, once it is told to delete by vectors.
         let next = folder.path().join(format!("_delta_log/{:020}.json", table.version() + 1));
         std::fs::write(next, protocol).unwrap();
+        if named.is_some() {
+            // Nor does whoever has it open write to it, however often.
+            for _ in 0..2 {
+                let files =
+                    write_files(&EVENTS, table.root(), "more", &[batch(&[event(5, 1, TODAY * DAY, TODAY * DAY)])]);
+                let refused = table.append(&files.unwrap(), &BTreeMap::from([(0, (5, 5))])).await;
+                assert!(matches!(refused, Err(Error::Foreign(_))), "{refused:?}");
+            }
+            assert!(matches!(table.refresh().await, Err(Error::Foreign(_))));
+        }
         match (Table::find(&EVENTS, folder.path()).await, named) {
             (Ok(Some(table)), None) => assert_eq!(table.files().len(), 1),
             (Err(error), Some(named)) => assert!(error.to_string().contains(named), "{error}"),

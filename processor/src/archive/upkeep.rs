@@ -118,7 +118,9 @@ impl Upkeep {
     /// [`Error::Io`].
     pub async fn vacuum(&self) -> Result<usize, Error> {
         let (root, known) = {
-            let table = self.table.lock().await;
+            let mut table = self.table.lock().await;
+            // What is not understood is not cleaned up.
+            table.refresh().await?;
             let known: HashSet<PathBuf> = table.files().iter().map(|file| table.root().join(&file.path)).collect();
             (table.root().to_owned(), known)
         };

@@ -123,7 +123,7 @@ impl Filer {
 
     /// The same, when it is no use to try again.
     pub fn end(&mut self, stopping: bool) -> Result<(), Error> {
-        match self.trouble.take_if(|(error, _)| stopping || matches!(error, Error::Missing(_))) {
+        match self.trouble.take_if(|(error, _)| stopping || matches!(error, Error::Missing(_) | Error::Foreign(_))) {
             Some((error, _)) => Err(error),
             None => Ok(()),
         }

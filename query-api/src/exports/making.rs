@@ -21,6 +21,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const SEEN_WITHIN: Duration = Duration::from_secs(300);
 /// Held by the server that makes exports, of those that share the folder.
 const WORKER: &str = "worker.lock";
+/// How often it is looked for exports that another server took in.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long the worker rests after something went wrong.
 const REST: Duration = Duration::from_secs(1);
 /// How often the worker looks whether its export was cancelled.
@@ -74,7 +76,7 @@ impl Exports {
             let rest = match turn {
                 Ok(Some(true)) => continue,
                 Ok(Some(false)) | Err(_) => REST,
-                Ok(None) => SWEEP_EVERY,
+                Ok(None) => LOOK_AGAIN,
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -107,7 +109,7 @@ impl Exports {
         Some(false)
     }
 
-    /// The job that waits longest, of those whose owners have none being made: nobody waits for another's large one.
+    /// The job that waits longest, of those whose owners have none being made: while one has a large one made, others get on.
     fn next(&self) -> Option<(Job, Making<'_>)> {
         let mut owners = self.inner.making.lock();
         let jobs = self.list(None).inspect_err(|error| tracing::error!(%error, "exports cannot be read")).ok()?;
@@ -191,11 +193,13 @@ impl Exports {
         };
         handle.block_on(async {
             tokio::select! {
+                // An export that is not begun is not failed, either.
+                biased;
+                () = stop.cancelled() => Ok(false),
                 seen = self.inner.rows.settle(job.account(), SEEN_WITHIN) => {
                     if seen { Ok(true) } else { Err(Error::Behind) }
                 }
                 () = cancelled => Ok(false),
-                () = stop.cancelled() => Ok(false),
             }
         })
     }
