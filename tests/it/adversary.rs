@@ -51,8 +51,7 @@ async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
     for manner in MANNERS {
         receiver.wait(&format!("/{manner:?}"), 40).await;
     }
-    // One after the other, they would wait 40 times five seconds.
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     for (manner, partner) in &partners {
         let bad = async || {
             let log = partner.log().await;
