@@ -153,7 +153,7 @@ async fn recover(address: &str) {
     let folder = TempDir::new().unwrap();
     let mut config = config(address, "recover", 1);
     config.secrets.key = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=".into();
-    config.state.snapshots = folder.path().join("snapshots");
+    config.state.snapshots = folder.path().join("snapshots").display().to_string();
     config.state.snapshot_seconds = 2;
     let config = Arc::new(config);
     fill(&config, ACCOUNTS, EVENTS).await;

@@ -16,6 +16,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::producer::{BaseRecord, DeliveryResult, ProducerContext, ThreadedProducer};
 use sendtrail::client::Api;
 use sendtrail_eventlog::kafka::{KafkaLog, Options};
+use sendtrail_eventlog::objects::Place;
 use sendtrail_eventlog::{Blobs, Clock, LocalReplies, Pulse};
 use sendtrail_ingest::{DeadLetters, Error, Ingest, Limits, Parts, Sampled, Samples, SuppressionQuery, Suppressions};
 use sendtrail_schemas::account::{AccountConfig, ApiKey, Suppression};
@@ -89,7 +90,7 @@ pub fn run() {
         replies: Arc::new(LocalReplies::new(1)),
         directory,
         pulses: (0..PARTITIONS).map(|_| Arc::new(Pulse::default())).collect(),
-        blobs: Blobs::open(&folder.path().join("blobs")).unwrap(),
+        blobs: Blobs::open(Place::from(folder.path()).join("blobs")).unwrap(),
         vault: Vault::new(&[7; 32]),
         clock: Clock::wall(),
         suppressions: Arc::new(Nothing),

@@ -15,7 +15,7 @@ use sendtrail_schemas::columns::EventColumns;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, event_id};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::HourRows;
+use sendtrail_schemas::rollup::{Apart, HourRows};
 use sendtrail_schemas::time::{DAY, Millis};
 use uuid::Uuid;
 
@@ -89,7 +89,7 @@ pub fn run() {
         let last_day = BEGIN.plus((DAYS - 2) * DAY);
         println!("  the archive is in {}; the account is {who}", folder.display());
         median("/stats: 14 days of one account, from the sums", 21, || {
-            let rows = reader.rollups(who, BEGIN.hour(), BEGIN.plus(DAYS * DAY).hour()).unwrap();
+            let rows = reader.rollups(who, BEGIN.hour(), BEGIN.plus(DAYS * DAY).hour(), &Apart::NONE).unwrap();
             let sends: u64 = rows
                 .iter()
                 .map(|hour| match hour {

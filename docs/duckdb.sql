@@ -1,5 +1,6 @@
--- Views over an archive for DuckDB, from the folder that holds `events` and `attempts`:
---   duckdb -init docs/duckdb.sql
+-- Views over an archive for DuckDB. Paths are from the folder that holds `events` and `attempts`: `archive` in the data folder, or
+-- what `archive.dir` names. With this repository at REPO:
+--   cd DATA/archive && duckdb -init REPO/docs/duckdb.sql
 -- Files of an export need none: SELECT * FROM 'events-*.parquet'.
 -- Files are listed here by their names. While the server runs, merged files lie beside those they were merged from for a day
 -- (archive.vacuum_after_hours); what counts then is the Delta log: use delta_scan('events') (INSTALL delta), or the list that

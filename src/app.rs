@@ -171,6 +171,7 @@ impl App {
             sink: filing.sink,
             clickhouse: filing.clickhouse,
             sources: if roles.has(Role::Processor) { statuses } else { Vec::new() },
+            delivery: roles.has(Role::Delivery).then(|| shared.waits.clone()),
             metrics: told,
         };
         let router = routes(roles, ingest.clone(), query, health);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rand::Rng;
+use sendtrail_audit::put_durably;
 use sendtrail_eventlog::EventLog;
 use sendtrail_eventlog::embedded::{self, EmbeddedLog};
 use sendtrail_eventlog::kafka::{Exchange, KafkaLog, Options};
@@ -43,7 +44,7 @@ impl Backbone {
                 let options = Options { instance: instance.name(), ..config.kafka_options() };
                 let opened = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await?;
                 let log = Arc::new(opened.context("open the log on Kafka")?);
-                if !config.kafka.accept_new_folder && is_anothers(config, &log, &instance) {
+                if !config.kafka.accept_new_folder && is_anothers(config, &log, &instance).await? {
                     let data = config.data.dir.display();
                     anyhow::bail!(
                         "the topics hold another server's log, and {data} has nothing of it: its state, large messages \
@@ -124,21 +125,26 @@ impl Backbone {
 }
 
 /// Whether another server's folder has what this one would begin without.
-fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> bool {
+async fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> anyhow::Result<bool> {
     let roles = &config.server.roles;
     let begins = |role: Role| roles.has(role) && !instance.has_done(role);
     if roles.is_all() {
         let is_new = [Role::Processor, Role::Delivery, Role::Dispatcher].into_iter().any(begins);
-        return is_new && Topic::ALL.iter().any(|topic| log.has(*topic));
+        return Ok(is_new && Topic::ALL.iter().any(|topic| log.has(*topic)));
     }
     // The state comes from a snapshot where there are any, else from the log; so does what webhooks wait. The archive tells by itself whether it lacks
     // what the log no longer has, and whoever only speaks with clients keeps nothing.
     let decides = begins(Role::Processor)
-        && config.state.snapshots.as_os_str().is_empty()
+        && config.state.snapshots.is_empty()
         && (log.has(Topic::Events) || log.has(Topic::Mail));
-    let has_books = || config.book_snapshots().is_some_and(|folder| BookSnapshots::are_in(&folder));
-    let posts = begins(Role::Dispatcher) && log.has(Topic::Events) && !has_books();
-    decides || begins(Role::Delivery) && log.has(Topic::Mail) || posts
+    let has_books = match config.book_snapshots() {
+        Some(place) if begins(Role::Dispatcher) => {
+            BookSnapshots::are_at(&place).await.with_context(|| format!("look for snapshots of webhooks at {place}"))?
+        }
+        _ => false,
+    };
+    let posts = begins(Role::Dispatcher) && log.has(Topic::Events) && !has_books;
+    Ok(decides || begins(Role::Delivery) && log.has(Topic::Mail) || posts)
 }
 
 /// What tells the server of this folder, on this machine, from others. Of a copied folder on another machine it is not
@@ -189,7 +195,7 @@ impl Instance {
         done.extend(Role::ALL.into_iter().filter(|role| roles.has(*role)).map(|role| role.name().to_owned()));
         if self.is_new || done.len() > before {
             let lines: Vec<&str> = std::iter::once(&*self.id).chain(done.iter().map(String::as_str)).collect();
-            std::fs::write(&self.path, lines.join("\n")).with_context(|| format!("write {}", self.path.display()))?;
+            put_durably(&self.path, lines.join("\n").as_bytes())?;
         }
         Ok(())
     }

@@ -41,7 +41,13 @@ fn bounds(config: &Config) -> ClickHouseBounds {
         time: Duration::from_millis(config.query.timeout_ms).mul_f64(0.9),
         memory: config.clickhouse.max_query_memory_bytes,
         rows: config.clickhouse.max_query_rows,
+        retention_days: retention_days(config),
     }
+}
+
+/// Simulated time is not what ClickHouse goes by.
+fn retention_days(config: &Config) -> u32 {
+    if config.log.simulated { 0 } else { config.clickhouse.retention_days }
 }
 
 /// How its tables are to be.
@@ -51,7 +57,7 @@ pub fn wanted(config: &Config, recreate: bool) -> Wanted {
         database_id: uuid::Uuid::new_v4(),
         lanes: config.clickhouse.lanes,
         // ClickHouse goes by the clock: simulated days would be over before they come.
-        retention_days: if config.log.simulated { 0 } else { config.clickhouse.retention_days },
+        retention_days: retention_days(config),
         recreate,
     }
 }

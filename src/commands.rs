@@ -25,6 +25,7 @@ use crate::{audit, backbone, clickhouse, demo, export, loadgen, rebuild, shutdow
 /// # Errors
 /// What went wrong, for people.
 pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    telemetry::end_with_reader();
     match cli.command {
         Command::Serve(args) => serve(&args).await?,
         Command::Demo(args) => return demo::run(args).await,
@@ -239,8 +240,8 @@ async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
     let _lock = backbone::lock(data)?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
     let folder = config.archive_folder();
-    let events = archive::Table::open(&archive::EVENTS, &folder.join(archive::EVENTS.name)).await?;
-    let attempts = archive::Table::open(&archive::ATTEMPTS, &folder.join(archive::ATTEMPTS.name)).await?;
+    let events = archive::Table::open(&archive::EVENTS, &folder.join(archive::EVENTS.name())).await?;
+    let attempts = archive::Table::open(&archive::ATTEMPTS, &folder.join(archive::ATTEMPTS.name())).await?;
     let mut projections = Projections::open(store.database())?;
     let partitions = config.log.partitions;
     let rebuilt = sendtrail_processor::rebuild_projections(&events, &attempts, &mut projections, partitions).await?;

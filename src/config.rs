@@ -1,7 +1,13 @@
 //! Settings: the defaults file, a file of one's own, the environment, in this order. All errors are told at once.
 
+mod environment;
+mod rules;
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use figment::Figment;
@@ -10,6 +16,7 @@ use figment::value::{Dict, Value};
 use ipnet::IpNet;
 use sendtrail_eventlog::embedded::Options;
 use sendtrail_eventlog::kafka;
+use sendtrail_eventlog::objects::{self, Place};
 use sendtrail_processor::core::step::LOGIC_VERSION;
 use sendtrail_processor::dispatch::Patience;
 use sendtrail_schemas::time::{HOUR, SECOND};
@@ -18,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::properties;
 use crate::roles::{Role, Roles};
-use crate::sources::{self, KafkaSource};
+use crate::sources::KafkaSource;
 
 /// The defaults, with what they mean.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
@@ -42,7 +49,7 @@ sections! {
     Config {
         server: Server, data: Data, log: Log, kafka: Kafka, state: State, intake: Intake, sending: Sending, dedup: Dedup,
         identities: Identities, simulator: Simulator, webhooks: Webhooks, archive: Archive, query: Query, exports: Exports,
-        clickhouse: ClickHouse, sources: Sources, blobs: Blobs, secrets: Secrets, telemetry: Telemetry,
+        clickhouse: ClickHouse, sources: Sources, blobs: Blobs, s3: S3, secrets: Secrets, telemetry: Telemetry,
     }
     /// The HTTP server.
     Server {
@@ -62,7 +69,7 @@ sections! {
         sasl_password: String, ssl_ca_location: String, properties: Vec<String>,
     }
     /// The state store.
-    State { cache_bytes: u64, checkpoint_ms: u64, snapshots: PathBuf, snapshot_seconds: u64, logic_version: u32 }
+    State { cache_bytes: u64, checkpoint_ms: u64, snapshots: String, snapshot_seconds: u64, logic_version: u32 }
     /// Event intake.
     Intake { max_events: usize, max_lag_ms: u64, inline_bytes: usize }
     /// Sends.
@@ -85,7 +92,7 @@ sections! {
     /// The Parquet archive.
     Archive {
         dir: PathBuf, commit_seconds: u64, commit_rows: usize, merge_seconds: u64, vacuum_after_hours: u64, seal: bool,
-        seal_after_minutes: u32, intake_days: u32, intake_seconds: u64,
+        seal_after_minutes: u32, intake: String, intake_days: u32, intake_seconds: u64,
     }
     /// Queries.
     Query {
@@ -104,7 +111,9 @@ sections! {
     /// Topics that others write, read into the intake.
     Sources { kafka: Vec<KafkaSource> }
     /// Large message bodies.
-    Blobs { dir: PathBuf, retention_days: u32 }
+    Blobs { dir: String, retention_days: u32 }
+    /// Buckets.
+    S3 { endpoint: String, region: String, access_key_id: String, secret_access_key: String, allow_http: bool }
     /// Keys.
     Secrets { key: String, previous_keys: Vec<String>, seal_key: String }
     /// What is logged.
@@ -164,7 +173,7 @@ impl Config {
             }
             given = given.merge(Toml::file(file));
         }
-        given = given.merge(Env::prefixed(ENVIRONMENT).split("__"));
+        given = environment::as_text(given.merge(Env::prefixed(ENVIRONMENT).split("__")), std::env::vars_os());
         if !roles.is_empty() {
             given = given.merge(Serialized::global("server.roles", roles));
         }
@@ -184,7 +193,8 @@ impl Config {
             let alone = Figment::from(Toml::string(DEFAULTS)).merge(Serialized::global(&path, &value));
             match alone.extract::<Self>() {
                 Ok(_) => sound = sound.merge(Serialized::global(&path, &value)),
-                Err(cause) => errors.extend(cause.into_iter().map(|error| format!("{path}: {}", error.kind))),
+                Err(cause) => errors
+                    .extend(cause.into_iter().map(|error| format!("{path}: {}", environment::told(&path, error.kind)))),
             }
         }
         match sound.extract::<Self>() {
@@ -197,115 +207,6 @@ impl Config {
                 Err(Invalid(errors))
             }
         }
-    }
-
-    /// What types cannot tell.
-    fn check(&self, errors: &mut Vec<String>) {
-        let mut need = |holds: bool, what: &str| {
-            if !holds {
-                errors.push(what.to_owned());
-            }
-        };
-        need(self.server.listen.parse::<std::net::SocketAddr>().is_ok(), "server.listen: not an address and a port");
-        need(self.server.max_connections > 0, "server.max_connections: at least 1");
-        need(self.server.max_header_bytes >= 8_192, "server.max_header_bytes: at least 8192");
-        need(self.server.max_body_bytes >= 1_024, "server.max_body_bytes: at least 1024");
-        need((1..=65_535).contains(&self.log.partitions), "log.partitions: 1 to 65535");
-        need((1 << 16..=2 << 30).contains(&self.log.segment_bytes), "log.segment_bytes: 64 KiB to 2 GiB");
-        need(self.log.queue_bytes >= 1 << 20, "log.queue_bytes: at least 1 MiB");
-        need((1..=8_760).contains(&self.log.segment_hours), "log.segment_hours: 1 to 8760");
-        need(self.log.disk_budget_bytes >= 2 * self.log.segment_bytes, "log.disk_budget_bytes: at least two segments");
-        need(!self.kafka.bootstrap_servers.is_empty(), "kafka.bootstrap_servers: none");
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let namespace = &self.kafka.namespace;
-        need(
-            (1..=200).contains(&namespace.len()) && namespace.chars().all(plain),
-            "kafka.namespace: letters, digits, . _ -",
-        );
-        need(self.kafka.replication > 0, "kafka.replication: at least 1");
-        need((24..=87_600).contains(&self.kafka.retention_hours), "kafka.retention_hours: 24 to 87600");
-        need(properties::are_sound(&self.kafka.properties), "kafka.properties: each is name=value");
-        need(self.state.checkpoint_ms >= 10, "state.checkpoint_ms: at least 10");
-        need(self.state.snapshot_seconds > 0, "state.snapshot_seconds: at least 1");
-        need(
-            self.state.logic_version <= LOGIC_VERSION,
-            &format!("state.logic_version: this program knows 1 to {LOGIC_VERSION}"),
-        );
-        need(self.intake.max_events > 0, "intake.max_events: at least 1");
-        need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
-        need((1..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 1 to 360");
-        let sender = &self.sending.system_sender;
-        let reads = sendtrail_schemas::address::parse_mailbox(sender).is_ok();
-        need(sender.is_empty() || reads, "sending.system_sender: not an e-mail address");
-        let shares = &self.simulator;
-        let shares =
-            [shares.permanent_bounce_ppm, shares.delay_ppm, shares.complaint_ppm, shares.open_ppm, shares.click_ppm];
-        need(shares.iter().all(|share| *share <= 1_000_000), "simulator: shares are at most 1000000 parts per million");
-        let webhooks = &self.webhooks;
-        need(webhooks.concurrency_per_destination > 0, "webhooks.concurrency_per_destination: at least 1");
-        need((1..=65_536).contains(&webhooks.concurrency), "webhooks.concurrency: 1 to 65536");
-        need(webhooks.failing_after_failures > 0, "webhooks.failing_after_failures: at least 1");
-        let times = [webhooks.failing_after_seconds, webhooks.probe_seconds, webhooks.disabled_after_hours * 3_600];
-        let within = times.into_iter().all(|seconds| seconds <= 365 * 86_400);
-        need(
-            within && webhooks.probe_seconds > 0,
-            "webhooks: probe_seconds is at least 1, and no time longer than a year",
-        );
-        let proxy = webhooks.proxy.is_empty() || self.webhook_proxy().is_some();
-        need(proxy, "webhooks.proxy: not an http:// address");
-        need(self.archive.commit_rows >= 1_000, "archive.commit_rows: at least 1000");
-        need(self.archive.commit_seconds > 0, "archive.commit_seconds: at least 1");
-        need(self.archive.merge_seconds > 0, "archive.merge_seconds: at least 1");
-        need(self.archive.intake_days <= 3_650, "archive.intake_days: at most 3650");
-        need(self.archive.intake_seconds > 0, "archive.intake_seconds: at least 1");
-        need(self.query.concurrency > 0 && self.query.threads > 0, "query.concurrency and query.threads: at least 1");
-        need(self.exports.file_rows > 0, "exports.file_rows: at least 1");
-        need((1..=16).contains(&self.exports.at_once), "exports.at_once: 1 to 16");
-        need(self.query.concurrency_per_account > 0, "query.concurrency_per_account: at least 1");
-        let clickhouse = &self.clickhouse;
-        let reads = url::Url::parse(&clickhouse.url).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
-        need(clickhouse.url.is_empty() || reads, "clickhouse.url: not an http:// or https:// address");
-        need(!clickhouse.database.is_empty(), "clickhouse.database: none");
-        need((1..=64).contains(&clickhouse.lanes), "clickhouse.lanes: 1 to 64");
-        need(clickhouse.retention_days <= 36_500, "clickhouse.retention_days: at most 36500");
-        need((1_000..=1_000_000).contains(&clickhouse.batch_rows), "clickhouse.batch_rows: 1000 to 1000000");
-        need(clickhouse.flush_ms >= 10, "clickhouse.flush_ms: at least 10");
-        need(clickhouse.insert_timeout_ms >= 1_000, "clickhouse.insert_timeout_ms: at least 1000");
-        need(clickhouse.max_query_memory_bytes >= 1 << 20, "clickhouse.max_query_memory_bytes: at least 1048576");
-        need(self.blobs.retention_days > 0, "blobs.retention_days: at least 1");
-        need(self.secrets.key.is_empty() || self.secret_key().is_some(), "secrets.key: not 32 bytes in base64");
-        let previous = self.previous_secret_keys().len() == self.secrets.previous_keys.len();
-        need(previous, "secrets.previous_keys: not 32 bytes in base64, each");
-        let seal_key = self.secrets.seal_key.is_empty() || self.seal_key().is_some();
-        need(seal_key, "secrets.seal_key: not 32 bytes in base64");
-        need(
-            ["auto", "pretty", "json"].contains(&self.telemetry.format.as_str()),
-            "telemetry.format: auto, pretty or json",
-        );
-        self.check_roles(&mut need);
-        sources::check(&self.sources.kafka, errors);
-    }
-
-    /// What a server needs that does not do everything.
-    fn check_roles(&self, need: &mut impl FnMut(bool, &str)) {
-        let roles = &self.server.roles;
-        need(!roles.is_empty(), "server.roles: none");
-        if roles.is_all() || roles.is_empty() {
-            return;
-        }
-        need(self.log.backend == Backend::Kafka, "server.roles: only with the log on Kafka can others do the rest");
-        need(!self.secrets.key.is_empty(), "secrets.key: needed where roles are split, the same on every server");
-        let has_dir = |dir: &Path| !dir.as_os_str().is_empty();
-        need(
-            has_dir(&self.blobs.dir) || !(roles.has(Role::Ingest) || roles.has(Role::Delivery)),
-            "blobs.dir: needed where roles are split, a folder that every server with ingest or delivery sees",
-        );
-        let keeps_all = !self.clickhouse.url.is_empty() && self.clickhouse.retention_days == 0;
-        need(
-            !roles.has(Role::Query) || roles.has(Role::Sinks) || has_dir(&self.archive.dir) || keeps_all,
-            "archive.dir: needed where query and sinks are apart, a folder that both see, unless ClickHouse keeps \
-             everything (clickhouse.retention_days = 0)",
-        );
     }
 
     /// A folder in the data folder, unless the settings name another.
@@ -324,8 +225,25 @@ impl Config {
     }
 
     /// Where it is kept.
-    pub fn intake_folder(&self) -> PathBuf {
-        self.archive_folder().join("intake")
+    pub fn intake_place(&self) -> Place {
+        match self.place(&self.archive.intake) {
+            Some(place) => place.join(&self.kafka_options().log_name()),
+            None => self.usual_intake_place(),
+        }
+    }
+
+    /// Where it is kept unless the settings name a place.
+    pub fn usual_intake_place(&self) -> Place {
+        Place::Folder(self.archive_folder().join("intake"))
+    }
+
+    /// The places that this server shares with others, or might.
+    pub fn places(&self) -> Vec<Place> {
+        let roles = &self.server.roles;
+        let blobs = (roles.has(Role::Ingest) || roles.has(Role::Delivery)).then(|| self.blobs_place());
+        let intake = self.archives_intake().then(|| self.intake_place());
+        let snapshots = self.snapshots().filter(|_| roles.has(Role::Processor) || roles.has(Role::Dispatcher));
+        blobs.into_iter().chain(intake).chain(snapshots).collect()
     }
 
     /// Where exports are.
@@ -334,8 +252,15 @@ impl Config {
     }
 
     /// Where large message bodies are.
-    pub fn blobs_folder(&self) -> PathBuf {
-        self.folder(&self.blobs.dir, "blobs")
+    pub fn blobs_place(&self) -> Place {
+        self.place(&self.blobs.dir).unwrap_or_else(|| Place::Folder(self.data.dir.join("blobs")))
+    }
+
+    /// A place that the settings name, if they do.
+    fn place(&self, named: &str) -> Option<Place> {
+        let S3 { endpoint, region, access_key_id, secret_access_key, allow_http } = self.s3.clone();
+        let access = objects::S3 { endpoint, region, access_key_id, secret_access_key, allow_http };
+        (!named.is_empty()).then(|| Place::read(named, &Arc::new(access)))?
     }
 
     /// The key that was given to seal secrets with.
@@ -379,9 +304,23 @@ impl Config {
             shown.secrets.key = "(set)".into();
         }
         shown.secrets.previous_keys.fill("(set)".into());
-        for secret in [&mut shown.secrets.seal_key, &mut shown.kafka.sasl_password, &mut shown.clickhouse.password] {
+        let secrets = [
+            &mut shown.secrets.seal_key,
+            &mut shown.kafka.sasl_password,
+            &mut shown.clickhouse.password,
+            &mut shown.s3.secret_access_key,
+        ];
+        for secret in secrets {
             if !secret.is_empty() {
                 *secret = "(set)".into();
+            }
+        }
+        for address in [&mut shown.clickhouse.url, &mut shown.webhooks.proxy] {
+            if let Ok(mut url) = url::Url::parse(address)
+                && url.password().is_some()
+                && url.set_password(Some("set")).is_ok()
+            {
+                *address = url.into();
             }
         }
         properties::hide(&mut shown.kafka.properties);
@@ -437,19 +376,18 @@ impl Config {
     /// Whether this server is a processor that owns what it is given while others own the rest: they find the state of what
     /// comes to them in snapshots.
     pub fn shares_partitions(&self) -> bool {
-        let has_snapshots = !self.state.snapshots.as_os_str().is_empty();
+        let has_snapshots = !self.state.snapshots.is_empty();
         self.log.backend == Backend::Kafka && self.server.roles.has(Role::Processor) && has_snapshots
     }
 
-    /// The folder of this log's snapshots, if there are to be any: others may use the same folder.
-    pub fn snapshots(&self) -> Option<PathBuf> {
-        let folder = &self.state.snapshots;
-        (!folder.as_os_str().is_empty()).then(|| folder.join(self.kafka_options().log_name()))
+    /// Where this log's snapshots are, if there are to be any: other logs' may be at the same place.
+    pub fn snapshots(&self) -> Option<Place> {
+        Some(self.place(&self.state.snapshots)?.join(&self.kafka_options().log_name()))
     }
 
-    /// The folder of snapshots of what webhooks wait, if another server may go on with them.
-    pub fn book_snapshots(&self) -> Option<PathBuf> {
-        self.snapshots().filter(|_| self.log.backend == Backend::Kafka).map(|folder| folder.join("webhooks"))
+    /// Where snapshots of what webhooks wait are, if another server may go on with them.
+    pub fn book_snapshots(&self) -> Option<Place> {
+        self.snapshots().filter(|_| self.log.backend == Backend::Kafka).map(|place| place.join("webhooks"))
     }
 
     /// What this server does of which there is one at a time.
@@ -495,9 +433,6 @@ fn gather(path: &str, value: &Value, leaves: &mut Vec<(String, Value)>) {
         leaf => leaves.push((path.to_owned(), leaf.clone())),
     }
 }
-
-#[cfg(test)]
-mod tests;
 
 /// Thirty-two bytes in base64.
 fn read_key(text: &str) -> Option<[u8; 32]> {

@@ -11,6 +11,9 @@ use crate::client::Api;
 /// How often to ask how far it is.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
+/// How often in a row it may go unanswered.
+const MAX_UNANSWERED: u32 = 120;
+
 /// Begins an export, waits until it is there, and downloads it.
 ///
 /// # Errors
@@ -27,10 +30,28 @@ pub async fn run(args: &Export) -> anyhow::Result<()> {
         wanted["filters"] = serde_json::from_str(filters).context("--filters is JSON")?;
     }
     std::fs::create_dir_all(&args.out).with_context(|| format!("create {}", args.out.display()))?;
+    let mut before = std::fs::read_dir(&args.out).with_context(|| format!("list {}", args.out.display()))?;
+    if before.next().is_some() {
+        bail!("{} is not empty: what is there besides the export would be no part of its seal", args.out.display());
+    }
     let begun = api.post("/api/v1/admin/exports", &wanted).await?;
-    let path = format!("/api/v1/admin/exports/{}", text(&begun["export"]["export_id"]));
+    let id = text(&begun["export"]["export_id"]);
+    eprintln!("export {id}");
+    let path = format!("/api/v1/admin/exports/{id}");
+    let mut unanswered = 0;
     let done = loop {
-        let export = api.get(&path).await?["export"].take();
+        let export = match api.get(&path).await {
+            Ok(mut told) => told["export"].take(),
+            // It goes on, also when the server restarts.
+            Err(error) if unanswered < MAX_UNANSWERED => {
+                unanswered += 1;
+                eprint!("\r{error:#}; asking again");
+                tokio::time::sleep(ASK_EVERY).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        unanswered = 0;
         match text(&export["status"]) {
             "done" => break export,
             "failed" | "cancelled" => bail!("the export {}: {}", text(&export["status"]), text(&export["error"])),

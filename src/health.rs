@@ -14,6 +14,7 @@ use sendtrail_eventlog::{EventLog, Pulse};
 use sendtrail_ingest::sources::Status;
 use sendtrail_processor::SinkHandle;
 use sendtrail_processor::clickhouse::ClickHouseHandle;
+use sendtrail_processor::delivery::Waits;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use serde::Serialize;
@@ -33,6 +34,8 @@ pub struct Health {
     pub clickhouse: Option<(ClickHouseHandle, bool)>,
     /// Sources, which others do not depend on.
     pub sources: Vec<(String, Status)>,
+    /// Why mail waits, if it is delivered here.
+    pub delivery: Option<Waits>,
     /// Metrics.
     pub metrics: PrometheusHandle,
 }
@@ -60,20 +63,32 @@ impl Health {
         let told = |failure: Option<String>| failure.unwrap_or_else(|| "ok".into());
         let status = self.log.status();
         let full = (status.disk_bytes >= status.disk_budget).then(|| "the disk budget is used up".to_owned());
-        let mut halted = self.pulses.iter().enumerate();
-        let halted = halted.find_map(|(number, pulse)| Some(format!("partition {number}: {}", pulse.halted()?)));
+        let mut stuck = self.pulses.iter().enumerate();
+        let stuck = stuck.find_map(|(number, pulse)| {
+            Some(format!("partition {number}: {}", pulse.halted().or_else(|| pulse.troubled())?))
+        });
         let mut checks = BTreeMap::from([
             // S4 names these two.
             ("database", told(self.sink.as_ref().and_then(|sink| sink.failure()))),
             ("ses_configured", "ok".to_owned()),
             ("log", told(status.failed.or(full))),
-            ("processor", told(halted)),
+            ("processor", told(stuck)),
         ]);
         let mut well = checks.values().all(|check| check == "ok");
         if let Some((clickhouse, needed)) = &self.clickhouse {
             let failure = clickhouse.failure();
             well &= failure.is_none() || !needed;
             checks.insert("clickhouse", told(failure));
+        }
+        // Everything else goes on.
+        if let Some(delivery) = &self.delivery {
+            checks.insert("delivery", told(delivery.failure()));
+        }
+        let mut waiting = self.pulses.iter().enumerate();
+        let waiting =
+            waiting.find_map(|(number, pulse)| Some(format!("partition {number}: {}", pulse.webhooks_waiting()?)));
+        if let Some(waiting) = waiting {
+            checks.insert("webhooks", waiting);
         }
         if !self.sources.is_empty() {
             let mut failures = self.sources.iter();

@@ -104,19 +104,38 @@ fn kept(path: &Path) -> anyhow::Result<[u8; KEY_LENGTH]> {
     }
     let mut key = [0u8; KEY_LENGTH];
     rand::rng().fill_bytes(&mut key);
-    write_private(path, hex(&key).as_bytes())?;
-    Ok(key)
+    match write_private(path, hex(&key).as_bytes()) {
+        // Somebody else made one meanwhile.
+        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(is_there) => {
+            let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            unhex(text.trim()).with_context(|| format!("{} holds no key", path.display()))
+        }
+        written => written.map(|()| key),
+    }
 }
 
 /// Writes a file that only its owner reads, durable when this returns.
 fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    // It is whole before it has its name: a crash must not leave an empty one, with which no server starts.
+    let aside = path.with_extension(format!("{:016x}", rand::rng().next_u64()));
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        match fs::hard_link(&aside, path) {
+            // Not every file system has links.
+            Err(error) if !is_there(&error) && !path.exists() => fs::rename(&aside, path)?,
+            linked => linked?,
+        }
         fs::File::open(path.parent().unwrap_or(path))?.sync_all()
     };
-    write().with_context(|| format!("write {}", path.display()))
+    let written = write();
+    drop(fs::remove_file(&aside));
+    written.with_context(|| format!("write {}", path.display()))
+}
+
+fn is_there(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AlreadyExists
 }
 
 #[cfg(test)]

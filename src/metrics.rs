@@ -11,10 +11,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Counters. Those without labels are told from the start, so that their first increase is seen.
-const COUNTERS: [(&str, &str, bool); 35] = [
+const COUNTERS: [(&str, &str, bool); 36] = [
     ("sendtrail_events_accepted_total", "Events that POST /events took, duplicates included.", false),
     ("sendtrail_events_rejected_total", "Events that POST /events refused one by one.", false),
     ("sendtrail_events_total", "Canonical events: no duplicates, sends and changes of status included.", false),
+    ("sendtrail_unreadable_bodies_total", "Times that a message's body could not be read for the moment.", false),
     ("sendtrail_messages_delivered_total", "Recipients handed to the transport.", false),
     ("sendtrail_dead_letters_total", "Records and messages set aside as dead letters.", false),
     ("sendtrail_partition_restarts_total", "Times that a partition went back to its checkpoint.", false),

@@ -27,7 +27,7 @@ use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::{DeadLetter, DeliveryStatus};
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::record::{Actor, Change, SourcePosition};
-use sendtrail_schemas::rollup::{HourRows, Rollup};
+use sendtrail_schemas::rollup::{Apart, HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use sendtrail_schemas::topic::partition_of;
 
@@ -164,10 +164,11 @@ impl sendtrail_query_api::Rollups for Sums {
         account: AccountId,
         from: Hour,
         to: Hour,
+        apart: &Apart,
     ) -> Result<Vec<HourRows>, sendtrail_query_api::Error> {
-        let reader = self.0.clone();
+        let (reader, apart) = (self.0.clone(), apart.clone());
         let port = |error: &dyn std::fmt::Display| sendtrail_query_api::Error::Port(error.to_string());
-        let read = tokio::task::spawn_blocking(move || reader.rollups(account, from, to)).await;
+        let read = tokio::task::spawn_blocking(move || reader.rollups(account, from, to, &apart)).await;
         read.map_err(|error| port(&error))?.map_err(|error| port(&error))
     }
 }
@@ -220,8 +221,9 @@ impl sendtrail_query_api::Analytics for FollowedArchive {
         account: AccountId,
         from: Millis,
         to: Millis,
+        apart: &Apart,
     ) -> Result<Vec<(Hour, Rollup)>, sendtrail_query_api::Error> {
-        self.archive.scan(account, from, to).await
+        self.archive.scan(account, from, to, apart).await
     }
 
     fn as_of(&self) -> Option<Millis> {

@@ -50,7 +50,7 @@ async fn fold(config: &Config, options: &Options, folder: &Path) -> anyhow::Resu
         Backend::Kafka => (None, Some(backbone::lock(data)?)),
     };
     let (days, every) = (config.archive.intake_days, Duration::from_secs(config.archive.intake_seconds));
-    let archive = IntakeArchive::in_folder(&config.intake_folder(), days, every, Clock::wall())?;
+    let archive = IntakeArchive::open(&config.intake_place(), days, every, Clock::wall())?;
     let store = Store::open(&data.join("state"), config.log.partitions, config.state.cache_bytes)?;
     let views = Views::open(&store, Arc::<Directory>::default())?;
     remove(folder)?;
@@ -80,7 +80,7 @@ async fn fold(config: &Config, options: &Options, folder: &Path) -> anyhow::Resu
                     // What was kept of the state that is gone must not come back.
                     archive.forget_bases(partition, rebuilt.from).await?;
                     if let Some(snapshots) = config.snapshots() {
-                        Snapshots::in_folder(&snapshots, every)?.forget(partition, rebuilt.from).await?;
+                        Snapshots::open(&snapshots, every)?.forget(partition, rebuilt.from).await?;
                     }
                 }
                 println!("partition {partition}: replaced");

@@ -1,5 +1,7 @@
 //! The HTTP server: bounded in connections, headers and time, and stopped without cutting a request short.
 
+mod activity;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +13,6 @@ use axum::http::HeaderMap;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
 use ipnet::IpNet;
 use sendtrail_ingest::Ingest;
 use sendtrail_schemas::networks::{ClientAddress, client};
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
 use crate::config;
+use activity::{Activity, Patience, Watched};
 
 /// Headers of one request.
 const MAX_HEADERS: usize = 100;
@@ -33,6 +35,7 @@ pub struct ServerOptions {
     max_connections: usize,
     max_header_bytes: usize,
     header_timeout: Duration,
+    body_timeout: Duration,
     grace: Duration,
     trusted_proxies: Arc<[IpNet]>,
 }
@@ -45,6 +48,7 @@ impl ServerOptions {
             max_connections: config.max_connections,
             max_header_bytes: config.max_header_bytes,
             header_timeout: Duration::from_millis(config.header_timeout_ms),
+            body_timeout: Duration::from_millis(config.body_timeout_ms),
             grace: Duration::from_secs(config.shutdown_grace_seconds),
             trusted_proxies: config.trusted_proxies.clone().into(),
         }
@@ -82,6 +86,10 @@ impl Server {
             builder,
             router,
             room: Arc::new(Semaphore::new(options.max_connections)),
+            patience: Patience {
+                idle: options.header_timeout,
+                stalled: options.body_timeout.max(options.header_timeout),
+            },
             grace: options.grace,
             trusted_proxies: options.trusted_proxies.clone(),
             connections: TaskTracker::new(),
@@ -110,6 +118,7 @@ struct Accepting {
     builder: Builder<TokioExecutor>,
     router: Router,
     room: Arc<Semaphore>,
+    patience: Patience,
     grace: Duration,
     trusted_proxies: Arc<[IpNet]>,
     connections: TaskTracker,
@@ -117,16 +126,18 @@ struct Accepting {
 
 impl Accepting {
     async fn run(self, listener: TcpListener, stop: CancellationToken) {
-        let graceful = GracefulShutdown::new();
         loop {
-            // Never closed, so there is always a permit to wait for.
-            let Ok(permit) = self.room.clone().acquire_owned().await else { return };
+            let accept = async {
+                // Never closed, so there is always a permit to wait for.
+                let permit = self.room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>((listener.accept().await?, permit))
+            };
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accept => accepted,
                 () = stop.cancelled() => break,
             };
             match accepted {
-                Ok((stream, peer)) => self.serve(stream, peer.ip(), permit, &graceful),
+                Ok(((stream, peer), permit)) => self.serve(stream, peer.ip(), permit, stop.clone()),
                 Err(cause) => {
                     // Out of descriptors, most likely: let some connections end.
                     tracing::warn!(%cause, "a connection was not accepted");
@@ -135,31 +146,49 @@ impl Accepting {
             }
         }
         drop(listener);
-        let done = async {
-            graceful.shutdown().await;
-            // Not before nothing holds a part of the server any more.
-            self.connections.close();
-            self.connections.wait().await;
-        };
-        if tokio::time::timeout(self.grace, done).await.is_err() {
+        // Not before nothing holds a part of the server any more.
+        self.connections.close();
+        if tokio::time::timeout(self.grace, self.connections.wait()).await.is_err() {
             tracing::warn!("requests under way were cut short");
         }
     }
 
-    fn serve(&self, stream: TcpStream, peer: IpAddr, permit: OwnedSemaphorePermit, graceful: &GracefulShutdown) {
+    fn serve(&self, stream: TcpStream, peer: IpAddr, permit: OwnedSemaphorePermit, stop: CancellationToken) {
         // Small answers are not held back; a socket that refuses this is no worse.
         let _ = stream.set_nodelay(true);
         let router = self.router.clone();
         let trusted = self.trusted_proxies.clone();
+        let (activity, patience) = (Activity::new(), self.patience);
+        let asked = activity.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             let address = client_address(peer, request.headers(), &trusted);
             request.extensions_mut().insert(address);
-            router.clone().call(request)
+            asked.clone().answer(router.clone().call(request))
         });
-        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection.into_owned());
+        let stream = TokioIo::new(Watched::new(stream, activity.clone()));
+        let connection = self.builder.serve_connection_with_upgrades(stream, service).into_owned();
         self.connections.spawn(async move {
-            if let Err(cause) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                biased;
+                // First: what has come by now is taken, and answered.
+                ended = connection.as_mut() => Some(ended),
+                // Also before it has said which HTTP it speaks, and with streams that are open but ask nothing.
+                () = activity.idle(patience) => None,
+                () = stop.cancelled() => None,
+            };
+            let ended = match ended {
+                Some(ended) => ended,
+                None => {
+                    // What was asked by now is answered, and whoever asks next is told that nobody hears it.
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection => ended,
+                        () = activity.idle(patience) => Ok(()),
+                    }
+                }
+            };
+            if let Err(cause) = ended {
                 tracing::debug!(%cause, "a connection ended");
             }
             drop(permit);

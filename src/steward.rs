@@ -127,23 +127,30 @@ impl Steward {
             if !self.ownership.has(partition) {
                 return;
             }
-            match self.exchange.reign(partition).await {
-                Ok(reign) => self.set_right(partition, reign).await,
-                Err(error) => tracing::error!(partition, %error, "others may not believe who owns the partition"),
+            while self.ownership.has(partition) {
+                match self.exchange.reign(partition).await {
+                    Ok(reign) => return self.set_right(partition, reign).await,
+                    Err(error) => tracing::error!(partition, %error, "others may not believe who owns the partition"),
+                }
+                tokio::time::sleep(AGAIN).await;
             }
         });
     }
 
     async fn say(&self, partition: u32, views: Vec<ViewOf>) {
-        let Some(asked) = self.ownership.of(partition) else { return };
         if !views.is_empty() {
             tracing::info!(partition, views = views.len(), "making known what others do not know");
         }
         for views in views.chunks(TOGETHER) {
-            let (done, wait) = oneshot::channel();
-            // A partition that ends leaves it to its next owner.
-            if asked.send(Inquiry::Announce { views: views.to_vec(), done }).await.is_err() || wait.await.is_err() {
-                return;
+            loop {
+                // A partition that ends leaves it to its next owner.
+                let Some(asked) = self.ownership.of(partition) else { return };
+                let (done, wait) = oneshot::channel();
+                if asked.send(Inquiry::Announce { views: views.to_vec(), done }).await.is_ok() && wait.await.is_ok() {
+                    break;
+                }
+                // It went back to its checkpoint, or is about to end.
+                tokio::time::sleep(AGAIN).await;
             }
         }
     }

@@ -35,6 +35,21 @@ pub fn log(settings: &Telemetry) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The exit code of a program whose reader ended: 128 and SIGPIPE, as shells have it.
+const READER_ENDED: i32 = 141;
+
+/// Ends the program in silence, as others do, when whoever reads its output has ended: `sendtrail accounts list | head`.
+pub fn end_with_reader() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What `println` says.
+        if panic.payload().downcast_ref::<String>().is_some_and(|said| said.starts_with("failed printing to stdout")) {
+            std::process::exit(READER_ENDED);
+        }
+        before(panic);
+    }));
+}
+
 /// A panic is a line of the log like any other.
 fn log_panics() {
     static ONCE: Once = Once::new();

@@ -33,7 +33,7 @@ struct Column {
 }
 
 impl Columns {
-    /// Of a schema, and the personal columns as [`PERSONAL`] writes them.
+    /// Of a schema, and the personal columns as [`sendtrail_schemas::personal::PERSONAL`] writes them.
     pub fn of(schema: &Schema, personal: &[String]) -> Self {
         let has = |name: &str| personal.iter().any(|one| one == name);
         let column = |(at, field): (usize, &arrow::datatypes::FieldRef)| {

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use arrow::array::{Array, AsArray, RecordBatch, StringArray};
-use arrow::datatypes::Int64Type;
+use arrow::array::RecordBatch;
 use sendtrail_schemas::secret::hex;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::dataset::Dataset;
 use crate::encoding::Columns;
 use crate::envelope::SealKey;
 use crate::folder::SealFolder;
 use crate::leaves::{Range, commit};
-use crate::salts::{Salts, SubjectKey, subject_key};
+use crate::salts::{Salts, SubjectKey};
 use crate::seal::{ErasedRow, Erasure, FORMAT, Seal, Subject};
 
 /// Which row of a batch is to be erased.
@@ -28,6 +28,7 @@ pub enum Chosen {
 
 /// The sealed days that an erasure touches.
 pub struct Sealed {
+    dataset: Dataset,
     folder: SealFolder,
     /// The ranges of each seal, by partition and first number.
     ranges: BTreeMap<(u32, u64), (Range, u64)>,
@@ -53,8 +54,9 @@ impl Sealed {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`], [`Error::Signature`].
-    pub fn read(folder: SealFolder, key: &SealKey, days: &HashSet<String>) -> Result<Self, Error> {
+    pub fn read(dataset: Dataset, folder: SealFolder, key: &SealKey, days: &HashSet<String>) -> Result<Self, Error> {
         let mut sealed = Self {
+            dataset,
             ranges: BTreeMap::new(),
             personal: HashMap::new(),
             salts: HashMap::new(),
@@ -74,7 +76,9 @@ impl Sealed {
                 sealed.personal.insert(number, seal.personal);
             }
         }
-        for (number, envelope) in sealed.folder.erasures()? {
+        let folder = sealed.folder.clone();
+        for tombstone in folder.erasures(u64::MAX)? {
+            let (number, envelope) = tombstone?;
             let erasure: Erasure = envelope.open(Erasure::FORMAT, &[envelope.key().unwrap_or(key.public())])?;
             let rows = erasure.rows.iter().map(|row| (row.partition, row.seq));
             let of_days: Vec<_> = rows.filter(|(partition, seq)| sealed.seal(*partition, *seq).is_some()).collect();
@@ -97,26 +101,17 @@ impl Sealed {
         if self.ranges.is_empty() {
             return Ok(());
         }
-        let missing = |name: &str| Error::Malformed(format!("there is no column {name:?} as the archive has it"));
-        let number = |name| {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-            column.ok_or_else(|| missing(name))
-        };
-        let text = |name| batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
-        let (partitions, seqs) = (number("partition")?, number("seq")?);
-        let accounts = text("account_id").ok_or_else(|| missing("account_id"))?;
-        let value = |column: Option<&StringArray>, row| {
-            column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
-        };
-        let recipient = |row| value(text("recipient_folded"), row).or_else(|| value(text("recipient"), row));
+        let places = self.dataset.places(batch)?;
+        let apart = Columns::of(&batch.schema(), &self.dataset.personal());
+        let persons = self.dataset.persons(batch, &apart)?;
         let mut columns: HashMap<u64, Columns> = HashMap::new();
         let (mut plain, mut personal) = (Vec::new(), Vec::new());
         for row in 0..batch.num_rows() {
             let chosen = chosen(row);
-            let (partition, seq) = (partitions.value(row) as u32, seqs.value(row) as u64);
+            let (partition, seq) = places(row);
             let Some(seal) = self.seal(partition, seq).filter(|_| chosen != Chosen::No) else { continue };
-            let recipient = recipient(row);
-            let subject = subject_key(accounts.value(row), recipient.as_deref().unwrap_or_default());
+            let person = persons(row);
+            let subject = person.key();
             if chosen == Chosen::Keeps {
                 self.staying.insert((seal, subject));
                 continue;
@@ -125,7 +120,7 @@ impl Sealed {
                 self.salts.insert(seal, self.folder.salts(seal)?);
             }
             // Rows of nobody share a salt, also those that were never to be erased.
-            if recipient.is_some() {
+            if person.name.is_some() {
                 self.going.insert((seal, subject));
             }
             if self.erased.contains(&(partition, seq)) {
@@ -133,11 +128,12 @@ impl Sealed {
                 continue;
             }
             let salt = self.salts.get(&seal).and_then(|salts| salts.get(&subject)).ok_or_else(|| {
-                Error::Malformed(format!("partition {partition}, seq {seq}: it is sealed, and its salt is gone"))
+                let number = self.dataset.number();
+                Error::Malformed(format!("partition {partition}, {number} {seq}: it is sealed, and its salt is gone"))
             })?;
             let columns = columns.entry(seal).or_insert_with(|| {
                 let names = self.personal.get(&seal).cloned();
-                Columns::of(&batch.schema(), &names.unwrap_or_else(crate::personal))
+                Columns::of(&batch.schema(), &names.unwrap_or_else(|| self.dataset.personal()))
             });
             plain.clear();
             personal.clear();

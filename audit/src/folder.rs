@@ -17,6 +17,9 @@ const GOING: &str = "going.json";
 /// The greatest number of a seal.
 const LAST: u64 = 999_999_999;
 
+/// What the name of a tombstone ends in.
+const ERASURE: &str = "erasure.json";
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct SealFolder {
@@ -38,30 +41,32 @@ impl SealFolder {
     /// # Errors
     /// [`Error::Io`]; [`Error::Malformed`]: one is not even an envelope.
     pub fn seals(&self) -> Result<Vec<(u64, Envelope)>, Error> {
-        self.all("seal.json")
+        self.numbers("seal.json")?.into_iter().map(|number| self.envelope(number, "seal.json")).collect()
     }
 
-    /// Every tombstone, by its number.
+    /// Every tombstone up to a number, by its number.
     ///
     /// # Errors
     /// As [`Self::seals`].
-    pub fn erasures(&self) -> Result<Vec<(u64, Envelope)>, Error> {
-        self.all("erasure.json")
+    pub fn erasures(&self, through: u64) -> Result<impl Iterator<Item = Result<(u64, Envelope), Error>> + '_, Error> {
+        let numbers = self.numbers(ERASURE)?.into_iter().filter(move |number| *number <= through);
+        Ok(numbers.map(|number| self.envelope(number, ERASURE)))
     }
 
-    fn all(&self, what: &str) -> Result<Vec<(u64, Envelope)>, Error> {
-        let read = |(number, bytes): (u64, Vec<u8>)| {
-            let malformed = |cause| Error::Malformed(format!("{}: {cause}", self.path(number, what).display()));
-            Ok((number, serde_json::from_slice(&bytes).map_err(malformed)?))
-        };
-        self.files(what)?.into_iter().map(read).collect()
+    fn envelope(&self, number: u64, what: &str) -> Result<(u64, Envelope), Error> {
+        let malformed = |cause| Error::Malformed(format!("{}: {cause}", self.path(number, what).display()));
+        Ok((number, serde_json::from_slice(&self.file(number, what)?).map_err(malformed)?))
     }
 
-    fn files(&self, what: &str) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+    fn file(&self, number: u64, what: &str) -> Result<Vec<u8>, Error> {
+        let path = self.path(number, what);
+        fs::read(&path).map_err(Error::io(format!("read {}", path.display())))
+    }
+
+    fn numbers(&self, what: &str) -> Result<Vec<u64>, Error> {
         if !self.root.is_dir() {
             return Ok(Vec::new());
         }
-        let read = |path: &Path| fs::read(path).map_err(Error::io(format!("read {}", path.display())));
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.root).map_err(Error::io(format!("list {}", self.root.display())))? {
             let entry = entry.map_err(Error::io(format!("list {}", self.root.display())))?;
@@ -72,10 +77,10 @@ impl SealFolder {
                 if number > LAST || format!("{number:06}.{what}") != name.to_string_lossy() {
                     return Err(Error::Malformed(format!("{} is no name of ours", entry.path().display())));
                 }
-                all.push((number, read(&entry.path())?));
+                all.push(number);
             }
         }
-        all.sort_unstable_by_key(|(number, _)| *number);
+        all.sort_unstable();
         Ok(all)
     }
 
@@ -94,7 +99,7 @@ impl SealFolder {
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`].
     pub fn write_erasure(&self, number: u64, erasure: &Envelope) -> Result<(), Error> {
-        self.put(&self.path(number, "erasure.json"), &as_json(erasure)?)
+        self.put(&self.path(number, ERASURE), &as_json(erasure)?)
     }
 
     /// Writes which salts are to go once the rows of a tombstone are bare, durable when this returns.
@@ -110,15 +115,15 @@ impl SealFolder {
     /// # Errors
     /// As [`Self::seals`].
     pub(crate) fn going(&self) -> Result<Vec<(u64, Vec<u8>)>, Error> {
-        self.files(GOING)
+        self.numbers(GOING)?.into_iter().map(|number| Ok((number, self.file(number, GOING)?))).collect()
     }
 
     /// The numbers of all tombstones.
     ///
     /// # Errors
     /// As [`Self::seals`].
-    pub(crate) fn erasure_numbers(&self) -> Result<Vec<u64>, Error> {
-        Ok(self.files("erasure.json")?.into_iter().map(|(number, _)| number).collect())
+    pub fn erasure_numbers(&self) -> Result<Vec<u64>, Error> {
+        self.numbers(ERASURE)
     }
 
     /// Takes back a tombstone whose rows were never made bare.
@@ -126,7 +131,7 @@ impl SealFolder {
     /// # Errors
     /// [`Error::Io`].
     pub(crate) fn remove_erasure(&self, number: u64) -> Result<(), Error> {
-        let path = self.path(number, "erasure.json");
+        let path = self.path(number, ERASURE);
         fs::remove_file(&path).map_err(Error::io(format!("remove {}", path.display())))
     }
 

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::RecordBatch;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use crate::Error;
+use crate::dataset::Dataset;
 use crate::encoding::Columns;
 use crate::merkle::{Hash, Tree, leaf, root};
-use crate::salts::{SALT_LENGTH, Salts, subject_key};
+use crate::salts::{SALT_LENGTH, Salts};
 
 /// Bytes of a leaf that the side file keeps, to tell which row it is that changed.
 pub(crate) const PREFIX: usize = 8;
@@ -84,6 +84,7 @@ pub struct Taken {
 
 /// The leaves of ranges.
 pub struct Leaves {
+    dataset: Dataset,
     /// Each range, and the place of its first leaf; in the order of partition and number.
     ranges: Vec<(Range, usize)>,
     hashes: Vec<Hash>,
@@ -95,7 +96,7 @@ pub struct Leaves {
 
 impl Leaves {
     /// Of ranges that do not overlap, with these columns hashed apart.
-    pub fn new(ranges: &[Range], personal: &[String]) -> Self {
+    pub fn new(dataset: Dataset, ranges: &[Range], personal: &[String]) -> Self {
         let mut ranges = ranges.to_vec();
         ranges.sort_unstable_by_key(|range| (range.partition, range.first));
         let mut rows = 0;
@@ -105,6 +106,7 @@ impl Leaves {
             rows += range.rows() as usize;
         }
         Self {
+            dataset,
             ranges: placed,
             hashes: vec![Hash::default(); rows],
             there: vec![false; rows],
@@ -132,18 +134,11 @@ impl Leaves {
     /// [`Error::Malformed`]: they lack a column that every row has.
     pub fn take(&mut self, batch: &RecordBatch, source: &mut Source<'_>) -> Result<Taken, Error> {
         let columns = Columns::of(&batch.schema(), &self.personal);
-        let missing = |name: &str| Error::Malformed(format!("there is no column {name:?} as the archive has it"));
-        let number = |name| {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-            column.filter(|column| column.null_count() == 0).ok_or_else(|| missing(name))
-        };
-        let text = |name| batch.column_by_name(name).and_then(|column| column.as_string_opt::<i32>());
-        let (partitions, seqs) = (number("partition")?, number("seq")?);
-        let accounts = text("account_id").ok_or_else(|| missing("account_id"))?;
-        let (recipients, folded) = (text("recipient"), text("recipient_folded"));
+        let places = self.dataset.places(batch)?;
+        let persons = self.dataset.persons(batch, &columns)?;
         let mut taken = Taken::default();
         for row in 0..batch.num_rows() {
-            let of = (partitions.value(row) as u32, seqs.value(row) as u64);
+            let of = places(row);
             let Some(place) = self.place(of.0, of.1) else {
                 taken.outside.push(of);
                 continue;
@@ -155,15 +150,8 @@ impl Leaves {
             self.plain_bytes.clear();
             self.personal_bytes.clear();
             columns.encode(batch, row, &mut self.plain_bytes, &mut self.personal_bytes)?;
-            let value = |column: Option<&arrow::array::StringArray>| {
-                column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
-            };
-            let subject = || {
-                let recipient = value(folded).or_else(|| value(recipients)).unwrap_or_default();
-                subject_key(accounts.value(row), &recipient)
-            };
             let commitment = match source {
-                Source::Made(salts, make) => commit(salts.get_or_make(subject(), *make), &self.personal_bytes),
+                Source::Made(salts, make) => commit(salts.get_or_make(persons(row).key(), *make), &self.personal_bytes),
                 Source::Kept(salts, erased) => match erased.get(&of) {
                     Some(commitment) => {
                         if !columns.is_bare(batch, row) {
@@ -171,7 +159,7 @@ impl Leaves {
                         }
                         *commitment
                     }
-                    None => match salts.get(&subject()) {
+                    None => match salts.get(&persons(row).key()) {
                         Some(salt) => commit(salt, &self.personal_bytes),
                         None => {
                             taken.flaws.push((of, Flaw::NoSalt));

@@ -2,6 +2,7 @@
 //!
 //! The format is specified in `docs/AUDIT.md`; nothing here reads a clock, a network or randomness.
 
+mod dataset;
 mod encoding;
 mod envelope;
 mod erasing;
@@ -14,6 +15,7 @@ mod verify;
 
 use std::path::PathBuf;
 
+pub use dataset::Dataset;
 pub use encoding::Columns;
 pub use envelope::{Envelope, PublicKey, SealKey};
 pub use erasing::{Chosen, Sealed};
@@ -22,7 +24,6 @@ pub use leaves::{Erased, ExportRows, Flaw, Leaves, MAX_ROWS, Range, Source, Take
 pub use merkle::{Hash, Tree, root};
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};
-pub use sendtrail_schemas::personal::{PERSONAL, personal};
 pub use verify::{Fault, Options, Report, verify_export, verify_table};
 
 /// What goes wrong here.

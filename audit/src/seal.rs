@@ -32,13 +32,13 @@ pub struct SealedFile {
 pub enum Subject {
     /// Rows of a day of a table: those of the ranges, in the order of partition and number.
     Day {
-        /// The table.
+        /// The table: [`crate::Dataset::name`].
         dataset: String,
         /// The UTC day of receipt, `2026-05-01`.
         day: String,
         /// The version of the Delta table that was sealed.
         delta_version: u64,
-        /// The numbers of its rows; none is missing between first and last.
+        /// The numbers of its rows; none between first and last is missing.
         ranges: Vec<Range>,
     },
     /// The rows of an export, file by file, in their order.
@@ -67,7 +67,7 @@ pub struct Seal {
     pub subject: Subject,
     /// The version of the columns.
     pub schema_version: u32,
-    /// Columns that are not hashed in the clear; see [`crate::PERSONAL`].
+    /// Columns that are not hashed in the clear; see [`crate::Dataset::personal`].
     pub personal: Vec<String>,
     /// How many rows.
     pub rows: u64,
@@ -84,7 +84,7 @@ pub struct Seal {
 pub struct ErasedRow {
     /// Its partition.
     pub partition: u32,
-    /// Its number there.
+    /// Its number there: the `seq` of an event, the `offset` of an attempt.
     pub seq: u64,
     /// What its personal fields and their salt were hashed to, hex.
     pub commitment: String,

@@ -3,7 +3,6 @@
 mod export;
 mod table;
 
-use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
@@ -41,7 +40,7 @@ pub enum Fault {
     SealsMissing(u64, u64),
     /// A row stands on another day than the one that it was sealed on.
     Misplaced(u32, u64),
-    /// Rows that are not sealed yet are not what comes after those that are: numbers that are missing, or there twice.
+    /// Rows that are not sealed yet are not what comes after those that are: numbers are missing.
     Unsealed(Range, u64),
     /// A seal does not follow from the one before it, or is not the one that was seen.
     Chain(u64, String),
@@ -65,43 +64,40 @@ pub enum Fault {
     Root(u64, String),
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Fault {
+    /// In words. `number`: the column that rows are named by, besides their partition.
+    pub fn told(&self, number: &str) -> String {
+        let at = |partition: &u32, row: &u64| format!("partition {partition}, {number} {row}");
         match self {
-            Self::NoSeals => f.write_str("there are no seals"),
-            Self::SealsMissing(first, last) if first == last => write!(f, "seal {first} is missing"),
-            Self::SealsMissing(first, last) => write!(f, "seals {first} to {last} are missing"),
-            Self::Misplaced(partition, seq) => {
-                write!(
-                    f,
-                    "partition {partition}, seq {seq}: the row stands on another day than the one it was sealed on"
-                )
+            Self::NoSeals => "there are no seals".into(),
+            Self::SealsMissing(first, last) if first == last => format!("seal {first} is missing"),
+            Self::SealsMissing(first, last) => format!("seals {first} to {last} are missing"),
+            Self::Misplaced(partition, row) => {
+                let at = at(partition, row);
+                format!("{at}: the row stands on another day than the one it was sealed on")
             }
-            Self::Unsealed(Range { partition, first, last }, rows) => write!(
-                f,
+            Self::Unsealed(Range { partition, first, last }, rows) => format!(
                 "partition {partition}: there are {rows} rows that are not sealed yet, numbered from {first} to {last}: some are \
-                 missing, or there twice"
+                 missing"
             ),
-            Self::Chain(number, why) => write!(f, "seal {number}: {why}"),
-            Self::Seal(what) | Self::File(what) | Self::FileChanged(what) => f.write_str(what),
+            Self::Chain(number, why) => format!("seal {number}: {why}"),
+            Self::Seal(what) | Self::File(what) | Self::FileChanged(what) => what.clone(),
             Self::Missing(Range { partition, first, last }) if first == last => {
-                write!(f, "partition {partition}, seq {first}: the row is missing")
+                format!("{}: the row is missing", at(partition, first))
             }
             Self::Missing(Range { partition, first, last }) => {
-                write!(f, "partition {partition}, seq {first} to {last}: {} rows are missing", last - first + 1)
+                format!("{} to {last}: {} rows are missing", at(partition, first), last - first + 1)
             }
-            Self::Twice(partition, seq) => write!(f, "partition {partition}, seq {seq}: the row is there twice"),
-            Self::Changed(partition, seq) => write!(f, "partition {partition}, seq {seq}: the row was changed"),
-            Self::NoSalt(partition, seq) => {
-                write!(
-                    f,
-                    "partition {partition}, seq {seq}: its recipient was changed, or its salt is gone without a tombstone"
-                )
+            Self::Twice(partition, row) => format!("{}: the row is there twice", at(partition, row)),
+            Self::Changed(partition, row) => format!("{}: the row was changed", at(partition, row)),
+            Self::NoSalt(partition, row) => {
+                let at = at(partition, row);
+                format!("{at}: whom it is of was changed, or its salt is gone without a tombstone")
             }
-            Self::NotErased(partition, seq) => {
-                write!(f, "partition {partition}, seq {seq}: it was erased, and holds personal fields again")
+            Self::NotErased(partition, row) => {
+                format!("{}: it was erased, and holds personal fields again", at(partition, row))
             }
-            Self::Root(number, why) => write!(f, "seal {number}: its rows are not as they were sealed; {why}"),
+            Self::Root(number, why) => format!("seal {number}: its rows are not as they were sealed; {why}"),
         }
     }
 }
@@ -109,6 +105,8 @@ impl fmt::Display for Fault {
 /// What a check found.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// The column that rows are named by in the faults, besides their partition.
+    pub number: &'static str,
     /// Seals that hold.
     pub seals: u64,
     /// Rows that were compared.
@@ -119,6 +117,10 @@ pub struct Report {
     pub files: u64,
     /// Rows of the table that no seal is about, as it should be of the last days.
     pub unsealed: u64,
+    /// Tombstones whose rows no commit rewrote.
+    pub void: u64,
+    /// The last day that is sealed, `2026-05-01`.
+    pub through: Option<String>,
     /// The last seal: its number and hash, to be noted by whoever checks again later.
     pub last: Option<(u64, String)>,
     /// What it is, if it is an export.

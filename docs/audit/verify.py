@@ -9,12 +9,15 @@ first seal names is taken. Ends with 1 when something is not as it was sealed.
 """
 
 import base64
+import bisect
 import datetime
 import hashlib
 import hmac
+import itertools
 import json
 import pathlib
 import sys
+import urllib.parse
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 SEAL = "application/vnd.sendtrail.seal.v1+json"
 ERASURE = "application/vnd.sendtrail.erasure.v1+json"
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+# The number of a row in its partition is in this column.
+NUMBERS = {"events": "seq", "attempts": "offset"}
+MAX_ROWS = 8_000_000
 faults = []
 
 
@@ -33,6 +39,9 @@ def opened(path, kind, keys):
     payload = base64.b64decode(envelope["payload"])
     if not keys:
         keys.append(envelope["signatures"][0]["keyid"])
+    if envelope["payloadType"] != kind:
+        faults.append(f"{path.name}: it is of the type {envelope['payloadType']}, not {kind}")
+        return None, hashlib.sha256(payload).hexdigest()
     signed = b"DSSEv1 %d %s %d " % (len(kind), kind.encode(), len(payload)) + payload
     for signature in envelope["signatures"]:
         for key in keys:
@@ -128,53 +137,106 @@ def leaf(*data):
     return hashlib.sha256(b"\0" + b"".join(data)).digest()
 
 
-def rows(path):
+def rows(path, columns=None):
     """The rows of a file, with the types of its columns, some thousand at once."""
     file = pq.ParquetFile(path)
-    for batch in file.iter_batches(8192):
+    for batch in file.iter_batches(8192, columns=columns):
         for row in batch.to_pylist():
             yield file.schema_arrow, row
 
 
+def numbered(folder, what):
+    """The files of seals or tombstones, by number; others are passed over."""
+    end, found = f".{what}.json", []
+    for path in (folder / "_seals").glob(f"*{end}"):
+        number = path.name.removesuffix(end)
+        if number.isdecimal():
+            found.append((int(number), path))
+            if number != f"{int(number):06}":
+                faults.append(f"{path.name} is no name of a {what}")
+    return sorted(found)
+
+
+def subject(dataset, schema, row, personal):
+    """Whose salt is a row's."""
+    if dataset == "events":
+        person = row.get("recipient_folded") or row.get("recipient") or ""
+    else:
+        person = "" if bare(schema, row, personal) else row["delivery_id"]
+    return hashlib.sha256(row["account_id"].encode() + b"\0" + person.encode()).digest()[:16]
+
+
 def check_day(folder, files, seal, erased):
-    number, personal = seal["number"], set(seal["personal"])
+    number, personal, dataset = seal["number"], set(seal["personal"]), seal["subject"]["dataset"]
+    column = NUMBERS[dataset]
     salts = (folder / "_seals" / f"{number:06}.salts").read_bytes()
     salts = {salts[at : at + 16]: salts[at + 16 : at + 32] for at in range(0, len(salts), 32)}
     order = {}
-    for r in sorted(seal["subject"]["ranges"], key=lambda r: (r["partition"], r["first"])):
+    for r in seal["subject"]["ranges"]:
         for seq in range(r["first"], r["last"] + 1):
             order[(r["partition"], seq)] = len(order)
     leaves = [None] * len(order)
+    saltless = set()
     for path in files:
         for schema, row in rows(path):
-            name = (row["partition"], row["seq"])
+            name = (row["partition"], row[column])
             if name not in order:
                 continue
-            place = order[name]
+            at, place = f"partition {name[0]}, {column} {name[1]}", order[name]
             if leaves[place] is not None:
-                faults.append(f"partition {name[0]}, seq {name[1]}: the row is there twice")
+                faults.append(f"{at}: the row is there twice")
                 continue
             plain, private = parts(schema, row, personal)
+            commitment = bytes(32)
             if name in erased:
                 commitment = bytes.fromhex(erased[name])
                 if not bare(schema, row, personal):
-                    faults.append(f"partition {name[0]}, seq {name[1]}: it was erased, and holds personal fields again")
+                    faults.append(f"{at}: it was erased, and holds personal fields again")
+            elif salt := salts.get(subject(dataset, schema, row, personal)):
+                commitment = hmac.new(salt, private, hashlib.sha256).digest()
             else:
-                recipient = row.get("recipient_folded") or row.get("recipient") or ""
-                subject = hashlib.sha256(row["account_id"].encode() + b"\0" + recipient.encode()).digest()[:16]
-                salt = salts.get(subject)
-                commitment = hmac.new(salt, private, hashlib.sha256).digest() if salt else bytes(32)
+                faults.append(f"{at}: whom it is of was changed, or its salt is gone without a tombstone")
+                saltless.add(name)
             leaves[place] = leaf(plain, commitment)
-    side = (folder / "_seals" / f"{number:06}.leaves").read_bytes()
+    side = folder / "_seals" / f"{number:06}.leaves"
+    side = side.read_bytes() if side.exists() else b""
+    names_rows = hashlib.sha256(side).hexdigest() == seal["leaves_sha256"]
     for name, place in order.items():
         if leaves[place] is None:
-            faults.append(f"partition {name[0]}, seq {name[1]}: the row is missing")
+            faults.append(f"partition {name[0]}, {column} {name[1]}: the row is missing")
             leaves[place] = bytes(32)
-        elif leaves[place][:8] != side[place * 8 : place * 8 + 8]:
-            faults.append(f"partition {name[0]}, seq {name[1]}: the row was changed")
+        elif names_rows and name not in saltless and leaves[place][:8] != side[place * 8 : place * 8 + 8]:
+            faults.append(f"partition {name[0]}, {column} {name[1]}: the row was changed")
     if root(leaves) != seal["root"]:
         faults.append(f"seal {number}: its rows are not as they were sealed")
     return len(order)
+
+
+def check_places(by_day, sealed, dataset):
+    """Whether rows stand on the day they were sealed on, and those that are not sealed yet are there once and come next."""
+    column, unsealed = NUMBERS[dataset], {}
+    for day, files in by_day.items():
+        for path in files:
+            for _, row in rows(path, ["partition", column]):
+                partition, number = row["partition"], row[column]
+                at = bisect.bisect(sealed, (partition, number, float("inf"))) - 1
+                if at >= 0 and sealed[at][0] == partition and number <= sealed[at][2]:
+                    if sealed[at][3] != day:
+                        fault = "the row stands on another day than the one it was sealed on"
+                        faults.append(f"partition {partition}, {column} {number}: {fault}")
+                elif number in unsealed.setdefault(partition, set()):
+                    faults.append(f"partition {partition}, {column} {number}: the row is there twice")
+                else:
+                    unsealed[partition].add(number)
+    for partition, numbers in unsealed.items() if dataset == "events" else ():
+        first, last = min(numbers), max(numbers)
+        lasts = [one[2] for one in sealed if one[0] == partition]
+        if last - first + 1 != len(numbers) or (lasts and first != max(lasts) + 1):
+            faults.append(
+                f"partition {partition}: there are {len(numbers)} rows that are not sealed yet, numbered from {first} to {last}:"
+                " some are missing"
+            )
+    return sum(len(numbers) for numbers in unsealed.values())
 
 
 def check_table(folder, keys):
@@ -185,24 +247,51 @@ def check_table(folder, keys):
     asked = set(protocol.reader_features or []) - {"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"}
     if protocol.min_reader_version == 2 or asked:
         faults.append(f"the table needs what is not known here: {', '.join(asked) or 'columnMapping'}")
-    paths = [pathlib.Path(uri.removeprefix("file://")) for uri in table.file_uris()]
-    sealed, erased, previous = [], {}, None
-    for expected, path in enumerate(sorted((folder / "_seals").glob("*.seal.json")), start=1):
+    for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+        if f"dt={action['partition.dt']}/" not in urllib.parse.unquote(action["path"]):
+            faults.append(f"{action['path']} in the Delta log: it is said to be of another day")
+    dataset = table.metadata().name if table.metadata().name in NUMBERS else "events"
+    by_day = {}
+    for uri in table.file_uris():
+        path = pathlib.Path(urllib.parse.unquote(uri.removeprefix("file://")))
+        by_day.setdefault(str(path.relative_to(folder)).removeprefix("dt=")[:10], []).append(path)
+    seals, erased, previous = [], {}, None
+    for expected, (number, path) in enumerate(numbered(folder, "seal"), start=1):
         seal, digest = opened(path, SEAL, keys)
-        if seal and (seal["number"] != expected or seal["previous"] != previous):
-            faults.append(f"seal {seal['number']}: it does not follow the seal before it")
+        if seal and (not seal["number"] == number == expected or seal["previous"] != previous):
+            faults.append(f"seal {number}: it does not follow the seal before it")
         previous = digest
-        sealed += [seal] if seal else []
-    for path in (folder / "_seals").glob("*.erasure.json"):
+        seals += [seal] if seal else []
+    committed, nothing = table.transaction_version("sendtrail-erasure") or 0, 0
+    for number, path in numbered(folder, "erasure"):
+        if number > committed:
+            nothing += 1
+            continue
         tombstone, _ = opened(path, ERASURE, keys)
         for row in tombstone["rows"] if tombstone else []:
             erased[(row["partition"], row["seq"])] = row["commitment"]
-    if not sealed:
+    if not seals:
         faults.append("there are no seals")
-    checked = 0
-    for seal in sealed:
-        files = [path for path in paths if f"dt={seal['subject']['day']}/" in str(path)]
-        checked += check_day(folder, files, seal, erased)
+    checked, sealed = 0, []
+    for seal in seals:
+        of = seal["subject"]
+        if (of["kind"], of.get("dataset")) != ("day", dataset):
+            faults.append(f"seal {seal['number']} is not one of a day of {dataset}")
+            continue
+        ranges = [(r["partition"], r["first"], r["last"]) for r in of["ranges"]]
+        ordered = all((one[0], one[2]) < other[:2] for one, other in itertools.pairwise(ranges))
+        count = sum(last - first + 1 for _, first, last in ranges)
+        if not ordered or any(first > last for _, first, last in ranges) or not count == seal["rows"] <= MAX_ROWS:
+            faults.append(f"seal {seal['number']}: its ranges do not have {seal['rows']} rows")
+            continue
+        checked += check_day(folder, by_day.get(of["day"], []), seal, erased)
+        sealed += [(*one, of["day"]) for one in ranges]
+    sealed.sort()
+    for one, other in itertools.pairwise(sealed):
+        if one[0] == other[0] and one[2] >= other[1]:
+            faults.append(f"partition {other[0]}, {NUMBERS[dataset]} {other[1]}: two seals are about it")
+    unsealed = check_places(by_day, sealed, dataset)
+    print(f"{unsealed} rows are not sealed yet, {nothing} tombstones came to nothing")
     return checked
 
 
@@ -210,9 +299,17 @@ def check_export(folder, keys):
     seal, _ = opened(folder / "seal.json", SEAL, keys)
     if not seal:
         return 0
+    if (seal["number"], seal["previous"], seal["subject"]["kind"]) != (1, None, "export"):
+        faults.append("seal.json is not the seal of an export")
+        return 0
+    for name in {path.name for path in folder.iterdir()} - {"seal.json", "job.json"} - {f["path"] for f in seal["files"]}:
+        faults.append(f"{name} was not sealed")
     leaves = []
     for file in seal["files"]:
         path = folder / file["path"]
+        if path.parent != folder:
+            faults.append(f"{file['path']} is no name of a file beside the seal")
+            continue
         if hashlib.sha256(path.read_bytes()).hexdigest() != file["sha256"]:
             faults.append(f"{file['path']} is not the file that was sealed")
         if seal["root"]:

@@ -11,6 +11,7 @@ pub mod contract;
 pub mod embedded;
 pub mod failpoint;
 pub mod kafka;
+pub mod objects;
 mod pulse;
 mod replies;
 mod retention;
@@ -74,6 +75,9 @@ pub enum Error {
         /// How it shows.
         why: String,
     },
+    /// A message's body is not where bodies are.
+    #[error("the body {0} is not there")]
+    NoBlob(String),
     /// The folder is not a log, or not one that was made with these settings.
     #[error("{0}")]
     Settings(String),
@@ -99,6 +103,15 @@ pub async fn read(
 ) -> Result<Vec<StoredBatch>, Error> {
     let log = log.clone();
     aside("read the log", move || log.read(of, from, max_bytes)).await
+}
+
+/// Surveys a partition without keeping the runtime waiting.
+///
+/// # Errors
+/// As [`EventLog::survey`].
+pub async fn survey(log: &Arc<dyn EventLog>, of: TopicPartition) -> Result<u64, Error> {
+    let log = log.clone();
+    aside("look where the log ends", move || log.survey(of)).await
 }
 
 /// Does what waits for a device or a broker beside the runtime's workers; `what` is told when it panics.
@@ -145,6 +158,15 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// The offset after the last durable record, as it moves.
     fn end(&self, of: TopicPartition) -> watch::Receiver<u64>;
+
+    /// The offset after the last durable record as it is now, also where this process does not follow the partition as it
+    /// moves: that is then read as far as this told last. Waits for the broker.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the brokers do not answer.
+    fn survey(&self, of: TopicPartition) -> Result<u64, Error> {
+        Ok(*self.end(of).borrow())
+    }
 
     /// Allows everything before an offset to be forgotten. Space is freed in larger pieces, some time after, or by the
     /// log's own rules.

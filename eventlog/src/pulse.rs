@@ -18,6 +18,8 @@ pub struct Pulse {
     /// Up to where there is something that is not applied yet, as far as is known, and since when by the wall clock.
     pending: Mutex<Option<(u64, i64)>>,
     halted: Mutex<Option<String>>,
+    troubled: Mutex<Option<String>>,
+    webhooks: Mutex<Option<String>>,
 }
 
 impl Default for Pulse {
@@ -26,7 +28,9 @@ impl Default for Pulse {
             applied: watch::Sender::new(0),
             applied_at: AtomicI64::new(0),
             pending: Mutex::default(),
-            halted: Mutex::new(None),
+            halted: Mutex::default(),
+            troubled: Mutex::default(),
+            webhooks: Mutex::default(),
         }
     }
 }
@@ -78,6 +82,26 @@ impl Pulse {
     /// Notes that records are applied again.
     pub fn resume(&self) {
         *self.halted.lock() = None;
+    }
+
+    /// Notes why it went back to its checkpoint; `None`: it is past that.
+    pub fn trouble(&self, why: Option<String>) {
+        *self.troubled.lock() = why;
+    }
+
+    /// Why it went back to its checkpoint, if it has not got past that.
+    pub fn troubled(&self) -> Option<String> {
+        self.troubled.lock().clone()
+    }
+
+    /// Notes why webhooks of the partition wait; `None`: they do not.
+    pub fn webhooks_wait(&self, why: Option<String>) {
+        *self.webhooks.lock() = why;
+    }
+
+    /// Why webhooks of the partition wait, if they do.
+    pub fn webhooks_waiting(&self) -> Option<String> {
+        self.webhooks.lock().clone()
     }
 
     /// Why nothing more will be applied, if so.

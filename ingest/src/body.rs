@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::web::object;
+use sendtrail_schemas::web::{check_type, object};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufRead, AsyncReadExt};
 
@@ -30,10 +30,20 @@ impl FromRequest<Ingest> for Payload {
     type Rejection = Problem;
 
     async fn from_request(request: Request, ingest: &Ingest) -> Result<Self, Problem> {
+        Self::at_most(request, ingest, ingest.limits().max_body_bytes).await
+    }
+}
+
+impl Payload {
+    /// Reads a body of at most so many bytes, packed and unpacked.
+    ///
+    /// # Errors
+    /// 408, 413, 415, or 400 for what cannot be unpacked.
+    pub async fn at_most(request: Request, ingest: &Ingest, most: usize) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let lines = check_type(&parts.headers)?;
         let limits = ingest.limits();
-        let read = read(&parts.headers, body, limits.max_body_bytes);
+        let read = read(&parts.headers, body, most);
         let late = |_| Problem::new(Code::RequestTimeout, "the body took too long to arrive");
         let bytes = tokio::time::timeout(limits.body_timeout, read).await.map_err(late)??;
         Ok(Self { bytes, lines })
@@ -49,21 +59,6 @@ impl<T: DeserializeOwned> FromRequest<Ingest> for Json<T> {
     async fn from_request(request: Request, ingest: &Ingest) -> Result<Self, Problem> {
         object(&Payload::from_request(request, ingest).await?.bytes).map(Self)
     }
-}
-
-/// Refuses types that are clearly not JSON; tells whether the body is lines of it.
-fn check_type(headers: &HeaderMap) -> Result<bool, Problem> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(false) };
-    let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
-    let kind = text.split(';').next().unwrap_or_default().trim();
-    let (family, rest) = kind.split_once('/').unwrap_or((kind, ""));
-    let another = matches!(family, "image" | "audio" | "video" | "font" | "multipart" | "model" | "message")
-        || matches!(rest, "html" | "xml" | "css" | "csv" | "pdf" | "zip" | "javascript")
-        || rest.ends_with("+xml");
-    if another {
-        return Err(Problem::new(Code::UnsupportedMediaType, format!("{kind} is not read here; send JSON")));
-    }
-    Ok(matches!(rest, "x-ndjson" | "ndjson" | "jsonl" | "x-jsonl" | "jsonlines" | "x-jsonlines"))
 }
 
 async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {

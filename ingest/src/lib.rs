@@ -209,8 +209,13 @@ impl Ingest {
         &self.inner.parts.limits
     }
 
+    /// How many partitions there are.
+    fn partitions(&self) -> u32 {
+        self.parts().pulses.len() as u32
+    }
+
     /// The partition of an account.
     fn partition(&self, account: AccountId) -> u32 {
-        sendtrail_schemas::topic::partition_of(account, self.parts().pulses.len() as u32)
+        sendtrail_schemas::topic::partition_of(account, self.partitions())
     }
 }

@@ -1,19 +1,14 @@
 //! How large a message is on the wire, and the text of one that has only HTML.
 
+mod text;
+
 use lettre::message::{Attachment as MimeAttachment, Body, MultiPart, SinglePart, header::ContentType};
 use sendtrail_schemas::mail::MailContent;
 
+pub use text::of_html as text_of_html;
+
 /// The largest message that is sent, bytes of MIME (S2: "10 MB total").
 pub const MAX_MIME: usize = 10 << 20;
-
-/// Characters of a line of derived text.
-const WIDTH: usize = 78;
-
-/// The text of an HTML body.
-pub fn text_of_html(html: &str) -> String {
-    // What cannot be rendered is left out: a message without text is still a message.
-    html2text::from_read(html.as_bytes(), WIDTH).unwrap_or_default()
-}
 
 /// Whether a text is a media type that may stand in a header.
 pub fn is_media_type(text: &str) -> bool {

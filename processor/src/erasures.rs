@@ -14,16 +14,15 @@ use clickhouse::Client;
 use metrics::{counter, gauge};
 use sendtrail_eventlog::failpoint::reach;
 use sendtrail_eventlog::{Batch, Clock, EventLog};
-use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
+use sendtrail_schemas::archive::ArchiveView;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::record::{Body, Change, Command, EndErasure, Record};
 use sendtrail_schemas::time::{Day, Millis};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{Eraser, Table, Target, Who, clear_answers};
+use crate::archive::{Eraser, Target, Who};
 use crate::clickhouse::{ClickHouseHandle, Rows, clear};
 use crate::projections::{ErasureJobs, Job, KeptIn, Letters};
 use crate::{Error, ProjectionReader, blocking};
@@ -47,8 +46,8 @@ pub struct Erasures {
     pub jobs: ErasureJobs,
     /// Clears events.
     pub eraser: Eraser,
-    /// The archive of attempts, and what readers see of it.
-    pub attempts: (Arc<Mutex<Table>>, Arc<ArchiveCell>),
+    /// Clears what receivers answered.
+    pub answers: Eraser,
     /// Dead letters.
     pub letters: ProjectionReader,
     /// ClickHouse, if there is one, and how far it is.
@@ -59,7 +58,12 @@ pub struct Erasures {
     pub directory: Arc<Directory>,
     /// What day it is.
     pub clock: Clock,
+    /// How many partitions there are.
+    pub partitions: u32,
 }
+
+/// Where partitions ended.
+type Ends = Vec<(TopicPartition, u64)>;
 
 /// The number after the last attempt there was when an erasure was first seen, by its key.
 type Attempted = HashMap<[u8; 10], u64>;
@@ -76,6 +80,7 @@ impl Erasures {
         gauge!("sendtrail_erasures_pending").set(0.0);
         let mut attempted = Attempted::new();
         let mut retain_at = tokio::time::Instant::now();
+        let mut awaited = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -86,6 +91,11 @@ impl Erasures {
                 tracing::warn!(%error, "an erasure does not get on; it is tried again");
             }
             if tokio::time::Instant::now() >= retain_at && !stop.is_cancelled() {
+                // A day is cleared once: all that was received on it must be in files by then.
+                if !self.is_filed(awaited.get_or_insert_with(|| self.ends())) {
+                    continue;
+                }
+                awaited = None;
                 let retained = self.retain(&stop).await;
                 if let Err(error) = &retained {
                     counter!("sendtrail_erasure_failures_total").increment(1);
@@ -112,6 +122,9 @@ impl Erasures {
             if stop.is_cancelled() {
                 break;
             }
+            if self.is_held(job) {
+                continue;
+            }
             let attempted = attempted.get(&job.key()).copied().unwrap_or(0);
             let ended = tokio::select! {
                 ended = self.end(job, attempted) => ended,
@@ -123,14 +136,39 @@ impl Erasures {
     }
 
     fn is_held(&self, job: &Job) -> bool {
-        let account = AccountId::from_slice(&job.account_id).ok();
-        let config = account.and_then(|account| self.directory.account(account));
-        config.is_some_and(|config| config.legal_hold)
+        AccountId::from_slice(&job.account_id).is_ok_and(|account| self.holds(account))
+    }
+
+    fn holds(&self, account: AccountId) -> bool {
+        self.directory.account(account).is_some_and(|config| config.legal_hold)
+    }
+
+    /// The first day that an account keeps, as it is said now; none when it keeps everything, or is on hold.
+    fn keeps_from(&self, account: AccountId) -> Option<Day> {
+        let config = self.directory.account(account)?;
+        let keeps = (config.retention_days > 0 && !config.legal_hold).then_some(config.retention_days)?;
+        Some(self.clock.now().day().saturating_sub(keeps as i32))
+    }
+
+    /// Where events and attempts end.
+    fn ends(&self) -> Ends {
+        // Of every partition: whoever files does so for those that others work on, too.
+        let of = |topic| (0..self.partitions).map(move |partition| TopicPartition::new(topic, partition));
+        let all = of(Topic::Events).chain(of(Topic::Attempts));
+        all.map(|of| (of, *self.log.end(of).borrow())).collect()
+    }
+
+    fn is_filed(&self, ends: &Ends) -> bool {
+        let (events, answers) = (self.eraser.cell.load(), self.answers.cell.load());
+        ends.iter().all(|(of, end)| {
+            let view = if of.topic == Topic::Events { &events } else { &answers };
+            view.filed.get(&of.partition).copied().unwrap_or(0) >= *end
+        })
     }
 
     /// Clears those whose events are all in files, and what was answered to posts of them before the erasure was seen here.
     async fn clear_archive(&self, jobs: &mut [Job], attempted: &Attempted) -> Result<(), Error> {
-        let (events, answers) = (self.eraser.cell.load(), self.attempts.1.load());
+        let (events, answers) = (self.eraser.cell.load(), self.answers.cell.load());
         let is_due = |job: &&mut Job| {
             let filed = |view: &ArchiveView| view.filed.get(&job.partition).copied().unwrap_or(0);
             let attempted = attempted.get(&job.key()).copied().unwrap_or(u64::MAX);
@@ -159,16 +197,25 @@ impl Erasures {
         };
         let targets: Vec<Target> = due.iter().map(|job| target(job)).collect::<Result<_, _>>()?;
         let accounts = targets.iter().map(|target| target.account.clone()).collect();
+        // A hold that is asked for meanwhile stops what is not irrevocable yet; the others are due again at once.
+        let held = |due: &[&mut Job]| due.iter().any(|job| self.is_held(job));
         let erasing = self.eraser.begin(targets).await?;
+        if held(due) {
+            return Ok(());
+        }
         // Counted before they are cleared: afterwards nobody finds them. A crash in between finds none, or all of them again.
         for (job, rows) in due.iter_mut().zip(&erasing.found.rows) {
             job.rows = if *rows > 0 { *rows } else { job.rows };
         }
         self.keep(due)?;
-        clear_answers(&self.attempts.0, &self.attempts.1, accounts, erasing.found.places.clone()).await?;
         let ids = due.iter().filter_map(|job| uuid::Uuid::from_slice(&job.erasure_id).ok().map(|id| id.to_string()));
         let reason = format!("asked for: {}", ids.collect::<Vec<_>>().join(", "));
-        let found = self.eraser.end(erasing, self.clock.now(), reason).await?;
+        let (now, places) = (self.clock.now(), erasing.found.places.clone());
+        self.answers.clear_answers(accounts, places, now, reason.clone()).await?;
+        if held(due) {
+            return Ok(());
+        }
+        let found = self.eraser.end(erasing, now, reason).await?;
         counter!("sendtrail_erased_rows_total").increment(found.rows.iter().sum());
         due.iter_mut().for_each(|job| job.archived = true);
         self.keep(due)
@@ -216,32 +263,34 @@ impl Erasures {
 
     /// Clears what accounts no longer keep, a day of all of them after the other.
     async fn retain(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let today = self.clock.now().day();
-        let mut all = Vec::new();
+        let mut due = Vec::new();
         let mut after = None;
         loop {
             let accounts = self.directory.list(after, ACCOUNTS);
-            let kept = accounts.iter().filter(|config| config.retention_days > 0 && !config.legal_hold);
-            all.extend(kept.map(|config| (config.id(), today.saturating_sub(config.retention_days as i32))));
+            for account in accounts.iter().map(|config| config.id()).filter(|id| self.keeps_from(*id).is_some()) {
+                due.push((account, self.jobs.kept_from(account, KeptIn::Archive)?));
+            }
             match accounts.last() {
                 Some(last) => after = Some(last.id()),
                 None => break,
             }
         }
-        let mut due = Vec::new();
-        for (account, to) in all {
-            let from = self.jobs.kept_from(account, KeptIn::Archive)?;
-            due.push((account, from, to));
-        }
         let days: BTreeSet<Day> = self.eraser.cell.load().files.iter().map(|file| file.day).collect();
+        let mut left = due.clone();
         for day in days {
-            let accounts: Vec<AccountId> =
-                due.iter().filter(|(_, from, to)| (*from..*to).contains(&day)).map(|(account, ..)| *account).collect();
-            if !accounts.is_empty() && !stop.is_cancelled() {
-                self.clear_day(&accounts, day).await?;
+            loop {
+                // Asked for each day: a hold, or a longer retention, that comes meanwhile keeps what is still there. Whoever keeps a
+                // day is done with for now: what is noted says that every day before is cleared.
+                left.retain(|(account, _)| self.keeps_from(*account).is_some_and(|to| day < to));
+                let is_due = |(_, from): &&(AccountId, Day)| *from <= day;
+                let accounts: Vec<AccountId> = left.iter().filter(is_due).map(|(account, _)| *account).collect();
+                if accounts.is_empty() || stop.is_cancelled() || self.clear_day(&accounts, day).await? {
+                    break;
+                }
             }
         }
-        for (account, _, to) in due {
+        for (account, _) in due {
+            let Some(to) = self.keeps_from(account) else { continue };
             if stop.is_cancelled() || self.jobs.kept_from(account, KeptIn::Rest)? >= to {
                 continue;
             }
@@ -253,21 +302,31 @@ impl Erasures {
         Ok(())
     }
 
-    async fn clear_day(&self, accounts: &[AccountId], day: Day) -> Result<(), Error> {
+    /// Clears a day of some accounts; false, and nothing but answers is cleared, if one of them is to keep it after all.
+    async fn clear_day(&self, accounts: &[AccountId], day: Day) -> Result<bool, Error> {
         let target = |account: &AccountId| Target {
             account: account.to_string(),
             who: Who::Received { from: day, to: day + 1 },
         };
+        let kept = || accounts.iter().any(|account| self.keeps_from(*account).is_none_or(|to| to <= day));
         let erasing = self.eraser.begin(accounts.iter().map(target).collect()).await?;
+        if kept() {
+            return Ok(false);
+        }
         let names = accounts.iter().map(ToString::to_string).collect();
-        clear_answers(&self.attempts.0, &self.attempts.1, names, erasing.found.places.clone()).await?;
         let name = Millis::of_day(day).day_text();
-        let found = self.eraser.end(erasing, self.clock.now(), format!("retention: received on {name}")).await?;
+        let reason = format!("retention: received on {name}");
+        let (now, places) = (self.clock.now(), erasing.found.places.clone());
+        self.answers.clear_answers(names, places, now, reason.clone()).await?;
+        if kept() {
+            return Ok(false);
+        }
+        let found = self.eraser.end(erasing, now, reason).await?;
         let rows: u64 = found.rows.iter().sum();
         counter!("sendtrail_erased_rows_total").increment(rows);
         self.jobs.note_kept_from(accounts, KeptIn::Archive, day + 1)?;
         tracing::info!(accounts = accounts.len(), rows, day = name, "cleared what accounts no longer keep");
-        Ok(())
+        Ok(true)
     }
 
     /// Clears what was received before a day in the other stores.

@@ -7,7 +7,6 @@ pub mod delivery;
 pub mod dispatch;
 mod erasures;
 mod intake;
-mod objects;
 mod partition;
 mod projections;
 mod rebuild;
@@ -102,4 +101,11 @@ pub enum Error {
         /// What the system said.
         cause: std::io::Error,
     },
+}
+
+impl Error {
+    /// Whether trying again is of no use: somebody has to look at the archive first.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Foreign(_))
+    }
 }

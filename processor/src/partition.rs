@@ -15,6 +15,7 @@ mod takeover;
 mod telling;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -139,7 +140,11 @@ impl Partition {
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
-                self.run(&handle, questions, &stop);
+                if catch_unwind(AssertUnwindSafe(|| self.run(&handle, questions, &stop))).is_err() {
+                    // What was on its way is in doubt. Whoever looks must not take it for one that works.
+                    self.halt("its thread panicked: restart the server".into());
+                    handle.block_on(stop.cancelled());
+                }
                 self.tell_gone();
             })
             .map_err(|cause| Error::Io { what: format!("start {name}"), cause })?;
@@ -163,18 +168,14 @@ impl Partition {
                 Ended::Again(why) => {
                     counter!("sendtrail_partition_restarts_total").increment(1);
                     tracing::error!(partition = self.number, %why, "going back to the checkpoint");
+                    self.pulse.trouble(Some(why.clone()));
                     if stop.is_cancelled() {
                         return;
                     }
                     std::thread::sleep(BACKOFF);
                 }
                 Ended::Halted(why) => {
-                    tracing::error!(partition = self.number, %why, "the partition is halted");
-                    // What was true stays true.
-                    let kept = self.store.progress(self.number).ok().flatten().unwrap_or_default();
-                    let applied = kept.next_offset.max(*self.pulse.applied().borrow());
-                    self.tell(ProgressView { applied, halted: Some(why.clone()), ..reached(&kept) });
-                    self.pulse.halt(why);
+                    self.halt(why);
                     handle.block_on(stop.cancelled());
                     return;
                 }
@@ -182,8 +183,18 @@ impl Partition {
         }
     }
 
+    fn halt(&self, why: String) {
+        tracing::error!(partition = self.number, %why, "the partition is halted");
+        self.pulse.halt(why.clone());
+        // What was true stays true.
+        let kept = self.store.progress(self.number).ok().flatten().unwrap_or_default();
+        let applied = kept.next_offset.max(*self.pulse.applied().borrow());
+        self.tell(ProgressView { applied, halted: Some(why), ..reached(&kept) });
+    }
+
     /// Whoever looks at this process's figures must not take it for one that stands still.
     fn tell_gone(&self) {
+        self.pulse.trouble(None);
         let partition = self.number.to_string();
         for name in GAUGES {
             gauge!(name, "partition" => partition.clone()).set(0.0);
@@ -296,7 +307,12 @@ impl<'a> Session<'a> {
         if *self.end.borrow_and_update() > next && !is_over {
             return self.apply();
         }
+        if !stop.is_cancelled() {
+            // A log that breaks off wakes nobody.
+            self.of.log.read(self.of.intake(), next, 1).map_err(Error::from)?;
+        }
         if !self.dirty && self.completer.is_committed() {
+            self.of.pulse.trouble(None);
             note_durable(self.of.number);
             // The last of what came must get into a snapshot, too.
             if let Some(taker) = &self.taker {
@@ -323,6 +339,7 @@ impl<'a> Session<'a> {
         if !self.dirty || self.checkpointed.elapsed() < self.of.checkpoint_every || !self.completer.is_committed() {
             return Ok(());
         }
+        self.of.pulse.trouble(None);
         self.checkpoint()
     }
 

@@ -220,15 +220,17 @@ impl Running {
         loop {
             match self.turn(handle, stop) {
                 Ok(true) => {
-                    let trouble = self.events.trouble().or(self.attempts.trouble());
-                    *self.failure.lock() = trouble.map(ToString::to_string);
+                    let unread = || self.cursors.iter().find_map(|cursor| cursor.failed.as_ref());
+                    let trouble = self.events.trouble().or(self.attempts.trouble()).map(ToString::to_string);
+                    let trouble = trouble.or_else(|| unread().map(|(_, error)| error.to_string()));
+                    *self.failure.lock() = trouble;
                 }
                 Ok(false) => return,
                 Err(error) => {
                     let why = error.to_string();
                     tracing::error!(%why, "the sink does not get on");
                     *self.failure.lock() = Some(why);
-                    if matches!(error, Error::Missing(_) | Error::Foreign(_)) || stop.is_cancelled() {
+                    if error.is_final() || stop.is_cancelled() {
                         return;
                     }
                     std::thread::sleep(BACKOFF);
@@ -245,7 +247,7 @@ impl Running {
         let mut read = 0;
         if self.stopping.is_none_or(|since| since.elapsed() < self.sink.options.drain_within) {
             for at in 0..self.cursors.len() {
-                read += self.read(at)?;
+                read += self.try_read(at)?;
             }
         } else if !std::mem::replace(&mut self.cut_short, true) {
             let left = |cursor: &Cursor| cursor.ends[0].borrow().saturating_sub(cursor.next);
@@ -291,11 +293,35 @@ impl Running {
         filer.rows() >= 2 * self.sink.options.commit_rows
     }
 
-    fn read(&mut self, at: usize) -> Result<usize, Error> {
+    /// Reads a piece of a partition. What is wrong with one keeps none of the others, unless nothing can mend it.
+    fn try_read(&mut self, at: usize) -> Result<usize, Error> {
+        if self.cursors[at].failed.as_ref().is_some_and(|(again, _)| Instant::now() < *again) {
+            return Ok(0);
+        }
+        let (mut events, mut attempts) = (0, 0);
+        let outcome = self.read(at, &mut events, &mut attempts);
+        if events > 0 {
+            self.events.touch();
+        }
+        if attempts > 0 {
+            self.attempts.touch();
+        }
+        let cursor = &mut self.cursors[at];
+        cursor.failed = match outcome {
+            Err(error) if error.is_final() => return Err(error),
+            Err(error) => {
+                tracing::error!(partition = cursor.partition, %error, "the sink cannot read a partition");
+                Some((Instant::now() + BACKOFF, error))
+            }
+            Ok(()) => None,
+        };
+        Ok(events + attempts)
+    }
+
+    fn read(&mut self, at: usize, count: &mut usize, attempts: &mut usize) -> Result<(), Error> {
         let room = [&self.events, &self.attempts].map(|filer| !self.is_full(filer));
         let cursor = &mut self.cursors[at];
         let (log, partition) = (self.sink.log.clone(), cursor.partition);
-        let mut count = 0;
         let lost = |archived| if archived { LOST_FILES } else { LOST_SUMS };
         let read =
             || decode::<Event>(&*log, Topic::Events, partition, cursor.next, lost(cursor.next == cursor.archived));
@@ -319,9 +345,8 @@ impl Running {
             // Last, so that what failed is read again.
             cursor.next = event.seq + 1;
             cursor.received_at = event.received_at;
-            count += 1;
+            *count += 1;
         }
-        let mut attempts = 0;
         let (next, lost) = (cursor.next_attempt, lost(cursor.next_attempt == cursor.archived_attempts));
         let read = || decode::<Attempt>(&*log, Topic::Attempts, partition, next, lost);
         for attempt in room[1].then(read).transpose()?.into_iter().flatten() {
@@ -336,21 +361,15 @@ impl Running {
                 cursor.archived_attempts = offset + 1;
             }
             cursor.next_attempt = offset + 1;
-            attempts += 1;
+            *attempts += 1;
         }
         for letter in decode::<DeadLetter>(&*log, Topic::DeadLetter, partition, cursor.letters, LOST_SUMS)? {
             let (offset, letter) = letter?;
             self.sink.projections.add_dead_letter(&letter);
             cursor.letters = offset + 1;
-            count += 1;
+            *count += 1;
         }
-        if count > 0 {
-            self.events.touch();
-        }
-        if attempts > 0 {
-            self.attempts.touch();
-        }
-        Ok(count + attempts)
+        Ok(())
     }
 
     /// Lets readers see what was read.
@@ -410,6 +429,8 @@ impl Running {
     fn collect(&mut self) -> Result<(), Error> {
         let filed = self.events.collect() | self.attempts.collect();
         if filed {
+            // Readers see no sums of events that they do not see.
+            self.flush()?;
             // The projections of what may now be trimmed must be durable too.
             self.sink.projections.flush(true)?;
             self.pass();
@@ -450,3 +471,6 @@ impl Running {
         self.demands.extend(asked);
     }
 }
+
+#[cfg(test)]
+mod tests;

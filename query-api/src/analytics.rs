@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::Rollup;
+use sendtrail_schemas::rollup::{Apart, Rollup};
 use sendtrail_schemas::time::{Hour, Millis};
 
 use crate::Error;
@@ -38,16 +38,21 @@ impl Position {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagFilter(String);
 
+/// Bytes of a tag's name, and of its value, at most: what the door takes.
+const MAX_TAG: usize = 256;
+
 impl TagFilter {
     /// Reads `key:value` or `key`.
     pub fn parse(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    /// What it may mean: a name, or a name and a value. Names may hold colons, too.
+    /// What it may mean: a name, or a name and a value. Names may hold colons, too; neither is longer than any that is kept, so
+    /// that there are few.
     pub fn meanings(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
-        let parted = self.0.match_indices(':').map(|(at, _)| (&self.0[..at], Some(&self.0[at + 1..])));
-        std::iter::once((&*self.0, None)).chain(parted)
+        let parted = self.0.match_indices(':').map(|(at, _)| (&self.0[..at], &self.0[at + 1..]));
+        let may_be = |(name, value): &(&str, &str)| name.len() <= MAX_TAG && value.len() <= MAX_TAG;
+        std::iter::once((&*self.0, None)).chain(parted.filter(may_be).map(|(name, value)| (name, Some(value))))
     }
 
     /// Whether tags have it.
@@ -128,11 +133,17 @@ pub trait Analytics: Send + Sync + 'static {
     /// [`Error`].
     async fn events(&self, query: EventQuery) -> Result<Vec<Event>, Error>;
 
-    /// Sums by hour and dimensions, counted from the events themselves; for hours that no sums are kept of.
+    /// Sums by hour and by what is told apart, counted from the events themselves; for hours that no sums are kept of.
     ///
     /// # Errors
-    /// [`Error`].
-    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error>;
+    /// [`Error`]; [`Error::Excess`]: they would be more rows than this process holds.
+    async fn scan(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+        apart: &Apart,
+    ) -> Result<Vec<(Hour, Rollup)>, Error>;
 
     /// When what it answers was true, if that is not now.
     fn as_of(&self) -> Option<Millis> {

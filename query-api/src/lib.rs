@@ -25,7 +25,7 @@ use sendtrail_schemas::mail::DeliveryStatus;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Actor, Change};
 use sendtrail_schemas::reputation::Reputation;
-use sendtrail_schemas::rollup::HourRows;
+use sendtrail_schemas::rollup::{Apart, HourRows};
 use sendtrail_schemas::time::{Hour, Millis};
 use turns::Turns;
 
@@ -97,6 +97,11 @@ impl From<Error> for Problem {
             tracing::debug!(%error, "a query is refused");
             return Self::new(Code::Unavailable, "too many queries are being answered").retry_after(5);
         }
+        if let Error::Excess(text) = error {
+            // It would be too much again.
+            tracing::debug!(text, "a query is refused");
+            return Self::new(Code::InvalidParam, text);
+        }
         tracing::error!(%error, "a query failed");
         let message = if error.is_excess() || matches!(error, Error::Timeout(_)) {
             "the query took too long or too much; ask for less"
@@ -131,11 +136,12 @@ pub trait Accounts: Send + Sync + 'static {
 /// Hourly sums.
 #[async_trait]
 pub trait Rollups: Send + Sync + 'static {
-    /// The rows of an account's hours, `from` to `to` exclusive, in the order of hours.
+    /// The rows of an account's hours, `from` to `to` exclusive, in the order of hours; those that need not be told apart are
+    /// added up.
     ///
     /// # Errors
     /// [`Error::Port`].
-    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error>;
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour, apart: &Apart) -> Result<Vec<HourRows>, Error>;
 }
 
 /// How the delivery of one event to one destination stands.
@@ -312,7 +318,7 @@ pub struct Parts {
 impl Parts {
     /// Sums of an account, from the archive's events.
     async fn files_scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
-        self.files.scan(account, from, to).await
+        self.files.scan(account, from, to, &Apart::NONE).await
     }
 }
 

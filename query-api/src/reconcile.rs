@@ -1,6 +1,6 @@
 //! What each store has of the same events, side by side, by the numbers of rows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use sendtrail_schemas::ids::AccountId;
@@ -16,7 +16,7 @@ pub type Numbered = (Millis, u32, u64);
 #[async_trait]
 pub trait LoggedEvents: Send + Sync + 'static {
     /// Those of an account that happened in a span of time, the first number that is kept of each partition, and the number
-    /// after its last.
+    /// after its last unless none is kept.
     ///
     /// # Errors
     /// [`Error::Port`]; [`Error::Excess`]: there are more than `limit` events to look at.
@@ -113,12 +113,14 @@ pub struct Compared {
     pub ranges: Vec<Range>,
 }
 
-/// Compares the rows of stores; `kept` is the first number of each partition that the log still has.
-pub fn compare(stores: &[(Store, Vec<Numbered>)], kept: &BTreeMap<u32, u64>, into: &mut Compared) {
-    let mut all: BTreeSet<(u32, u64)> = BTreeSet::new();
+/// Compares the rows of stores; `kept` is the first number of each partition that the log still has, and ClickHouse has what
+/// happened `since` a time.
+pub fn compare(stores: &[(Store, Vec<Numbered>)], kept: &BTreeMap<u32, u64>, since: Millis, into: &mut Compared) {
+    let has = |store: Store, at: Millis| store != Store::ClickHouse || at >= since;
+    let mut all: BTreeMap<(u32, u64), Millis> = BTreeMap::new();
     for (store, rows) in stores {
-        for (occurred_at, partition, seq) in rows {
-            all.insert((*partition, *seq));
+        for (occurred_at, partition, seq) in rows.iter().filter(|(at, ..)| has(*store, *at)) {
+            all.insert((*partition, *seq), *occurred_at);
             let counts = into.hours.entry(occurred_at.hour()).or_default();
             match store {
                 Store::Log => counts.log += 1,
@@ -128,13 +130,15 @@ pub fn compare(stores: &[(Store, Vec<Numbered>)], kept: &BTreeMap<u32, u64>, int
         }
     }
     for (store, rows) in stores {
-        let mut there: Vec<(u32, u64)> = rows.iter().map(|(_, partition, seq)| (*partition, *seq)).collect();
+        let rows = rows.iter().filter(|(at, ..)| has(*store, *at));
+        let mut there: Vec<(u32, u64)> = rows.map(|(_, partition, seq)| (*partition, *seq)).collect();
         there.sort_unstable();
         let twice = there.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
         let is_kept = |(partition, seq): &(u32, u64)| {
             *store != Store::Log || kept.get(partition).is_none_or(|first| seq >= first)
         };
-        let missing = all.iter().copied().filter(is_kept).filter(|row| there.binary_search(row).is_err());
+        let wanted = all.iter().filter(|(_, at)| has(*store, **at)).map(|(row, _)| *row);
+        let missing = wanted.filter(is_kept).filter(|row| there.binary_search(row).is_err());
         for (difference, rows) in
             [(Difference::Missing, missing.collect::<Vec<_>>()), (Difference::Twice, twice.collect())]
         {
@@ -201,6 +205,8 @@ pub fn add_up(rows: Vec<HourRows>, mut add: impl FnMut(Hour, u64)) -> Vec<Hour> 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -212,7 +218,10 @@ mod tests {
             lost in prop::collection::vec((0usize..3, any::<prop::sample::Index>()), 0..6),
             twice in prop::collection::vec((0usize..3, any::<prop::sample::Index>()), 0..6),
             kept in 0u64..30,
+            since in 0i64..30,
         ) {
+            let time = |seq: u64| Millis(seq as i64 * 1_800_000);
+            let since = Millis(since * 1_800_000);
             let names = [Store::Log, Store::Archive, Store::ClickHouse];
             let all: Vec<(u32, u64)> = rows.iter().copied().collect();
             let mut sets = [rows.clone(), rows.clone(), rows.clone()];
@@ -225,7 +234,7 @@ mod tests {
                 }
             }
             for (at, name) in names.into_iter().enumerate() {
-                let mut there: Vec<Numbered> = sets[at].iter().map(|(p, s)| (Millis(*s as i64 * 1_800_000), *p, *s)).collect();
+                let mut there: Vec<Numbered> = sets[at].iter().map(|(p, s)| (time(*s), *p, *s)).collect();
                 for (store, index) in &twice {
                     if *store == at && !there.is_empty() {
                         let copy = there[index.index(sets[at].len())];
@@ -235,7 +244,11 @@ mod tests {
                 }
                 stores.push((name, there));
             }
-            let union: BTreeSet<(u32, u64)> = sets.iter().flatten().copied().collect();
+            // What ClickHouse keeps no longer is nobody's concern there, neither as missing nor as a sign that others miss it.
+            let heeded = |name: Store, seq: u64| name != Store::ClickHouse || time(seq) >= since;
+            let named = names.into_iter().zip(&sets);
+            let heard = named.flat_map(|(name, set)| set.iter().copied().filter(move |(_, seq)| heeded(name, *seq)));
+            let union: BTreeSet<(u32, u64)> = heard.collect();
             for (at, name) in names.into_iter().enumerate() {
                 for row in union.difference(&sets[at]) {
                     if name != Store::Log || row.1 >= kept {
@@ -245,7 +258,8 @@ mod tests {
             }
             let first = (0..3).map(|partition| (partition, kept)).collect();
             let mut compared = Compared::default();
-            compare(&stores, &first, &mut compared);
+            compare(&stores, &first, since, &mut compared);
+            wanted.retain(|(store, _, _, seq)| heeded(*store, *seq));
             let mut told = BTreeSet::new();
             for range in &compared.ranges {
                 for seq in range.first..=range.last {

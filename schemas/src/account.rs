@@ -549,6 +549,12 @@ impl AccountConfig {
         AccountId::from_slice(&self.account_id).unwrap_or(AccountId(uuid::Uuid::nil()))
     }
 
+    /// Why no send is accepted, if it is paused, as who sends is told.
+    pub fn why_paused(&self) -> Option<String> {
+        let why = self.paused.as_ref().map_or("", |evidence| evidence.reason.as_str());
+        (self.status() == Status::Paused).then(|| format!("sending is paused: {why}"))
+    }
+
     /// How it is judged.
     pub fn policy(&self) -> Policy {
         self.policy.clone().unwrap_or_else(Policy::splashify)

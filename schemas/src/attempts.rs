@@ -123,6 +123,9 @@ impl Fields for LoggedAttempt {
     }
 }
 
+/// Columns that may say something of a person: what somebody else wrote.
+pub const PERSONAL: [&str; 2] = ["error", "response"];
+
 /// The columns, in their order. Columns are only ever added.
 pub fn schema() -> SchemaRef {
     static SCHEMA: OnceLock<SchemaRef> = OnceLock::new();

@@ -127,7 +127,7 @@ impl Surface {
     }
 
     /// Whether events of a type are for destinations of this surface at all.
-    fn is_for(self, kind: EventType) -> bool {
+    pub fn is_for(self, kind: EventType) -> bool {
         match self {
             Self::Operational => kind.is_webhook_change(),
             Self::Account => !kind.is_webhook_change() && !kind.is_for_nobody(),

@@ -235,15 +235,17 @@ pub enum FailureClass {
     Tls = 5,
     /// Its address, port or scheme is not one that may be posted to.
     Refused = 6,
-    /// The destination was disabled or deleted, or its secret cannot be opened.
+    /// The destination was disabled or deleted.
     Unavailable = 7,
     /// The receiver said that it is gone for good.
     Gone = 8,
+    /// Its secret cannot be opened.
+    Secret = 9,
 }
 
 impl FailureClass {
     /// Every class.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::None,
         Self::Status,
         Self::Timeout,
@@ -253,6 +255,7 @@ impl FailureClass {
         Self::Refused,
         Self::Unavailable,
         Self::Gone,
+        Self::Secret,
     ];
 
     /// As in answers.
@@ -267,6 +270,7 @@ impl FailureClass {
             Self::Refused => "refused",
             Self::Unavailable => "unavailable",
             Self::Gone => "gone",
+            Self::Secret => "secret",
         }
     }
 

@@ -1,11 +1,15 @@
 //! Hourly sums of events, exact for every grouping of `/stats`.
 
+mod apart;
+
 use crate::address;
 use crate::block::Block;
 use crate::event::{Event, Tags};
 use crate::ids::hash128;
 use crate::kind::EventType;
 use crate::time::Hour;
+
+pub use apart::{Added, Apart, TagsApart};
 
 /// Rows of one hour of one account beyond which the hour is scanned instead.
 pub const MAX_ROWS: usize = 10_000;
@@ -168,6 +172,15 @@ pub enum HourRows {
     Exact(Hour, Vec<Rollup>),
     /// More than [`MAX_ROWS`]: scan the events of this hour.
     Overflowing(Hour),
+}
+
+impl HourRows {
+    /// Which hour.
+    pub fn hour(&self) -> Hour {
+        match self {
+            Self::Exact(hour, _) | Self::Overflowing(hour) => *hour,
+        }
+    }
 }
 
 /// What an event is told apart by, as a hash that needs no copy.

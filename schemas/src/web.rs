@@ -5,7 +5,7 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,6 +16,24 @@ use crate::networks::ClientAddress;
 use crate::problem::{Code, Problem};
 use crate::record::Actor;
 use crate::time::Millis;
+
+/// Refuses types that are clearly not JSON; tells whether the body is lines of it.
+///
+/// # Errors
+/// 415.
+pub fn check_type(headers: &HeaderMap) -> Result<bool, Problem> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(false) };
+    let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
+    let kind = text.split(';').next().unwrap_or_default().trim();
+    let (family, rest) = kind.split_once('/').unwrap_or((kind, ""));
+    let another = matches!(family, "image" | "audio" | "video" | "font" | "multipart" | "model" | "message")
+        || matches!(rest, "html" | "xml" | "css" | "csv" | "pdf" | "zip" | "javascript")
+        || rest.ends_with("+xml");
+    if another {
+        return Err(Problem::new(Code::UnsupportedMediaType, format!("{kind} is not read here; send JSON")));
+    }
+    Ok(matches!(rest, "x-ndjson" | "ndjson" | "jsonl" | "x-jsonl" | "jsonlines" | "x-jsonlines"))
+}
 
 /// A success: `{"success":true}` and the fields of `T`.
 #[derive(Serialize)]

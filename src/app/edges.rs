@@ -202,7 +202,7 @@ impl Edges {
 fn follower(config: &Config, layout: &'static Layout, cell: &Arc<ArchiveCell>, as_of: Arc<AtomicI64>) -> Follower {
     Follower {
         layout,
-        root: config.archive_folder().join(layout.name),
+        root: config.archive_folder().join(layout.name()),
         cell: cell.clone(),
         look: Box::new(|| (Millis(0), BTreeMap::new())),
         as_of,

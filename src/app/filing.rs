@@ -80,11 +80,11 @@ impl Filing {
         let key = Arc::new(keys::seal_key(&config.data.dir, config)?);
         let sink = Arc::new(sink.start(stop.clone()).await?);
         let eraser = Eraser { table: table.clone(), cell: cell.clone(), key: key.clone() };
-        let answers = (attempts.clone(), attempts_cell.clone());
-        if config.archive.seal {
+        let answers = Eraser { table: attempts.clone(), cell: attempts_cell.clone(), key: key.clone() };
+        for table in [&table, &attempts].into_iter().filter(|_| config.archive.seal) {
             let sealer = Sealer {
                 table: table.clone(),
-                key,
+                key: key.clone(),
                 clock: shared.clock.clone(),
                 after: i64::from(config.archive.seal_after_minutes) * MINUTE,
                 every: Duration::from_secs(config.archive.merge_seconds),
@@ -113,13 +113,14 @@ impl Filing {
         let erasures = Erasures {
             jobs,
             eraser,
-            attempts: answers,
+            answers,
             letters: reader.clone(),
             clickhouse: clickhouse::client(&config.clickhouse)
                 .zip(clickhouse.as_ref().map(|(handle, _)| handle.clone())),
             log: shared.log.clone(),
             directory: shared.directory.clone(),
             clock: shared.clock.clone(),
+            partitions: config.log.partitions,
         };
         tasks.spawn(erasures.run(tasks.stop.clone()));
         Ok(Self { cell, attempts: attempts_cell, sink: Some(sink), reader: Some(reader), clickhouse })
@@ -127,6 +128,6 @@ impl Filing {
 }
 
 async fn open_table(layout: &'static Layout, folder: &Path) -> anyhow::Result<Arc<Mutex<Table>>> {
-    let table = Table::open(layout, &folder.join(layout.name)).await;
-    Ok(Arc::new(Mutex::new(table.with_context(|| format!("open the archive of {}", layout.name))?)))
+    let table = Table::open(layout, &folder.join(layout.name())).await;
+    Ok(Arc::new(Mutex::new(table.with_context(|| format!("open the archive of {}", layout.name()))?)))
 }

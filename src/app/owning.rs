@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use metrics::counter;
+use sendtrail_eventlog::objects::Place;
 use sendtrail_processor::{Archiver, IntakeArchive, Partition, PartitionHandle, Snapshots};
 use sendtrail_schemas::record::Settings;
 use sendtrail_schemas::time::Millis;
@@ -41,17 +43,21 @@ impl Owning {
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let every = Duration::from_secs(config.state.snapshot_seconds);
-        let snapshots = config.snapshots().map(|folder| Snapshots::in_folder(&folder, every));
+        let snapshots = config.snapshots().map(|place| Snapshots::open(&place, every));
         let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
         let kept = config.archives_intake().then(|| {
             let every = Duration::from_secs(config.archive.intake_seconds);
-            IntakeArchive::in_folder(&config.intake_folder(), config.archive.intake_days, every, shared.clock.clone())
+            IntakeArchive::open(&config.intake_place(), config.archive.intake_days, every, shared.clock.clone())
         });
         if config.archive.intake_days == 0 {
             // Nothing is to be kept, also of what was.
-            for partition in 0..config.log.partitions {
-                remove(&config.intake_folder().join(format!("partition-{partition:05}")))?;
-            }
+            tokio::spawn(forget(config.clone(), stop.clone()));
+        } else if let Place::Folder(usual) = config.usual_intake_place()
+            && config.intake_place() != config.usual_intake_place()
+            && usual.is_dir()
+        {
+            let usual = usual.display();
+            tracing::warn!(%usual, "archive.intake is elsewhere now: nobody reads what was kept here, nor deletes it when its time is over");
         }
         // Of a rebuild that was broken off; as personal as the state.
         remove(&config.data.dir.join("rebuild"))?;
@@ -81,6 +87,23 @@ impl Owning {
     pub async fn join(self) {
         if let Err(error) = self.task.await {
             tracing::error!(%error, "the keeper of partitions went wrong");
+        }
+    }
+}
+
+/// Deletes what was kept of intake.
+async fn forget(config: Config, stop: CancellationToken) {
+    let partitions = || (0..config.log.partitions).map(|partition| format!("partition-{partition:05}"));
+    for place in [config.intake_place(), config.usual_intake_place()] {
+        for kept in partitions().map(|name| place.join(&name)) {
+            let cleared = tokio::select! {
+                cleared = kept.clear() => cleared,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = cleared {
+                tracing::error!(%kept, %error, "archived intake, of which nothing is to be kept, cannot be deleted");
+                break;
+            }
         }
     }
 }
@@ -148,14 +171,13 @@ impl Keeper {
             match self.begin(partition, &stop).await {
                 Ok(running) => {
                     let archiver_stop = CancellationToken::new();
-                    let archiving = self.archiver(partition).map(|it| tokio::spawn(it.run(archiver_stop.clone())));
+                    let archiving = tokio::spawn(self.clone().archive(partition, archiver_stop.clone()));
                     stop.cancelled().await;
                     // The thread is joined beside the runtime's workers, which it still needs.
                     let _ = tokio::task::spawn_blocking(move || running.join()).await;
                     archiver_stop.cancel();
-                    if let Some(Err(error)) = futures::future::OptionFuture::from(archiving).await {
-                        tracing::error!(partition, %error, "the archive of intake ended badly");
-                    }
+                    // A panic in it was logged by the panic hook.
+                    let _ = archiving.await;
                     self.end(partition);
                 }
                 Err(error) => {
@@ -220,6 +242,16 @@ impl Keeper {
         let (shared, archive) = (&self.shared, self.intake.clone()?);
         let (log, store, retention) = (shared.log.clone(), shared.store.clone(), shared.retention.clone());
         Some(Archiver { archive, partition, log, store, retention })
+    }
+
+    /// Archives what a partition takes in, if that is asked for, until it is stopped; begins anew after a panic.
+    async fn archive(self: Arc<Self>, partition: u32, stop: CancellationToken) {
+        while let Some(archiver) = self.archiver(partition).filter(|_| !stop.is_cancelled()) {
+            let Err(error) = tokio::spawn(archiver.run(stop.clone())).await else { return };
+            counter!("sendtrail_intake_archive_failures_total").increment(1);
+            tracing::error!(partition, %error, "the archive of intake begins anew");
+            let _ = timeout(BACKOFF, stop.cancelled()).await;
+        }
     }
 
     /// Nothing of a partition is on its way any more.

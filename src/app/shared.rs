@@ -6,6 +6,7 @@ use anyhow::Context;
 use rand::Rng;
 use sendtrail_eventlog::kafka::Exchange;
 use sendtrail_eventlog::{Announce, Blobs, Clock, Desk, EventLog, LocalReplies, Pulse, Replies, Retention};
+use sendtrail_processor::delivery::Waits;
 use sendtrail_processor::dispatch::{Poster, PosterOptions, Reach, Sender};
 use sendtrail_processor::{Store, Views};
 use sendtrail_schemas::directory::Directory;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub retention: Arc<Retention>,
     pub clock: Clock,
     pub blobs: Blobs,
+    /// Why mail waits, where it does.
+    pub waits: Waits,
     pub vault: Vault,
     /// Posts to webhooks.
     pub sender: Sender,
@@ -86,7 +89,8 @@ impl Shared {
         Ok(Self {
             elsewhere: Arc::new(Elsewhere::new(pulses.clone(), ownership.clone())),
             retention: Arc::new(Retention::new(log.clone(), holds_intake)),
-            blobs: Blobs::open(&config.blobs_folder())?,
+            blobs: Blobs::open(config.blobs_place())?,
+            waits: Waits::default(),
             vault,
             sender,
             owners: Owners { ownership: ownership.clone(), questions },

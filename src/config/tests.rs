@@ -48,6 +48,9 @@ fn secrets_are_not_shown() {
         properties = ["ssl.key.password=hush2", "sasl.oauthbearer.client.secret=hush3", "ssl.key.pem=hush4", "client.rack=a"]
         [clickhouse]
         password = "hush5"
+        [s3]
+        access_key_id = "name"
+        secret_access_key = "hush7"
         [[sources.kafka]]
         topic = "events"
         account_header = "account"
@@ -61,6 +64,41 @@ fn secrets_are_not_shown() {
     let options = config.kafka_options();
     assert_eq!(options.properties["sasl.password"], "hush1");
     assert_eq!(options.properties["ssl.key.pem"], "hush4");
+}
+
+#[test]
+fn what_is_shared_is_in_folders_or_buckets() {
+    let Invalid(errors) = read(
+        r#"
+        [state]
+        snapshots = "https://bucket/snapshots"
+        [blobs]
+        dir = "s3://key:secret@bucket"
+        [s3]
+        endpoint = "http://minio:9000"
+        access_key_id = "name"
+        "#,
+    )
+    .unwrap_err();
+    for (error, name) in errors.iter().zip(["state.snapshots", "blobs.dir", "s3.endpoint", "s3.access_key_id"]) {
+        assert!(error.starts_with(name), "{errors:?}");
+    }
+    assert!(errors.len() == 4 && !format!("{errors:?}").contains("secret@"), "{errors:?}");
+    let config = read(
+        r#"
+        [state]
+        snapshots = "s3://bucket/here"
+        [archive]
+        intake = "s3://bucket"
+        [data]
+        dir = "/data"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(config.snapshots().unwrap().to_string(), "s3://bucket/here/sendtrail");
+    assert_eq!(config.intake_place().to_string(), "s3://bucket/sendtrail");
+    assert_eq!(config.blobs_place().to_string(), "/data/blobs");
+    assert_eq!(Config::defaults().intake_place().to_string(), "./data/archive/intake");
 }
 
 #[test]

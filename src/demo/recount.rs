@@ -37,7 +37,9 @@ pub struct Change {
     pub at: Millis,
     /// That record.
     pub fact: (Kind, u64, u64),
-    /// Bounces or complaints, and sends.
+    /// `bounces` or `complaints`: what it was judged by.
+    pub what: &'static str,
+    /// How many of them, and sends.
     pub share: (u64, u64),
 }
 
@@ -143,21 +145,21 @@ impl Recount {
         }
         let [sent, bounced, complained] = self.window(t);
         let over = |part: u64, per_thousand: u64| sent >= FLOOR && part * 1_000 > sent * per_thousand;
-        let (to, part) = if over(bounced, 100) {
-            ("PAUSED", bounced)
+        let (to, what, part) = if over(bounced, 100) {
+            ("PAUSED", "bounces", bounced)
         } else if over(complained, 5) {
-            ("PAUSED", complained)
+            ("PAUSED", "complaints", complained)
         } else if over(bounced, 50) {
-            ("AT_RISK", bounced)
+            ("AT_RISK", "bounces", bounced)
         } else if over(complained, 1) {
-            ("AT_RISK", complained)
+            ("AT_RISK", "complaints", complained)
         } else {
-            ("HEALTHY", bounced)
+            ("HEALTHY", "bounces", bounced)
         };
         if to != self.status {
             self.status = to;
             let fact = (fact.kind, fact.message, fact.repeat);
-            self.changes.push(Change { to, at: t, fact, share: (part, sent) });
+            self.changes.push(Change { to, at: t, fact, what, share: (part, sent) });
         }
     }
 

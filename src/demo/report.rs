@@ -54,7 +54,8 @@ pub fn print(stage: &Stage, partners: &[Partner], outcome: &Outcome) {
             let (part, sent) = change.share;
             let rate = part as f64 * 100.0 / sent.max(1) as f64;
             let name = &partner.name;
-            println!("  {}  {name} is {}: {part} of {sent} in 14 days, {rate:.3} %", change.at, change.to);
+            let (at, to, what) = (change.at, change.to, change.what);
+            println!("  {at}  {name} is {to}: {part} {what} of {sent} sends in 14 days, {rate:.3} %");
         }
         if let Some((status, code)) = &partner.refusal {
             println!("  {}  its next send is answered {status} {code}", " ".repeat(24));
@@ -95,7 +96,11 @@ pub fn print(stage: &Stage, partners: &[Partner], outcome: &Outcome) {
 
 /// Prints how to ask the server oneself.
 pub fn print_curl(stage: &Stage, partner: &Partner, from: &str, kept: bool) {
-    let hint = if kept { "the server stays up; Ctrl-C ends it" } else { "run it with --keep to try these" };
+    let hint = if kept {
+        "the server stays up; Ctrl-C ends it"
+    } else {
+        "this server ends now, and its data with it: 'demo --keep' leaves one up to try these"
+    };
     println!("\nAsk it yourself ({hint}):\n");
     println!("  export KEY={}", partner.key);
     for path in [

@@ -92,19 +92,26 @@ impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
         let port = |cause: &dyn std::fmt::Display| Error::Port(cause.to_string());
         let partition = partition_of(account, self.partitions);
         let of = TopicPartition::new(Topic::Events, partition);
-        let (mut next, end) = (0, *self.log.end(of).borrow());
+        // A server that only answers queries does not follow events.
+        let (mut next, end) = (0, sendtrail_eventlog::survey(&self.log, of).await.map_err(|cause| port(&cause))?);
         let (mut numbers, mut first, mut looked) = (Vec::new(), None, 0);
         while next < end {
             let batches = match read(&self.log, of, next, EVENTS_BYTES).await {
                 Ok(batches) => batches,
-                Err(sendtrail_eventlog::Error::Trimmed { first, .. }) if first > next => {
-                    next = first;
+                Err(sendtrail_eventlog::Error::Trimmed { first: kept, .. }) if kept > next => {
+                    // What was read before it is not kept any more, either.
+                    (next, first) = (kept, None);
+                    numbers.clear();
                     continue;
                 }
                 Err(error) => return Err(port(&error)),
             };
             let before = next;
             for record in batches.iter().flat_map(|batch| batch.records(before)) {
+                if record.offset >= end {
+                    // It came since.
+                    break;
+                }
                 let event: Event = codec::decode(&record.value).map_err(|cause| port(&cause))?;
                 first.get_or_insert(event.seq);
                 next = event.seq + 1;
@@ -115,15 +122,15 @@ impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
                 }
             }
             if looked > EVENTS_LOOKED || numbers.len() > limit {
-                return Err(Error::Excess(
-                    "there is too much in the log to compare; let the archive take it first".into(),
-                ));
+                return Err(Error::Excess("there is too much in the log to compare: ask for less".into()));
             }
             if next == before {
                 break;
             }
         }
         let of = |number| BTreeMap::from([(partition, number)]);
-        Ok((numbers, of(first.unwrap_or(end)), of(end)))
+        // A log that has dropped everything tells neither what is missing nor where to end.
+        let ends = if first.is_some() { of(end) } else { BTreeMap::new() };
+        Ok((numbers, of(first.unwrap_or(u64::MAX)), ends))
     }
 }

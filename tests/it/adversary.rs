@@ -378,9 +378,15 @@ async fn a_proxy_of_the_settings_is_asked_for_what_is_within_reach_only() {
     let folder = tempfile::TempDir::new().unwrap();
     let file = folder.path().join("ca.pem");
     std::fs::write(&file, &ours.authority_pem).unwrap();
+    // The proxy may take any address of a name.
+    let both = vec![vec!["127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap()]];
+    let within = vec![vec!["127.0.0.1".parse().unwrap()]];
+    let dns =
+        Dns::start(HashMap::from([("both.test", both), ("localhost", within), ("nowhere.test", vec![vec![]])])).await;
     let server = Server::start_with(|config| {
         config.log.simulated = true;
         config.webhooks.ca_location = file.clone();
+        config.webhooks.dns_servers = vec![dns.address];
         config.webhooks.proxy = format!("http://{proxy}");
         config.webhooks.allow_private_networks = vec!["127.0.0.1/32".parse().unwrap(), "::1/128".parse().unwrap()];
     })
@@ -393,7 +399,10 @@ async fn a_proxy_of_the_settings_is_asked_for_what_is_within_reach_only() {
         ("secure", format!("https://{secure}/x"), "none"),
         ("private", "http://127.0.0.2:9/".into(), "refused"),
         ("metadata", "http://169.254.169.254/latest".into(), "refused"),
-        ("nowhere", "https://nowhere.invalid/".into(), "dns"),
+        ("nowhere", "https://nowhere.test/".into(), "dns"),
+        // Nothing listens there; it is the port that was judged, and no other.
+        ("usual", "http://127.0.0.1/".into(), "connection"),
+        ("both", "https://both.test/".into(), "refused"),
     ] {
         let partner = server.partner(name).await;
         let set = partner.set(json!({"name": "set"})).await;
@@ -408,8 +417,43 @@ async fn a_proxy_of_the_settings_is_asked_for_what_is_within_reach_only() {
         let told = partner.post(&format!("/destinations/{id}/test"), &json!({})).await["test"].clone();
         assert_eq!(told["failure"], failure, "{name}: {told}");
     }
-    assert_eq!(*asked.lock(), [plain_address, secure]);
+    assert_eq!(*asked.lock(), [plain_address, secure, "127.0.0.1:80".to_owned()]);
     assert_eq!(plain.posts("/").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_fails_is_not_probed_without_pause_when_its_secret_cannot_be_opened() {
+    use base64::Engine;
+    let encoded = |byte| base64::prelude::BASE64_STANDARD.encode([byte; 32]);
+    let server = impatient(|config| {
+        config.secrets.key = encoded(1);
+        config.webhooks.probe_seconds = 1;
+    })
+    .await;
+    let receiver = Receiver::start(|_, _| Answer::status(500)).await;
+    let partner = server.partner("sealed").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let url = format!("{}/sealed", receiver.base);
+    let fields = json!({"webhook_url": url, "retry_schedule_seconds": [600], "webhook_secret": "s"});
+    let id = partner.destination(&set, fields).await;
+    partner.stream(&(0..20).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
+    eventually("it is known to fail", async || health(&partner, &id).await == "failing").await;
+    let mut stopped = server.stop().await;
+    stopped.config.secrets.key = encoded(2);
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    let probes = async || {
+        let mut probes = 0;
+        for delivery in deliveries(&partner).await.iter().filter(|delivery| delivery["attempts"] != 0) {
+            let log = attempts(&partner, delivery).await;
+            probes += log.iter().filter(|attempt| attempt["failure"] == "secret").count();
+        }
+        probes
+    };
+    eventually("it is probed", async || probes().await > 0).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let probes = probes().await;
+    assert!(probes < 12, "{probes} within some seconds");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use sendtrail_schemas::time::{DAY, HOUR, Millis};
+
 use super::support::python::python_with;
 use super::support::*;
 
@@ -20,6 +22,9 @@ pub struct Verifiers {
     key: String,
 }
 
+/// How both say that a table is not to be read.
+const UNKNOWN: &str = "what is not known here";
+
 impl Verifiers {
     /// For what a server with this folder has sealed.
     pub fn of(data: &Path) -> Self {
@@ -34,6 +39,7 @@ impl Verifiers {
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/audit/verify.py");
             let theirs = Command::new(python).arg(script).args([path, &self.key]).output().unwrap();
             assert_eq!(theirs.status.code(), ours.status.code(), "{}{}", said(&theirs), said(&ours));
+            assert_eq!(said(&theirs).contains(UNKNOWN), said(&ours).contains(UNKNOWN), "{}", said(&theirs));
             for fault in said(&ours).lines().filter(|line| line.contains("was changed")) {
                 assert!(said(&theirs).contains(fault), "{fault}: {}", said(&theirs));
             }
@@ -114,4 +120,93 @@ for path in glob.glob(sys.argv[1] + '/dt=2026-05-01/*.parquet'):
     let (holds, told) = verifiers.check(&table);
     assert!(!holds && told.contains(&format!("seq {seq}: the row was changed")), "{seq}: {told}");
     assert_eq!(told.matches("FAULT").count(), 1, "{told}");
+    // Somebody else's program has the table need what is not known here: what its files hold is not what it has.
+    let python = "
+import sys
+from deltalake import DeltaTable, TableFeatures
+DeltaTable(sys.argv[1]).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
+";
+    let altered = Command::new(interpreter).args(["-c", python]).arg(&table).output().unwrap();
+    assert!(altered.status.success(), "{}", said(&altered));
+    let (holds, told) = verifiers.check(&table);
+    assert!(!holds && told.contains(UNKNOWN), "{told}");
+}
+
+#[tokio::test]
+async fn attempts_at_webhooks_are_sealed_like_events() {
+    let server = Server::start_with(|config| config.log.simulated = true).await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("told").await;
+    let set = partner.set(json!({"name": "main"})).await;
+    let destination =
+        json!({"webhook_url": format!("{}/told", receiver.base), "dialect": "standard", "generate_secret": true});
+    partner.destination(&set, destination).await;
+    let in_set = || {
+        let mut event = partner.event("Send");
+        event["configuration_set_name"] = "main".into();
+        event
+    };
+    partner.stream(&[in_set(), in_set(), in_set()]).await;
+    receiver.wait("/told", 3).await;
+    let delivered = async || {
+        let log = partner.log().await;
+        log.iter().filter(|event| event["deliveries"][0]["status"] == "delivered").count()
+    };
+    eventually("all are delivered", async || delivered().await == 3).await;
+    // Attempts are filed by the clock of the machine that made them: its day must be over, for events, too.
+    partner.at(Millis::wall()).stream(&[partner.event("Send")]).await;
+    partner.at(Millis::wall().plus(2 * DAY)).stream(&[partner.event("Send")]).await;
+    let archive = server.config.data.dir.join("archive");
+    let table = archive.join("attempts");
+    eventually("attempts are sealed", async || table.join("_seals/000001.seal.json").exists()).await;
+    // Another sealer's.
+    eventually("and both days of events", async || archive.join("events/_seals/000002.seal.json").exists()).await;
+    let stopped = server.stop().await;
+
+    let verifiers = Verifiers::of(&stopped.config.data.dir);
+    let (holds, told) = verifiers.check(&table);
+    assert!(holds && told.contains("1 seals hold, over 3 rows"), "{told}");
+    let whole = || sendtrail(&["verify", archive.to_str().unwrap(), "--key", &verifiers.key]);
+    let told = whole();
+    assert!(
+        told.status.success() && said(&told).matches("everything is as it was sealed").count() == 2,
+        "{}",
+        said(&told)
+    );
+    if let Some(interpreter) = &verifiers.python {
+        let python = "
+import sys, pyarrow.parquet as pq, pyarrow as pa, glob
+path, = glob.glob(sys.argv[1] + '/dt=*/*.parquet')
+table = pq.ParquetFile(path).read()
+codes = table['status_code'].to_pylist()
+print(table['offset'][1].as_py())
+codes[1] = 500
+at = table.schema.get_field_index('status_code')
+pq.write_table(table.set_column(at, table.schema.field(at), pa.array(codes, pa.int64())), path)
+";
+        let changed = Command::new(interpreter).args(["-c", python]).arg(&table).output().unwrap();
+        let offset = said(&changed).trim().to_owned();
+        let (holds, told) = verifiers.check(&table);
+        assert!(!holds && told.contains(&format!("offset {offset}: the row was changed")), "{offset}: {told}");
+        assert!(!whole().status.success());
+    }
+    // Whoever takes all seals of a table away, or the table, is found out by those of the other.
+    let aside = archive.join("aside");
+    for name in ["events", "attempts"] {
+        std::fs::rename(archive.join(name), &aside).unwrap();
+        let told = whole();
+        assert!(!told.status.success() && said(&told).contains("which every archive has"), "{}", said(&told));
+        std::fs::rename(&aside, archive.join(name)).unwrap();
+    }
+    let seals = archive.join("events/_seals");
+    std::fs::rename(&seals, &aside).unwrap();
+    assert!(said(&whole()).contains("there are no seals, and there are rows of"));
+    std::fs::rename(&aside, &seals).unwrap();
+    std::fs::remove_dir_all(table.join("_seals")).unwrap();
+    let told = whole();
+    assert!(
+        !told.status.success() && said(&told).contains("there are no seals, and there are rows of"),
+        "{}",
+        said(&told)
+    );
 }

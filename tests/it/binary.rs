@@ -151,6 +151,13 @@ fn an_operator_runs_a_server() {
 }
 
 #[test]
+fn whoever_stops_reading_ends_a_command_in_silence() {
+    let script = format!("(sleep 0.3; {PROGRAM} config --default; echo $? >&2) | true");
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr).trim(), "141");
+}
+
+#[test]
 fn settings_are_checked_and_told() {
     let folder = tempfile::TempDir::new().unwrap();
     let defaults = text(&run(&["config", "--default"]));

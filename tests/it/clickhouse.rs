@@ -118,6 +118,8 @@ fn questions() -> Vec<String> {
             }
         }
         all.push(format!("/stats?tag=bare&{span}"));
+        all.push(format!("/stats?tag=k:v1&group_by=recipient_domain&{span}"));
+        all.push(format!("/stats?configuration_set_name=set-0&{span}"));
         all.push(format!("/stats?configuration_set_name=set-0&group_by=tag&{span}"));
     }
     all.extend(["m-0", "m-111", "m-5000"].map(|id| format!("/emails/{id}")));
@@ -435,21 +437,31 @@ async fn a_query_whose_turn_does_not_come_is_refused_and_nobody_is_blamed_for_it
     partner.stream(&[partner.event("Send")]).await;
     let stats = async || partner.call(Method::GET, "/stats", &[], "").await;
     eventually("ClickHouse answers", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
-    proxy.set(Line::Silent);
-    // The first has the only turn until ClickHouse was silent for too long.
-    let (first, (second, waited)) = tokio::join!(stats(), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        (stats().await, server.admin.get("/health").await)
-    });
-    assert_eq!(
-        (second.status.as_u16(), second.json()["error"].as_str()),
-        (503, Some("UNAVAILABLE")),
-        "{}",
-        second.json()
-    );
-    assert!(second.headers.contains_key("retry-after"));
-    assert_eq!(waited.unwrap()["checks"]["clickhouse"], "ok");
-    assert_eq!((first.status.as_u16(), first.json()["totals"]["sends"].as_u64()), (200, Some(1)));
+    let mut blamed = Value::Null;
+    for _ in 0..5 {
+        proxy.set(Line::Silent);
+        // The first has the only turn until ClickHouse was silent for too long.
+        let (first, (second, waited)) = tokio::join!(stats(), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            (stats().await, server.admin.get("/health").await)
+        });
+        assert_eq!(
+            (second.status.as_u16(), second.json()["error"].as_str()),
+            (503, Some("UNAVAILABLE")),
+            "{}",
+            second.json()
+        );
+        assert!(second.headers.contains_key("retry-after"));
+        assert_eq!((first.status.as_u16(), first.json()["totals"]["sends"].as_u64()), (200, Some(1)));
+        blamed = waited.unwrap()["checks"]["clickhouse"].take();
+        if blamed == "ok" {
+            return;
+        }
+        // What the sink asked was under way when the line fell silent, and that it tells.
+        proxy.set(Line::Up);
+        eventually("ClickHouse answers", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
+    }
+    panic!("ClickHouse is blamed: {blamed}");
 }
 
 #[tokio::test]

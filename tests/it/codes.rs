@@ -79,6 +79,9 @@ async fn paths_methods_and_things_that_are_not_there() {
         (Method::GET, format!("{ADMIN}/accounts/{nobody}/history"), 404, "PARTNER_NOT_FOUND"),
         (Method::POST, format!("{ADMIN}/accounts/{nobody}/keys"), 404, "PARTNER_NOT_FOUND"),
         (Method::GET, format!("{ADMIN}/dead-letters/0/77"), 404, "NOT_FOUND"),
+        (Method::GET, format!("{ADMIN}/dead-letters/65536/0"), 404, "NOT_FOUND"),
+        (Method::POST, format!("{ADMIN}/dead-letters/65536/0/retry"), 404, "NOT_FOUND"),
+        (Method::GET, format!("{ADMIN}/dead-letters?cursor=65536-0"), 400, "INVALID_PARAM"),
         (Method::DELETE, format!("{}/keys/{nobody}", partner.account), 404, "NOT_FOUND"),
     ] {
         assert_eq!(told(&server.admin, method, &path, "{}").await, (status, code.into()), "{path}");

@@ -287,6 +287,12 @@ async fn callbacks_of_others_come_with_a_token_and_go_out_wrapped_or_as_they_cam
     ] {
         assert_eq!(post(&path, "{}").await.status, status, "{path}");
     }
+    // Nothing is read for who has no token.
+    let packed = [("content-encoding", "unknown"), ("content-type", "application/xml")];
+    let api = Api::new(server.admin.base(), "");
+    for (path, status) in [("/api/v1/inbound/rcs/nobody", 401), (rcs_path, 415)] {
+        assert_eq!(api.call(Method::POST, path, &packed, "x").await.unwrap().status, status, "{path}");
+    }
     let token = rcs["api_key"].as_str().unwrap();
     assert_eq!(call(&server, ("x-api-key", token), Method::GET, "/webhooks", Value::Null).await.status, 401);
     assert_eq!(
@@ -502,6 +508,62 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
         )
         .await;
     assert_eq!(reply.status, 400);
+}
+
+#[tokio::test]
+async fn what_cannot_be_signed_is_tried_again() {
+    use base64::Engine;
+    let encoded = |byte| base64::prelude::BASE64_STANDARD.encode([byte; 32]);
+    let server = Server::start_with(|config| config.secrets.key = encoded(1)).await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("unsigned").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let fields = json!({"webhook_url": format!("{}/u", receiver.base), "webhook_secret": "first", "retry_schedule_seconds": [3, 3, 3]});
+    let id = partner.destination(&set, fields).await;
+    let mut stopped = server.stop().await;
+    stopped.config.secrets.key = encoded(2);
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    let mut event = partner.event("Delivery");
+    event["configuration_set_name"] = json!("set");
+    partner.stream(&[event]).await;
+    let deliveries = format!("/destinations/{id}/deliveries");
+    let first =
+        async |partner: &Partner| partner.rows(&deliveries, "deliveries").await.first().cloned().unwrap_or_default();
+    eventually("it was tried", async || first(&partner).await["attempts"] == 1).await;
+    let delivery = first(&partner).await;
+    assert_eq!(delivery["status"], "failed", "it is not given up: {delivery}");
+    let of = format!("/deliveries/{}", delivery["delivery_id"].as_str().unwrap());
+    assert_eq!(partner.get(&of).await["delivery"]["attempt_log"][0]["failure"], "secret");
+    assert!(receiver.posts("/u").is_empty(), "nothing goes out unsigned");
+    // Its operator puts it right.
+    let mut stopped = server.stop().await;
+    stopped.config.secrets.key = encoded(1);
+    let server = stopped.start().await;
+    let post = receiver.wait("/u", 1).await.remove(0);
+    assert_eq!(post.header("x-splashify-signature"), format!("sha256={}", hmac_hex("first", &post.body)));
+    let partner = partner.on(&server);
+    eventually("it is delivered", async || first(&partner).await["status"] == "delivered").await;
+}
+
+#[tokio::test]
+async fn a_secret_fits_its_dialect_and_is_given_or_made() {
+    let server = Server::start().await;
+    let partner = server.partner("fits").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let made =
+        partner.destination(&set, json!({"webhook_url": "https://x.example/", "webhook_secret": "plain words"})).await;
+    let change = async |fields: Value| {
+        let path = format!("{PARTNER}/destinations/{made}");
+        partner.api.call(Method::PATCH, &path, &[], fields.to_string()).await.unwrap()
+    };
+    let both = change(json!({"webhook_secret": "mine", "generate_secret": true})).await;
+    assert_eq!((both.status.as_u16(), both.json()["webhook_secret"].clone()), (400, Value::Null));
+    assert_eq!(change(json!({"dialect": "standard"})).await.status, 400, "receivers could not verify it");
+    assert_eq!(change(json!({"dialect": "zmailer"})).await.status, 200);
+    let other = change(json!({"dialect": "standard", "generate_secret": true})).await;
+    assert!(other.status == 200 && other.json().to_string().contains("whsec_"), "{}", other.json());
+    assert_eq!(change(json!({"dialect": "securesmtp"})).await.status, 200);
 }
 
 #[tokio::test]

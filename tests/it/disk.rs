@@ -156,8 +156,24 @@ async fn after_a_failed_sync_nothing_is_acknowledged_before_a_restart() {
     teller.check().await;
 }
 
+/// What a program said, which a test that fails shows the end of.
+struct Said(PathBuf);
+
+impl Drop for Said {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = std::fs::read(&self.0).unwrap_or_default();
+            println!("{}", String::from_utf8_lossy(&said[said.len().saturating_sub(8 << 10)..]));
+        }
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
 /// The program on a file system of so many megabytes, and its folder there; none where that cannot be had.
-fn on_small_disk(megabytes: u32) -> Option<(std::process::Child, PathBuf, Arc<Mutex<String>>)> {
+fn on_small_disk(
+    megabytes: u32,
+    checkpoint_ms: &str,
+) -> Option<(std::process::Child, PathBuf, Arc<Mutex<String>>, Said)> {
     use std::io::BufRead;
     let folder = tempfile::TempDir::new().unwrap().keep();
     let script = format!(
@@ -167,8 +183,10 @@ fn on_small_disk(megabytes: u32) -> Option<(std::process::Child, PathBuf, Arc<Mu
     );
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).envs(SETTINGS);
-    command.env("SENDTRAIL__LOG__SEGMENT_BYTES", "1048576");
-    let mut child = command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().ok()?;
+    command.env("SENDTRAIL__LOG__SEGMENT_BYTES", "1048576").env("SENDTRAIL__STATE__CHECKPOINT_MS", checkpoint_ms);
+    let said = Said(folder.with_extension("log"));
+    let file = std::fs::File::create(&said.0).unwrap();
+    let mut child = command.stdout(std::process::Stdio::piped()).stderr(file).spawn().ok()?;
     let mut lines = std::io::BufReader::new(child.stdout.take()?).lines();
     let mut listening = move || lines.find_map(|line| Some(line.ok()?.strip_prefix("listening on ")?.to_owned()));
     let Some(base) = listening() else {
@@ -185,12 +203,19 @@ fn on_small_disk(megabytes: u32) -> Option<(std::process::Child, PathBuf, Arc<Mu
         }
     });
     let inside = PathBuf::from(format!("/proc/{}/root{}", child.id(), folder.display()));
-    Some((child, inside, base))
+    Some((child, inside, base, said))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_is_503_and_all_goes_on_when_there_is_room() {
-    let Some((mut child, folder, base)) = on_small_disk(64) else { return };
+    // The log is what fails; then, of so much state to be written at once, mostly the store, too.
+    for checkpoint_ms in ["100", "1500"] {
+        fill_a_disk(checkpoint_ms).await;
+    }
+}
+
+async fn fill_a_disk(checkpoint_ms: &str) {
+    let Some((mut child, folder, base, _said)) = on_small_disk(64, checkpoint_ms) else { return };
     let first = base.lock().clone();
     let mut teller = Teller::new(&first).await;
     for _ in 0..20 {

@@ -12,11 +12,11 @@ async fn every_documented_route_is_there_and_asks_for_a_key() {
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let mut routes = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
-        for method in methods.as_object().unwrap().keys() {
+        for (method, operation) in methods.as_object().unwrap() {
             let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let mut filled = path.replace(['{', '}'], "x");
             // A callback's key is in its path, and a link is signed.
-            let opens_itself = path.starts_with("/api/v1/inbound") || path.starts_with("/api/v1/exports");
+            let opens_itself = operation["security"] == json!([]);
             if path.starts_with("/api/v1/exports") {
                 filled = format!("/api/v1/exports/{}/files/x?expires=9999999999&signature=x", uuid::Uuid::nil());
             }

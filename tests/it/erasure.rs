@@ -27,7 +27,7 @@ fn of_jane(kind: &str, message: &str) -> Value {
 
 /// Everything that the files of a table say, as text in lower case.
 async fn filed(layout: &'static Layout, folder: &Path) -> String {
-    let table = Table::find(layout, &folder.join(layout.name)).await.unwrap().unwrap();
+    let table = Table::find(layout, &folder.join(layout.name())).await.unwrap().unwrap();
     let mut text = String::new();
     for file in table.files() {
         for batch in read_file(layout, table.root(), &file).unwrap() {
@@ -201,6 +201,73 @@ async fn a_hold_stops_erasure_and_retention_and_both_go_on_after_it() {
 }
 
 #[tokio::test]
+async fn a_hold_stops_a_retention_that_is_under_way() {
+    const DAYS: i64 = 12;
+    let folder = tempfile::TempDir::new().unwrap();
+    let settings = |failpoints: &'static str| {
+        [
+            ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+            ("SENDTRAIL__LOG__SIMULATED", "true"),
+            ("SENDTRAIL__ARCHIVE__COMMIT_SECONDS", "1"),
+            ("FAILPOINTS", failpoints),
+        ]
+    };
+    let mut process = Process::start(folder.path(), &settings(""));
+    let admin = Api::new(&process.base, ADMIN_KEY).at(noon());
+    let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
+    let mut accounts = Vec::new();
+    for _ in 0..2 {
+        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+        let account = format!("{ADMIN}/accounts/{}", account["account"]["account_id"].as_str().unwrap());
+        let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap()["key"]["api_key"].take();
+        accounts.push((account, key.as_str().unwrap().to_owned()));
+    }
+    let [(account, key), (other, others_key)] = [accounts[0].clone(), accounts[1].clone()];
+    let headers = [("content-type", "application/x-ndjson")];
+    for day in 0..DAYS {
+        let now = noon().plus(day * DAY);
+        admin.post(&format!("{ADMIN}/clock"), &json!({"now": now})).await.unwrap();
+        for key in [&key, &others_key] {
+            let api = admin.with_key(key).at(now);
+            let line = of_jane("Send", &format!("m-{day}")).to_string();
+            api.call(Method::POST, &format!("{PARTNER}/events"), &headers, line).await.unwrap().success().unwrap();
+        }
+    }
+    // Everything is too old.
+    let now = noon().plus(60 * DAY);
+    admin.post(&format!("{ADMIN}/clock"), &json!({"now": now})).await.unwrap();
+    for account in [&account, &other] {
+        admin.send(Method::PATCH, account, &json!({"retention_days": 15})).await.unwrap();
+    }
+    process.signal("-TERM");
+    assert!(process.wait().success());
+    // A day takes a while.
+    let process = Process::start(folder.path(), &settings("erase.buried=sleep(500)"));
+    let admin = Api::new(&process.base, ADMIN_KEY).at(now);
+    let left_of = async |api: &Api| {
+        let rows = api.rows(&format!("{PARTNER}/events?from=2026-04-01"), "events").await.unwrap();
+        rows.iter().filter(|event| event["recipient"].is_string()).count()
+    };
+    let api = admin.with_key(&key).at(now);
+    let left = async || left_of(&api).await;
+    let all = DAYS as usize;
+    eventually("it begins", async || left().await < all).await;
+    admin.send(Method::PATCH, &account, &json!({"legal_hold": true})).await.unwrap();
+    let held = left().await;
+    assert!(held > 2, "too late to see anything: {held}");
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    // The day that could not be stopped any more.
+    assert!(left().await >= held - 1, "{held}, then {}", left().await);
+    let api = admin.with_key(&others_key).at(now);
+    eventually("all days of others are cleared", async || left_of(&api).await == 0).await;
+    admin.send(Method::PATCH, &account, &json!({"legal_hold": false})).await.unwrap();
+    drop(process);
+    let process = Process::start(folder.path(), &settings(""));
+    let api = Api::new(&process.base, &key).at(now);
+    eventually("it goes on after the hold", async || left_of(&api).await == 0).await;
+}
+
+#[tokio::test]
 async fn whatever_ends_an_erasure_in_the_middle_it_comes_to_its_end_and_seals_hold() {
     for point in ["erase.buried", "erase.committed", "erase.told"] {
         let folder = tempfile::TempDir::new().unwrap();
@@ -236,6 +303,10 @@ async fn whatever_ends_an_erasure_in_the_middle_it_comes_to_its_end_and_seals_ho
         let reply = api.at(noon().plus(DAY)).call(Method::DELETE, &path, &[], "").await.unwrap();
         assert_eq!(reply.status, 202);
         eventually("it ends of itself", async || process.has_ended()).await;
+        // As it was left, too: a tombstone that no commit names came to nothing.
+        let (holds, said) = Verifiers::of(folder.path()).check(&events);
+        let void = said.contains("came to nothing");
+        assert!(holds && void == (point == "erase.buried"), "{point}: {said}");
         let mut process = Process::start(folder.path(), &settings(""));
         let api = Api::new(&process.base, key.as_str().unwrap()).at(noon().plus(DAY));
         let list = async || api.get(&format!("{PARTNER}/erasures")).await.unwrap()["erasures"].take();

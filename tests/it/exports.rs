@@ -170,6 +170,10 @@ async fn every_dataset_and_filter() {
         (attempts.len(), &attempts[0]["destination_id"], &attempts[0]["status"]),
         (1, &json!(hook), &json!("delivered"))
     );
+    // However it is written.
+    let mut of_one = json!({"dataset": "webhook_attempts", "from": "2026-01-01", "to": "2035-12-31"});
+    of_one["filters"] = json!({"destination_id": hook.replace('-', "").to_uppercase()});
+    assert_eq!(lines(&server, &partner, of_one).await.len(), 1);
 
     let stats = lines(&server, &partner, span("stats")).await;
     let sum = |name: &str| stats.iter().map(|row| row[name].as_u64().unwrap()).sum::<u64>();
@@ -198,6 +202,10 @@ async fn every_dataset_and_filter() {
             "Nope",
         ),
         (json!({"dataset": "events", "from": "2026-05-01", "to": "2026-05-02", "format": "xlsx"}), "format is"),
+        (
+            json!({"dataset": "webhook_attempts", "from": "2026-05-01", "to": "2026-05-02", "filters": {"destination_id": "x"}}),
+            "destination_id",
+        ),
         (
             json!({"dataset": "status_changes", "from": "2026-05-01", "to": "2026-05-02", "filters": {"event_types": ["Delivery"]}}),
             "no change of status",
@@ -301,8 +309,19 @@ async fn what_is_under_way_is_bounded_cancelled_and_taken_up_after_a_restart() {
     let kept: Value = serde_json::from_slice(&std::fs::read(job).unwrap()).unwrap();
     let before = kept["parts_done"].as_u64().unwrap();
     assert!(before > 5 && before < 3_400, "{before}");
+    // What deletions left that were interrupted, and what is no export yet.
+    let folder = stopped.config.data.dir.join("exports");
+    let [gone, unnamed, begun] = [(1, ".gone"), (2, ""), (3, "")].map(|(id, ending)| {
+        let path = folder.join(format!("{}{ending}", uuid::Uuid::from_u128(id)));
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("events-2026-05-01.csv"), "jane@inbox.example").unwrap();
+        path
+    });
+    std::fs::File::open(&unnamed).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
     let server = stopped.start().await;
     let partner = partner.on(&server);
+    eventually("remains are deleted", async || !gone.exists() && !unnamed.exists()).await;
+    assert!(begun.exists() && folder.join(&first).exists());
     let export = done(&partner, &first).await;
     assert_eq!((&export["progress"]["rows"], &export["progress"]["parts_done"]), (&json!(50), &json!(3_410)));
     assert!(verifies(download(&server, &export).await.path()));

@@ -254,7 +254,7 @@ async fn every_expression_names_metrics_that_are_exposed() {
     let snapshots = tempfile::TempDir::new().unwrap();
     let server = Server::start_with(|config| {
         assert!(use_clickhouse(config));
-        config.state.snapshots = snapshots.path().to_owned();
+        config.state.snapshots = snapshots.path().display().to_string();
         config.state.snapshot_seconds = 1;
         (config.webhooks.failing_after_failures, config.webhooks.failing_after_seconds) = (10, 0);
         writer.read(config, "account_header = \"account\"");

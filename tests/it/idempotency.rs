@@ -74,6 +74,11 @@ async fn events_that_nothing_tells_apart_are_taken_once() {
     assert_eq!(partner.log().await.len(), 2);
     let other = partner.call(Method::POST, "/events", &headers, event("Open", "n").to_string()).await;
     assert_eq!(other.json()["error"], "IDEMPOTENCY_MISMATCH");
+    // The same bytes, read otherwise, are another request.
+    for path in ["/events?format=ses", "/events?format=kumomta"] {
+        let other = partner.call(Method::POST, path, &headers, body.clone()).await;
+        assert_eq!(other.json()["error"], "IDEMPOTENCY_MISMATCH", "{path}");
+    }
     // Without the key, each is a fact of its own.
     partner.stream_text(body).await;
     assert_eq!(partner.log().await.len(), 4);

@@ -121,3 +121,15 @@ async fn by_hand_and_once() {
     assert_eq!((&evidence["rule"], &evidence["reason"]), (&json!("manual"), &json!("phishing report")));
     assert_eq!(kinds(&partner.log().await), ["Paused"], "one event for each change");
 }
+
+#[tokio::test]
+async fn who_is_paused_is_told_so_however_often_he_asks() {
+    // By the wall clock, where floods are held off before the log.
+    let server = Server::start_with(|_| {}).await;
+    let partner = server.partner("flood").await;
+    server.admin.post(&format!("{}/pause", partner.account), &json!({"reason": "too much"})).await.unwrap();
+    let tries = (0..200).map(|_| partner.try_send(&["success@inbox.example"]));
+    for (status, told) in futures::future::join_all(tries).await {
+        assert_eq!((status, &told["error"]), (403, &json!("SENDING_PAUSED")), "{told}");
+    }
+}

@@ -54,6 +54,41 @@ async fn what_stores_have_is_compared_row_by_row() {
     assert!(run.status.success() && String::from_utf8_lossy(&run.stdout).contains("every store has the same"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_comes_meanwhile_is_no_difference() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.archive.commit_seconds = 1;
+        use_clickhouse(config);
+    })
+    .await;
+    let partner = std::sync::Arc::new(server.partner("busy").await);
+    let busy = partner.clone();
+    let traffic = tokio::spawn(async move {
+        loop {
+            busy.stream(&(0..50).map(|_| busy.event("Send")).collect::<Vec<_>>()).await;
+        }
+    });
+    let (mut last, mut compared) = (0, 0);
+    for _ in 0..60 {
+        if compared == 4 {
+            break;
+        }
+        let path = format!("{ADMIN}/reconciliation?from=2026-05-01&to=2026-05-03&account_id={}", partner.account_id);
+        let reply = server.admin.call(http::Method::GET, &path, &[], "").await.unwrap();
+        if reply.status == 503 {
+            // It does not say what it does not know.
+            continue;
+        }
+        let found = reply.json();
+        assert_eq!(found["equal"], true, "{found}");
+        last = found["hours"][0]["archive"].as_u64().unwrap();
+        compared += 1;
+    }
+    traffic.abort();
+    assert!(compared == 4 && last > 50, "{compared}, {last}");
+}
+
 #[tokio::test]
 async fn a_clickhouse_that_lost_rows_is_named_and_filled_again() {
     let mut url = String::new();

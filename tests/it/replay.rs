@@ -113,6 +113,18 @@ async fn what_was_given_up_is_kept_with_every_attempt_and_can_be_recovered() {
     ] {
         assert_eq!(partner.call(Method::POST, &path, &[], "").await.status, status, "{path}");
     }
+    for (path, body) in [
+        (format!("/destinations/{id}/recover"), json!({"since": "2026-11-30", "until": "2026-11-01"})),
+        (format!("/destinations/{id}/recover"), json!({"since": "2026-11-01", "until": "later"})),
+    ] {
+        let reply = partner.call(Method::POST, &path, &[], body.to_string()).await;
+        assert_eq!(reply.status, 400, "{body}");
+        assert!(reply.json()["message"].as_str().unwrap().contains("until"), "{}", reply.json());
+    }
+    for (header, status) in [(("content-type", "application/xml"), 415), (("content-encoding", "gzip"), 415)] {
+        let path = format!("/destinations/{id}/recover");
+        assert_eq!(partner.call(Method::POST, &path, &[header], "{}").await.status, status, "{header:?}");
+    }
     let other = server.partner("deadother").await;
     assert_eq!(other.call(Method::GET, &format!("/deliveries/{delivery}"), &[], "").await.status, 404);
     assert_eq!(other.call(Method::POST, &format!("/deliveries/{delivery}/retry"), &[], "").await.status, 404);

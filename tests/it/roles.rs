@@ -22,6 +22,7 @@ use sendtrail_processor::core::step::LOGIC_VERSION;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::exchange::{Seen, SuppressionView, View};
+use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::partition_of;
 
 use super::binary::{ADMIN_KEY, Process};
@@ -92,6 +93,17 @@ async fn servers_that_each_do_a_part_are_one() {
     assert_eq!([&stats["totals"]["sends"], &stats["totals"]["permanent_bounces"]], [&json!(400), &json!(41)]);
     let events = query_api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
     assert_eq!(kinds(&events).iter().filter(|kind| **kind == "Bounce").count(), 41);
+    // A server that only answers queries follows no events; it asks the log where they end.
+    let admin = Api::new(&query.base, ADMIN_KEY);
+    let day = |millis: i64| millis.div_euclid(DAY) * DAY;
+    let (from, to) = (Millis(day(Millis::wall().0 - DAY)), Millis(day(Millis::wall().0 + 2 * DAY)));
+    let path = format!("{ADMIN}/reconciliation?from={from}&to={to}&account_id={id}");
+    let compared = admin.get(&path).await.unwrap();
+    let total = |store: &str| -> u64 {
+        compared["hours"].as_array().unwrap().iter().map(|hour| hour[store].as_u64().unwrap()).sum()
+    };
+    assert_eq!((&compared["equal"], total("log")), (&json!(true), total("archive")), "{compared}");
+    assert!(total("log") > 440, "{compared}");
     for api in [&front_api, &other_api] {
         let suppressed = api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap();
         assert_eq!(suppressed.len(), 41);
@@ -197,7 +209,7 @@ async fn whichever_server_is_killed_nothing_is_lost_and_nothing_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_other_processor_goes_on_from_snapshots_and_the_one_before_changes_nothing() {
-    let Some(fleet) = Fleet::new("zombie", &[]).await else { return };
+    let Some(fleet) = Fleet::in_bucket("zombie").await else { return };
     let receiver = Receiver::start_ok().await;
     let mut first = fleet.start("first", &["processor"]);
     let mut second = tokio::task::block_in_place(|| fleet.start("second", &["processor"]));

@@ -238,6 +238,26 @@ async fn gone_disables_a_standard_destination_and_a_patched_secret_holds_at_once
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(receiver.posts("/gone").len(), 1);
 
+    // Of many that wait, no more go out than were under way; and what of these is taken late enables nothing.
+    let slow = Receiver::start(|_, before| match before {
+        0 => Answer::status(410),
+        _ => Answer { after: Duration::from_millis(700), ..Answer::status(200) },
+    })
+    .await;
+    let (leaving, set) = hooked(&server, "leaving", &slow, "standard", json!({})).await;
+    leaving.stream(&(0..200).map(|_| in_set(leaving.event("Send"))).collect::<Vec<_>>()).await;
+    let state = async || {
+        let destinations = leaving.get(&format!("/configuration-sets/{set}/event-destinations")).await;
+        let one = &destinations["event_destinations"][0];
+        (one["enabled"].clone(), one["health"].clone())
+    };
+    let disabled = (json!(false), json!("disabled"));
+    eventually("it is disabled", async || state().await == disabled).await;
+    let posts = slow.posts("/leaving").len();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!((state().await, slow.posts("/leaving").len()), (disabled, posts));
+    assert!(posts <= 16, "{posts} of 200");
+
     let (partner, set) = hooked(&server, "patched", &receiver, "standard", json!({})).await;
     partner.stream(&[in_set(partner.event("Send"))]).await;
     receiver.wait("/patched", 1).await;

@@ -4,26 +4,33 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::path::Path;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Int64Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use roaring::RoaringTreemap;
 use sendtrail_schemas::secret::{hex, unhex};
 use sha2::{Digest, Sha256};
 
 use super::{Fault, Options, Report, chain, each_batch};
 use crate::Error;
+use crate::dataset::Dataset;
 use crate::folder::SealFolder;
 use crate::leaves::{Erased, Flaw, Leaves, Range, Source};
 use crate::salts::Salts;
 use crate::seal::{Erasure, Seal, Subject};
 
-/// Checks the files of a table, by the path of each below its folder, against the seals beside them.
+/// Checks the files of a table, by the path of each below its folder, against the seals beside them. `committed` is the last
+/// tombstone that a commit of the table names: later ones say nothing of its rows.
 ///
 /// # Errors
 /// [`Error::Io`]: the folder of seals cannot be read. All else is in the report.
-pub fn verify_table(folder: &Path, files: &[String], options: &Options) -> Result<Report, Error> {
-    let mut report = Report::default();
+pub fn verify_table(
+    dataset: Dataset,
+    folder: &Path,
+    files: &[String],
+    committed: u64,
+    options: &Options,
+) -> Result<Report, Error> {
+    let mut report = Report { number: dataset.number(), ..Report::default() };
     let seals = SealFolder::of(folder);
     let envelopes = match seals.seals() {
         Ok(envelopes) => envelopes,
@@ -34,7 +41,7 @@ pub fn verify_table(folder: &Path, files: &[String], options: &Options) -> Resul
         Err(error) => return Err(error),
     };
     let chain = chain(&mut report, &envelopes, options);
-    let erased = erased(&mut report, &seals)?;
+    let erased = erased(&mut report, &seals, committed)?;
     let mut by_day: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for file in files {
         let day = file.strip_prefix("dt=").and_then(|rest| rest.get(..10)).unwrap_or_default();
@@ -42,17 +49,23 @@ pub fn verify_table(folder: &Path, files: &[String], options: &Options) -> Resul
     }
     let mut sealed: Vec<(Range, &str)> = Vec::new();
     for seal in &chain {
-        let Subject::Day { day, ranges, .. } = &seal.subject else {
+        let Subject::Day { day, ranges, dataset: of, .. } = &seal.subject else {
             report.add(Fault::Seal(format!("seal {} is not one of a day", seal.number)));
             continue;
         };
+        if of != dataset.name() {
+            report.add(Fault::Seal(format!("seal {} is one of {of}, and not of {}", seal.number, dataset.name())));
+            continue;
+        }
         if Range::count(ranges) != Some(seal.rows) {
             report.add(Fault::Seal(format!("seal {}: its ranges do not have {} rows", seal.number, seal.rows)));
             continue;
         }
         let before = report.fault_count;
         let files = by_day.get(day).map(Vec::as_slice).unwrap_or_default();
-        check_rows(&mut report, folder, files, &seals, seal, ranges, &erased)?;
+        let rows = Rows { dataset, folder, files, seals: &seals, erased: &erased };
+        rows.check(&mut report, seal, ranges)?;
+        report.through = report.through.take().max(Some(day.clone()));
         sealed.extend(ranges.iter().map(|range| (*range, day.as_str())));
         if report.fault_count == before {
             report.seals += 1;
@@ -62,34 +75,37 @@ pub fn verify_table(folder: &Path, files: &[String], options: &Options) -> Resul
     for pair in sealed.windows(2) {
         let (one, other) = (pair[0].0, pair[1].0);
         if one.partition == other.partition && one.last >= other.first {
-            report.add(Fault::Seal(format!(
-                "partition {}, seq {}: two seals are about it",
-                other.partition, other.first
-            )));
+            let (partition, number) = (other.partition, dataset.number());
+            report.add(Fault::Seal(format!("partition {partition}, {number} {}: two seals are about it", other.first)));
         }
     }
-    check_places(&mut report, folder, &by_day, &sealed);
+    check_places(&mut report, dataset, folder, &by_day, &sealed);
     Ok(report)
 }
 
-/// Whether each row stands on the day that it was sealed on, and what is not sealed yet is what comes next, without a hole.
-fn check_places(report: &mut Report, folder: &Path, by_day: &BTreeMap<String, Vec<&String>>, sealed: &[(Range, &str)]) {
-    let mut unsealed: BTreeMap<u32, (Range, u64)> = BTreeMap::new();
+/// Whether each row stands on the day that it was sealed on, none that is not sealed yet is there twice, and where numbers have no
+/// holes, these are what comes next.
+fn check_places(
+    report: &mut Report,
+    dataset: Dataset,
+    folder: &Path,
+    by_day: &BTreeMap<String, Vec<&String>>,
+    sealed: &[(Range, &str)],
+) {
+    let mut unsealed: BTreeMap<u32, RoaringTreemap> = BTreeMap::new();
     for (day, files) in by_day {
         for file in files {
             report.files += 1;
-            let read = each_number(&folder.join(file), |partition, seq| {
-                let after = sealed.partition_point(|(range, _)| (range.partition, range.first) <= (partition, seq));
+            let read = each_place(dataset, &folder.join(file), |partition, number| {
+                let after = sealed.partition_point(|(range, _)| (range.partition, range.first) <= (partition, number));
                 let within = after.checked_sub(1).map(|at| sealed[at]);
-                match within.filter(|(range, _)| range.partition == partition && seq <= range.last) {
-                    Some((_, of)) if of != day => report.add(Fault::Misplaced(partition, seq)),
+                match within.filter(|(range, _)| range.partition == partition && number <= range.last) {
+                    Some((_, of)) if of != day => report.add(Fault::Misplaced(partition, number)),
                     Some(_) => {}
-                    None => {
-                        let one = Range { partition, first: seq, last: seq };
-                        let (range, rows) = unsealed.entry(partition).or_insert((one, 0));
-                        (range.first, range.last) = (range.first.min(seq), range.last.max(seq));
-                        *rows += 1;
+                    None if !unsealed.entry(partition).or_default().insert(number) => {
+                        report.add(Fault::Twice(partition, number));
                     }
+                    None => {}
                 }
             });
             // A file of a sealed day was told already.
@@ -103,45 +119,51 @@ fn check_places(report: &mut Report, folder: &Path, by_day: &BTreeMap<String, Ve
             }
         }
     }
-    for (range, rows) in unsealed.into_values() {
-        report.unsealed += rows;
-        let begins = sealed.iter().rev().find(|(sealed, _)| sealed.partition == range.partition);
-        let follows = begins.is_none_or(|(sealed, _)| range.first == sealed.last.saturating_add(1));
-        if range.rows() != rows || !follows {
-            report.add(Fault::Unsealed(range, rows));
+    for (partition, numbers) in unsealed {
+        let (Some(first), Some(last)) = (numbers.min(), numbers.max()) else { continue };
+        report.unsealed += numbers.len();
+        let range = Range { partition, first, last };
+        let begins = sealed.iter().rev().find(|(sealed, _)| sealed.partition == partition);
+        let follows = begins.is_none_or(|(sealed, _)| first == sealed.last.saturating_add(1));
+        if dataset.is_dense() && (range.rows() != numbers.len() || !follows) {
+            report.add(Fault::Unsealed(range, numbers.len()));
         }
     }
 }
 
 /// The partition and the number of each row of a file.
-fn each_number(path: &Path, mut take: impl FnMut(u32, u64)) -> Result<(), Error> {
+fn each_place(dataset: Dataset, path: &Path, mut take: impl FnMut(u32, u64)) -> Result<(), Error> {
     let broken = |cause| Error::Parquet { path: path.to_owned(), cause };
     let file = File::open(path).map_err(Error::io(format!("open {}", path.display())))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(broken)?;
-    let columns = ProjectionMask::columns(reader.parquet_schema(), ["partition", "seq"]);
+    let columns = ProjectionMask::columns(reader.parquet_schema(), ["partition", dataset.number()]);
     for batch in reader.with_projection(columns).build().map_err(broken)? {
         let batch = batch.map_err(|cause| broken(cause.into()))?;
-        let numbers = |name: &str| {
-            let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-            column.ok_or_else(|| Error::Malformed(format!("{} has no column {name}", path.display())))
-        };
-        for (partition, seq) in numbers("partition")?.values().iter().zip(numbers("seq")?.values()) {
-            take(*partition as u32, *seq as u64);
-        }
+        let places = dataset.places(&batch)?;
+        (0..batch.num_rows()).map(places).for_each(|(partition, number)| take(partition, number));
     }
     Ok(())
 }
 
-fn erased(report: &mut Report, folder: &SealFolder) -> Result<Erased, Error> {
+fn erased(report: &mut Report, folder: &SealFolder, committed: u64) -> Result<Erased, Error> {
     let mut erased = Erased::new();
-    let envelopes = match folder.erasures() {
+    let numbers = match folder.erasure_numbers() {
         Err(Error::Malformed(why)) => {
             report.add(Fault::Seal(why));
-            Vec::new()
+            return Ok(erased);
         }
         other => other?,
     };
-    for (number, envelope) in envelopes {
+    // No commit names those after the last: what they were written for came to nothing, or is not over yet.
+    report.void = numbers.iter().filter(|number| **number > committed).count() as u64;
+    for tombstone in folder.erasures(committed)? {
+        let (number, envelope) = match tombstone {
+            Err(Error::Malformed(why)) => {
+                report.add(Fault::Seal(why));
+                continue;
+            }
+            other => other?,
+        };
         match envelope.open::<Erasure>(Erasure::FORMAT, &report.keys) {
             Ok(erasure) => erased.extend(
                 erasure
@@ -155,70 +177,73 @@ fn erased(report: &mut Report, folder: &SealFolder) -> Result<Erased, Error> {
     Ok(erased)
 }
 
-/// Compares a seal's rows.
-fn check_rows(
-    report: &mut Report,
-    folder: &Path,
-    files: &[&String],
-    seals: &SealFolder,
-    seal: &Seal,
-    ranges: &[Range],
-    erased: &Erased,
-) -> Result<(), Error> {
-    let salts = seals.salts(seal.number).unwrap_or_else(|error| {
-        report.add(Fault::Seal(format!("seal {}: its salts cannot be read: {error}", seal.number)));
-        Salts::default()
-    });
-    let mut leaves = Leaves::new(ranges, &seal.personal);
-    let before = report.fault_count;
-    for file in files {
-        let read = each_batch(&folder.join(file), |batch| {
-            let taken = leaves.take(batch, &mut Source::Kept(&salts, erased))?;
-            for ((partition, seq), flaw) in taken.flaws {
-                report.add(match flaw {
-                    Flaw::Twice => Fault::Twice(partition, seq),
-                    Flaw::NoSalt => Fault::NoSalt(partition, seq),
-                    Flaw::NotErased => Fault::NotErased(partition, seq),
-                });
-            }
-            Ok(())
+/// The files of a day, and what is known of its rows.
+struct Rows<'a> {
+    dataset: Dataset,
+    folder: &'a Path,
+    files: &'a [&'a String],
+    seals: &'a SealFolder,
+    erased: &'a Erased,
+}
+
+impl Rows<'_> {
+    /// Compares those of a seal.
+    fn check(&self, report: &mut Report, seal: &Seal, ranges: &[Range]) -> Result<(), Error> {
+        let salts = self.seals.salts(seal.number).unwrap_or_else(|error| {
+            report.add(Fault::Seal(format!("seal {}: its salts cannot be read: {error}", seal.number)));
+            Salts::default()
         });
-        if let Err(error) = read {
-            report.add(Fault::File(format!("{file} cannot be read: {error}")));
+        let mut leaves = Leaves::new(self.dataset, ranges, &seal.personal);
+        let before = report.fault_count;
+        for file in self.files {
+            let read = each_batch(&self.folder.join(file), |batch| {
+                let taken = leaves.take(batch, &mut Source::Kept(&salts, self.erased))?;
+                for ((partition, seq), flaw) in taken.flaws {
+                    report.add(match flaw {
+                        Flaw::Twice => Fault::Twice(partition, seq),
+                        Flaw::NoSalt => Fault::NoSalt(partition, seq),
+                        Flaw::NotErased => Fault::NotErased(partition, seq),
+                    });
+                }
+                Ok(())
+            });
+            if let Err(error) = read {
+                report.add(Fault::File(format!("{file} cannot be read: {error}")));
+            }
         }
-    }
-    report.rows += leaves.len() as u64;
-    let of_seal = |(partition, seq): &(u32, u64)| {
-        ranges.iter().any(|range| range.partition == *partition && (range.first..=range.last).contains(seq))
-    };
-    report.erased += erased.keys().filter(|row| of_seal(row)).count() as u64;
-    let missing = leaves.missing();
-    for range in &missing {
-        report.add(Fault::Missing(*range));
-    }
-    let prefixes = seals
-        .leaves(seal.number)
-        .ok()
-        .filter(|bytes| seal.leaves_sha256.as_deref().is_some_and(|wanted| hex(&Sha256::digest(bytes)) == wanted));
-    let changed = prefixes.as_ref().map(|prefixes| leaves.changed(prefixes)).unwrap_or_default();
-    let named = changed.len() + missing.len();
-    let told: HashSet<(u32, u64)> = report
-        .faults
-        .iter()
-        .filter_map(|fault| match fault {
-            Fault::NoSalt(partition, seq) => Some((*partition, *seq)),
-            _ => None,
-        })
-        .collect();
-    changed.into_iter().filter(|row| !told.contains(row)).for_each(|(partition, seq)| {
-        report.add(Fault::Changed(partition, seq));
-    });
-    if seal.root.as_deref() != Some(&hex(&leaves.root())) && (named == 0 || report.fault_count == before) {
-        let why = match prefixes {
-            Some(_) => "its root is of other rows",
-            None => "which ones cannot be told, since its side file is missing or changed",
+        report.rows += leaves.len() as u64;
+        let of_seal = |(partition, seq): &(u32, u64)| {
+            ranges.iter().any(|range| range.partition == *partition && (range.first..=range.last).contains(seq))
         };
-        report.add(Fault::Root(seal.number, why.into()));
+        report.erased += self.erased.keys().filter(|row| of_seal(row)).count() as u64;
+        let missing = leaves.missing();
+        for range in &missing {
+            report.add(Fault::Missing(*range));
+        }
+        let prefixes =
+            self.seals.leaves(seal.number).ok().filter(|bytes| {
+                seal.leaves_sha256.as_deref().is_some_and(|wanted| hex(&Sha256::digest(bytes)) == wanted)
+            });
+        let changed = prefixes.as_ref().map(|prefixes| leaves.changed(prefixes)).unwrap_or_default();
+        let named = changed.len() + missing.len();
+        let told: HashSet<(u32, u64)> = report
+            .faults
+            .iter()
+            .filter_map(|fault| match fault {
+                Fault::NoSalt(partition, seq) => Some((*partition, *seq)),
+                _ => None,
+            })
+            .collect();
+        changed.into_iter().filter(|row| !told.contains(row)).for_each(|(partition, seq)| {
+            report.add(Fault::Changed(partition, seq));
+        });
+        if seal.root.as_deref() != Some(&hex(&leaves.root())) && (named == 0 || report.fault_count == before) {
+            let why = match prefixes {
+                Some(_) => "its root is of other rows",
+                None => "which ones cannot be told, since its side file is missing or changed",
+            };
+            report.add(Fault::Root(seal.number, why.into()));
+        }
+        Ok(())
     }
-    Ok(())
 }

@@ -298,7 +298,7 @@ fn recover(folder: &Path) -> Result<(Index, Option<Segment>), Error> {
     for (at, (number, path)) in found.into_iter().enumerate() {
         let is_last = at + 1 == count;
         let Some((mut segment, marks)) = Segment::open(number, path.clone())? else {
-            if is_last {
+            if is_last && !segment::holds_frames(&path)? {
                 // The crash came before the first frame could be written.
                 remove(&path)?;
                 break;

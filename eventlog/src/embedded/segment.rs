@@ -14,6 +14,8 @@ use crate::Error;
 use crate::failpoint;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"STseg001";
+/// Bytes that the header of a segment has at most.
+const MAX_HEADER: u64 = 16 + (1 << 20) * 11;
 const SUFFIX: &str = "seg";
 
 /// The next offset of each partition.
@@ -65,6 +67,16 @@ pub fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     Ok(found)
 }
 
+/// Whether a file whose header does not read back has frames all the same: then it is damaged, and no crash left it so.
+pub fn holds_frames(path: &Path) -> Result<bool, Error> {
+    let length = std::fs::metadata(path).map_err(io(format!("look at {}", path.display())))?.len();
+    if length > MAX_HEADER {
+        return Ok(true);
+    }
+    let bytes = std::fs::read(path).map_err(io(format!("read {}", path.display())))?;
+    Ok(bytes.windows(MAGIC.len()).any(|window| window == MAGIC))
+}
+
 impl Segment {
     /// Makes an empty segment, durable before it returns.
     pub fn create(folder: &Path, number: u64, marks: &Marks) -> Result<Self, Error> {
@@ -97,14 +109,20 @@ impl Segment {
     }
 
     fn header(&self) -> Result<Option<(Marks, u64)>, Error> {
+        // What is not there was never written; what cannot be read may be.
+        let read = |into: &mut [u8], at| match self.file.read_exact_at(into, at) {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(cause) => Err(io(format!("read {}", self.path.display()))(cause)),
+        };
         let mut start = [0u8; 16];
-        if self.file.read_exact_at(&mut start, 0).is_err() || !start.starts_with(&SEGMENT_MAGIC) {
+        if !read(&mut start, 0)? || !start.starts_with(&SEGMENT_MAGIC) {
             return Ok(None);
         }
         let mut fixed = &start[8..];
         let (entries, crc) = (fixed.get_u32_le() as usize, fixed.get_u32_le());
         let mut table = vec![0u8; entries.min(1 << 20) * 11];
-        if self.file.read_exact_at(&mut table, 16).is_err() || crc32fast::hash(&table) != crc {
+        if !read(&mut table, 16)? || crc32fast::hash(&table) != crc {
             return Ok(None);
         }
         let mut marks = Marks::new();

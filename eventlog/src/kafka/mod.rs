@@ -24,11 +24,12 @@ mod tail;
 mod topics;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rdkafka::consumer::BaseConsumer;
 use sendtrail_schemas::topic::{Topic, TopicPartition};
 use tokio::sync::watch;
@@ -166,6 +167,8 @@ pub struct KafkaLog {
     owners: Vec<Owner>,
     share: Option<Share>,
     assignments: watch::Receiver<Vec<u32>>,
+    /// Where partitions that are not followed ended when that was asked.
+    surveyed: Mutex<HashMap<TopicPartition, u64>>,
 }
 
 impl KafkaLog {
@@ -197,7 +200,18 @@ impl KafkaLog {
         let exchange = Arc::new(Exchange::new(options.clone(), health.clone())?);
         let all = || watch::channel((0..options.partitions).collect()).1;
         let assignments = share.as_ref().map_or_else(all, Share::given);
-        Ok(Self { options, health, writer, tail, backlog, exchange, owners, share, assignments })
+        Ok(Self {
+            options,
+            health,
+            writer,
+            tail,
+            backlog,
+            exchange,
+            owners,
+            share,
+            assignments,
+            surveyed: Mutex::default(),
+        })
     }
 
     /// Where the partitions of intake end by what the broker says now.
@@ -224,6 +238,8 @@ impl KafkaLog {
     pub async fn acquire(self: &Arc<Self>, partition: u32) -> Result<(), Error> {
         let Some(share) = &self.share else { return Ok(()) };
         share.begin(partition)?;
+        // What was asked of it as another's says nothing any more.
+        self.surveyed.lock().retain(|of, _| of.partition != partition);
         let log = self.clone();
         let ends = aside("begin a partition", move || {
             let of = log.options.shared.iter().map(|topic| TopicPartition::new(*topic, partition));
@@ -312,17 +328,28 @@ impl Drop for KafkaLog {
 
 impl EventLog for KafkaLog {
     fn append(&self, to: TopicPartition, batch: Batch) -> BoxFuture<'static, Result<u64, Error>> {
+        let seen = self.tail.seen(to);
+        if let Some(error) = seen.broken() {
+            // Nobody would see it.
+            return Box::pin(async move { Err(error) });
+        }
         // Handed to the producer here and now, so that the order of calls is the order of the log.
         let written = self.writer.append(to, &batch);
-        let (count, seen) = (batch.len() as u64, self.tail.seen(to));
+        let count = batch.len() as u64;
         Box::pin(async move {
             let first = written?.await.unwrap_or_else(|_| Err(Error::InDoubt("the log was closed".into())))?;
-            seen.await_next(first + count).await?;
+            // It is durable, whatever keeps it from being seen here.
+            seen.await_next(first + count).await.map_err(|error| Error::InDoubt(error.to_string()))?;
             Ok(first)
         })
     }
 
     fn read(&self, of: TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<StoredBatch>, Error> {
+        if !self.tail.follows(of)
+            && let Some(until) = self.surveyed.lock().get(&of).copied()
+        {
+            return if from < until { self.backlog.read(of, from, until, max_bytes) } else { Ok(Vec::new()) };
+        }
         match self.tail.read(of, from, max_bytes)? {
             tail::Found::Batches(batches) => Ok(batches),
             tail::Found::Older { until } => self.backlog.read(of, from, until, max_bytes),
@@ -331,6 +358,17 @@ impl EventLog for KafkaLog {
 
     fn end(&self, of: TopicPartition) -> watch::Receiver<u64> {
         self.tail.end(of)
+    }
+
+    fn survey(&self, of: TopicPartition) -> Result<u64, Error> {
+        if self.tail.follows(of) {
+            return Ok(*self.tail.end(of).borrow());
+        }
+        let ends = numbers::ends(&self.options, &self.health, [of].into_iter())?;
+        // Of what the broker has dropped there is nothing to read.
+        let end = ends.get(&of).and_then(|end| end.next).unwrap_or(0);
+        self.surveyed.lock().insert(of, end);
+        Ok(end)
     }
 
     fn trim(&self, of: TopicPartition, before: u64) {

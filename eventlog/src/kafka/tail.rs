@@ -49,7 +49,7 @@ impl Track {
     fn leave(&self) {
         self.stop(Error::Failed("the partition is another server's".into()));
         let mut kept = self.kept.lock();
-        (kept.pieces, kept.bytes, kept.first) = (VecDeque::new(), 0, kept.next.unwrap_or(0));
+        (kept.pieces, kept.bytes, kept.first, kept.left) = (VecDeque::new(), 0, kept.next.unwrap_or(0), true);
     }
 
     /// Nothing more can be read; readers are woken to learn of it. Whether it is news.
@@ -74,6 +74,8 @@ struct Kept {
     next: Option<u64>,
     /// Why nothing more can be read.
     broken: Option<Error>,
+    /// It is another server's.
+    left: bool,
 }
 
 /// What memory has.
@@ -142,6 +144,15 @@ impl Tail {
         }
     }
 
+    /// Whether a partition is read as it grows.
+    pub fn follows(&self, of: TopicPartition) -> bool {
+        let is_read = |track: &Track| {
+            let kept = track.kept.lock();
+            kept.next.is_some() && !kept.left
+        };
+        self.tracks.get(&of).is_some_and(is_read)
+    }
+
     /// Records from a number on.
     ///
     /// # Errors
@@ -193,6 +204,11 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Why nothing more will be seen, if so.
+    pub fn broken(&self) -> Option<Error> {
+        self.tracks.get(&self.of).and_then(|track| track.kept.lock().broken.clone())
+    }
+
     /// Waits until readers see everything before a number.
     ///
     /// # Errors
@@ -204,7 +220,7 @@ impl Seen {
             if *end.borrow_and_update() >= next {
                 return Ok(());
             }
-            if let Some(error) = track.kept.lock().broken.clone() {
+            if let Some(error) = self.broken() {
                 return Err(error);
             }
             if end.changed().await.is_err() {

@@ -228,7 +228,7 @@ fn recipients(record: &mut LogRecord, kind: EventType) -> Result<Vec<String>, Fa
 fn delivery(record: &LogRecord) -> Result<Delivery, Fault> {
     let ended = nanos("timestamp", record.timestamp.as_ref())?;
     let begun = nanos("created", record.created.as_ref())?;
-    let took = ended.zip(begun).map(|(ended, begun)| (ended - begun) / 1_000_000);
+    let took = ended.zip(begun).and_then(|(ended, begun)| Some(ended.checked_sub(begun)? / 1_000_000));
     Ok(Delivery {
         smtp_response: Some(record.response.line()),
         processing_time_millis: took.filter(|millis| *millis >= 0),

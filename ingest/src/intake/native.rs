@@ -1,6 +1,6 @@
 //! Events in our own form: flat, with SES's field names in the block of the type.
 
-use sendtrail_schemas::block::{Block, Bounce, Click, Open, Reject, RenderingFailure, Reply, Subscription};
+use sendtrail_schemas::block::{Block, Bounce};
 use sendtrail_schemas::event::{EventFact, Tags};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::time::parse_nanos;
@@ -48,23 +48,29 @@ pub struct NativeEvent<'a> {
     #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
     delivery: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    open: Option<Open>,
+    open: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    click: Option<Click>,
+    click: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    reject: Option<Reject>,
+    reject: Option<&'a RawValue>,
     #[serde(rename = "deliveryDelay", alias = "delivery_delay")]
     #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
     delivery_delay: Option<&'a RawValue>,
     #[serde(rename = "renderingFailure", alias = "rendering_failure")]
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    rendering_failure: Option<RenderingFailure>,
+    rendering_failure: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    reply: Option<Reply>,
+    reply: Option<&'a RawValue>,
+    #[serde(borrow)]
     #[schema(value_type = Option<Object>)]
-    subscription: Option<Subscription>,
+    subscription: Option<&'a RawValue>,
 }
 
 /// The recipients that SES names in a block.
@@ -78,6 +84,13 @@ struct Recipients {
         alias = "recipients"
     )]
     nested: Vec<NestedRecipient>,
+}
+
+/// A block.
+fn block<'a, B: Deserialize<'a>>(given: Option<&'a RawValue>) -> Result<Option<B>, Fault> {
+    let read = |text: &'a RawValue| serde_json::from_str::<Option<B>>(text.get());
+    let read = given.map(read).transpose().map_err(|cause| Fault::invalid(cause.to_string()))?;
+    Ok(read.flatten())
 }
 
 /// A block, and the recipients that it names.
@@ -158,12 +171,12 @@ pub fn read(text: &str) -> Result<EventFact, Fault> {
         EventType::Complaint => with_recipients(event.complaint, &mut nested)?.map(Block::Complaint),
         EventType::Delivery => with_recipients(event.delivery, &mut nested)?.map(Block::Delivery),
         EventType::DeliveryDelay => with_recipients(event.delivery_delay, &mut nested)?.map(Block::DeliveryDelay),
-        EventType::Open => event.open.map(Block::Open),
-        EventType::Click => event.click.map(Block::Click),
-        EventType::Reject => event.reject.map(Block::Reject),
-        EventType::RenderingFailure => event.rendering_failure.map(Block::RenderingFailure),
-        EventType::Reply => event.reply.map(Block::Reply),
-        EventType::Subscription => event.subscription.map(Block::Subscription),
+        EventType::Open => block(event.open)?.map(Block::Open),
+        EventType::Click => block(event.click)?.map(Block::Click),
+        EventType::Reject => block(event.reject)?.map(Block::Reject),
+        EventType::RenderingFailure => block(event.rendering_failure)?.map(Block::RenderingFailure),
+        EventType::Reply => block(event.reply)?.map(Block::Reply),
+        EventType::Subscription => block(event.subscription)?.map(Block::Subscription),
         _ => None,
     };
     // One event speaks of one recipient; SES's nested one will do when it is alone.
@@ -208,6 +221,22 @@ mod tests {
         assert!(fact.is_permanent_bounce());
         let Some(Block::Bounce(bounce)) = fact.block else { panic!("no block") };
         assert_eq!((bounce.status.as_deref(), bounce.action.as_deref()), (Some("5.1.1"), Some("failed")));
+    }
+
+    #[test]
+    fn only_the_block_of_its_type_is_read() {
+        let others =
+            r#""bounce":true,"open":1,"click":true,"reject":"no","renderingFailure":"x","reply":7,"subscription":"y""#;
+        let of = |kind: &str| {
+            read(&format!(r#"{{"event_type":"{kind}","message_id":"m","recipient":"a@b.co",{others}}}"#)).map(|_| ())
+        };
+        assert!(of("Send").is_ok());
+        for kind in ["Open", "Click", "Reject", "RenderingFailure", "Reply", "Subscription", "Bounce"] {
+            assert!(of(kind).is_err(), "{kind}");
+        }
+        assert!(
+            read(r#"{"event_type":"Open","message_id":"m","recipient":"a@b.co","open":null}"#).unwrap().block.is_none()
+        );
     }
 
     #[test]

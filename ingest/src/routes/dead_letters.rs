@@ -89,7 +89,8 @@ pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQ
         None => (0, 0),
         Some(cursor) => {
             let (partition, seq) = cursor.split_once('-').ok_or_else(malformed)?;
-            (partition.parse().map_err(|_| malformed())?, seq.parse().map_err(|_| malformed())?)
+            let partition = partition.parse().ok().filter(|partition| *partition < ingest.partitions());
+            (partition.ok_or_else(malformed)?, seq.parse().map_err(|_| malformed())?)
         }
     };
     let found = ingest.parts().dead_letters.list(from, limit + 1).await?;
@@ -99,7 +100,8 @@ pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQ
 }
 
 async fn find(ingest: &Ingest, partition: u32, seq: u64) -> Result<DeadLetter, Problem> {
-    let found = ingest.parts().dead_letters.get(partition, seq).await?;
+    let known = partition < ingest.partitions();
+    let found = if known { ingest.parts().dead_letters.get(partition, seq).await? } else { None };
     found.ok_or_else(|| Problem::new(Code::NotFound, "no such dead letter"))
 }
 

@@ -12,6 +12,7 @@ use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Body, Change, Claim, Command, Idempotency, Outcome};
 use sendtrail_schemas::web::{Query, invalid};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::send::{idempotency, replayed};
@@ -67,7 +68,12 @@ pub(super) async fn post_events(
     let reply = Accepted { success: true, accepted: facts.len(), rejected };
     let body = serde_json::to_vec(&reply).map_err(|_| Problem::internal())?;
     let claimed = match idempotency(&headers, "events", &payload.bytes)? {
-        Some(key) => {
+        Some(mut key) => {
+            if format != Format::Native {
+                // The same bytes say something else when they are read otherwise.
+                let read_as = [format as u8];
+                key.body_hash = Sha256::new_with_prefix(&key.body_hash).chain_update(read_as).finalize().to_vec();
+            }
             lend_identities(&mut facts, &key);
             claim(&ingest, account, stamp.clone(), key, body.clone()).await?
         }

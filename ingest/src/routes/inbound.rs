@@ -1,7 +1,7 @@
 //! What is not about email, on its way to the account-level webhook: callbacks of others, which come with a token in their
 //! path, and what the administrator tells (S2 "RCS Incoming Events", "WhatsApp Events", "RCS Events").
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use sendtrail_schemas::account::KeyForm;
 use sendtrail_schemas::block::Lifecycle;
@@ -100,9 +100,10 @@ pub(super) async fn rcs(
     State(ingest): State<Ingest>,
     Path(token): Path<String>,
     stamp: Stamp,
-    payload: Payload,
+    request: Request,
 ) -> Result<Response, Problem> {
     let owner = ingest.token(&token, KeyForm::InRcs)?;
+    let payload = Payload::at_most(request, &ingest, MAX_BYTES).await?;
     let (text, event) = json_text(&payload)?;
     let key = owner.account.keys.iter().find(|key| key.key_id == owner.key.bytes());
     let data = RcsData {
@@ -135,9 +136,10 @@ pub(super) async fn whatsapp(
     State(ingest): State<Ingest>,
     Path(token): Path<String>,
     stamp: Stamp,
-    payload: Payload,
+    request: Request,
 ) -> Result<Response, Problem> {
     let owner = ingest.token(&token, KeyForm::InWhatsapp)?;
+    let payload = Payload::at_most(request, &ingest, MAX_BYTES).await?;
     let (text, body) = json_text(&payload)?;
     let lifecycle =
         Lifecycle { event_type: Some(whatsapp_name(&body)), data: Some(text.to_owned()), passthrough: Some(true) };

@@ -146,7 +146,9 @@ pub(super) async fn send(
     let (mut request, content) = check(message)?;
     request.idempotency = idempotency;
     if !ingest.parts().clock.is_simulated() {
-        ingest.inner.guard.check_send(&owner.account)?;
+        // Who may not send at all is told so, however often he tries.
+        let paused = || owner.account.why_paused().map(|why| Problem::new(Code::SendingPaused, why));
+        ingest.inner.guard.check_send(&owner.account).map_err(|flood| paused().unwrap_or(flood))?;
     }
     request.content = Some(store(&ingest, &stamp, content).await?);
     let decision = ingest.decide(owner.account.id(), stamp, Body::Send(request)).await?;
@@ -283,8 +285,8 @@ async fn store(ingest: &Ingest, stamp: &Stamp, content: MailContent) -> Result<C
     if encoded <= ingest.limits().inline_bytes {
         return Ok(Content { body: Some(ContentBody::Inline(content)) });
     }
-    let (blobs, day) = (ingest.parts().blobs.clone(), stamp.or_now(ingest).day());
-    let stored = tokio::task::spawn_blocking(move || blobs.put(day, &sendtrail_schemas::mail::encode(&content)));
-    let blob = stored.await.map_err(|_| Problem::internal())?.map_err(|error| log_problem(&error))?;
+    let day = stamp.or_now(ingest).day();
+    let stored = ingest.parts().blobs.put(day, sendtrail_schemas::mail::encode(&content)).await;
+    let blob = stored.map_err(|error| log_problem(&error))?;
     Ok(Content { body: Some(ContentBody::Blob(blob)) })
 }

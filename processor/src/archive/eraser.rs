@@ -10,7 +10,7 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sendtrail_audit::{Chosen, Columns, SealFolder, SealKey, Sealed, personal};
+use sendtrail_audit::{Chosen, Columns, SealFolder, SealKey, Sealed};
 use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::time::{DAY, Day, Millis};
@@ -62,9 +62,9 @@ pub struct Found {
     pub places: HashSet<(u32, u64)>,
 }
 
-/// See the module.
+/// The eraser of one table; see the module.
 pub struct Eraser {
-    /// The table of events.
+    /// The table.
     pub table: Arc<Mutex<Table>>,
     /// What readers see.
     pub cell: Arc<ArchiveCell>,
@@ -84,21 +84,50 @@ pub struct Erasing {
 }
 
 impl Eraser {
-    /// Finds the rows of some targets.
+    /// Finds the events of some targets.
     ///
     /// # Errors
     /// [`Error::Audit`], [`Error::Io`], [`Error::Parquet`].
     pub async fn begin(&self, targets: Vec<Target>) -> Result<Erasing, Error> {
+        self.rewrite(move |open| Work::new(open.layout, open.root, targets).rewrite(&open.files, &open.key)).await
+    }
+
+    /// Clears what receivers answered to posts of some events of some accounts, by partition and number: nobody knows what they
+    /// wrote. The table is one of attempts. How many rows that were.
+    ///
+    /// # Errors
+    /// [`Error::Audit`], [`Error::Io`], [`Error::Parquet`], [`Error::Delta`]: do it again.
+    pub async fn clear_answers(
+        &self,
+        accounts: HashSet<String>,
+        events: HashSet<(u32, u64)>,
+        now: Millis,
+        reason: String,
+    ) -> Result<u64, Error> {
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let erasing = self.rewrite(move |open| answers::rewrite(&open, &accounts, &events)).await?;
+        Ok(self.end(erasing, now, reason).await?.rows.iter().sum())
+    }
+
+    /// Has files written anew, after what was begun before has been ended.
+    async fn rewrite(
+        &self,
+        work: impl FnOnce(Open) -> Result<Rewritten, Error> + Send + 'static,
+    ) -> Result<Erasing, Error> {
         let upkeep = self.table.lock().await.upkeep();
         let alone = upkeep.lock_owned().await;
-        let (layout, root, files, committed) = {
-            let table = self.table.lock().await;
-            (table.layout(), table.root().to_owned(), table.files(), table.last_tombstone().await?)
+        let (open, committed) = {
+            let mut table = self.table.lock().await;
+            // A commit whose outcome was never learnt may have named a tombstone that would be taken for one of nothing.
+            table.refresh().await?;
+            let (layout, root, files, key) = (table.layout(), table.root().to_owned(), table.files(), self.key.clone());
+            (Open { layout, root, files, key }, table.last_tombstone().await?)
         };
-        let (work, key) = (Work::new(layout, root, targets), self.key.clone());
         let work = move || {
-            Sealed::settle(&SealFolder::of(&work.root), committed)?;
-            work.rewrite(&files, &key)
+            Sealed::settle(&SealFolder::of(&open.root), committed)?;
+            work(open)
         };
         let (found, old, new, sealed) = blocking("find what is to be erased", work).await?;
         Ok(Erasing { found, old, new, sealed, _alone: alone })
@@ -130,35 +159,12 @@ impl Eraser {
     }
 }
 
-/// Clears what receivers answered to posts of some events of some accounts, by partition and number: nobody knows what they
-/// wrote.
-///
-/// # Errors
-/// [`Error::Io`], [`Error::Parquet`], [`Error::Delta`]: do it again.
-pub async fn clear_answers(
-    table: &Mutex<Table>,
-    cell: &ArchiveCell,
-    accounts: HashSet<String>,
-    events: HashSet<(u32, u64)>,
-) -> Result<u64, Error> {
-    if events.is_empty() {
-        return Ok(0);
-    }
-    let upkeep = table.lock().await.upkeep();
-    let _alone = upkeep.lock().await;
-    let (layout, root, files) = {
-        let table = table.lock().await;
-        (table.layout(), table.root().to_owned(), table.files())
-    };
-    let cleared =
-        blocking("clear answers", move || answers::rewrite(layout, &root, &files, &accounts, &events)).await?;
-    if !cleared.old.is_empty() {
-        let mut table = table.lock().await;
-        table.rewrite(&cleared.old, cleared.new, None).await?;
-        publish(cell, &table);
-        cleared.old.iter().for_each(|file| begin_to_age(&table.root().join(&file.path)));
-    }
-    Ok(cleared.rows)
+/// A table, while nobody else rewrites it.
+struct Open {
+    layout: &'static Layout,
+    root: PathBuf,
+    files: Vec<Arc<ArchivedFile>>,
+    key: Arc<SealKey>,
 }
 
 struct Work {
@@ -177,6 +183,7 @@ struct OfAccount {
     days: Vec<(Day, Day, usize)>,
 }
 
+/// What was found, the files that held it, those without it, and what it takes of sealed days.
 type Rewritten = (Found, Vec<Arc<ArchivedFile>>, Vec<ArchivedFile>, Sealed);
 
 impl Work {
@@ -207,7 +214,7 @@ impl Work {
             }
         }
         let days: HashSet<String> = old.iter().map(|file| Millis::of_day(file.day).day_text()).collect();
-        let mut sealed = Sealed::read(SealFolder::of(&self.root), key, &days)?;
+        let mut sealed = Sealed::read(self.layout.dataset, SealFolder::of(&self.root), key, &days)?;
         let mut found = Found { rows: vec![0; self.targets.len()], places: HashSet::new() };
         let mut new = Vec::with_capacity(old.len());
         for file in &old {
@@ -282,7 +289,7 @@ impl Work {
         let mut into = SortedFile::create(self.layout, &self.root, to, file.day, file.rows as usize)?;
         for batch in read_file(self.layout, &self.root, file)? {
             let batch = batch?;
-            let columns = Columns::of(&batch.schema(), &personal());
+            let columns = Columns::of(&batch.schema(), &self.layout.dataset.personal());
             let choose = self.choose(&batch)?;
             let choices: Vec<Choice> = (0..batch.num_rows())
                 .map(|row| match choose(row) {
@@ -295,7 +302,7 @@ impl Work {
                 Some(Choice::Keeps) => Chosen::Keeps,
                 _ => Chosen::No,
             })?;
-            let places = places(&batch)?;
+            let places = self.layout.dataset.places(&batch)?;
             for (row, choice) in choices.iter().enumerate() {
                 if let Choice::Target(target) = choice {
                     found.rows[*target] += 1;
@@ -325,7 +332,7 @@ impl Work {
         let received = received.and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
         let received = received.ok_or_else(|| missing("received_at"))?;
         // Whole rows are looked at where everybody's are to be cleared: of those that are bare already nothing is left.
-        let columns = Columns::of(&batch.schema(), &personal());
+        let columns = Columns::of(&batch.schema(), &self.layout.dataset.personal());
         Ok(move |row: usize| {
             let value = |column: Option<&'a arrow::array::StringArray>| {
                 column.filter(|column| column.is_valid(row)).map(|column| column.value(row))
@@ -367,15 +374,6 @@ enum Choice {
     Keeps,
     /// It is cleared.
     Target(usize),
-}
-
-fn places(batch: &RecordBatch) -> Result<impl Fn(usize) -> (u32, u64) + use<'_>, Error> {
-    let numbers = |name: &str| {
-        let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-        column.ok_or_else(|| Error::Missing(format!("a file of the archive has no column {name}")))
-    };
-    let (partitions, seqs) = (numbers("partition")?, numbers("seq")?);
-    Ok(move |row| (partitions.value(row) as u32, seqs.value(row) as u64))
 }
 
 impl Target {

@@ -5,6 +5,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
+use sendtrail_audit::Dataset;
 use sendtrail_schemas::{attempts, columns};
 
 /// Rows of a row group: what a query that finds one row has to look through.
@@ -18,8 +19,8 @@ const BLOOM_FPP: f64 = 0.01;
 /// the time whose UTC day the row is filed under.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// Its name, and the first word of its files'.
-    pub name: &'static str,
+    /// What its seals call it.
+    pub dataset: Dataset,
     /// Its columns.
     pub schema: fn() -> SchemaRef,
     /// The name of the fourth column.
@@ -36,7 +37,7 @@ pub struct Layout {
 
 /// Every event.
 pub static EVENTS: Layout = Layout {
-    name: "events",
+    dataset: Dataset::Events,
     schema: columns::schema,
     time: "occurred_at",
     begins_anywhere: false,
@@ -47,7 +48,7 @@ pub static EVENTS: Layout = Layout {
 
 /// Every attempt at a webhook.
 pub static ATTEMPTS: Layout = Layout {
-    name: "attempts",
+    dataset: Dataset::Attempts,
     schema: attempts::schema,
     time: "started_at",
     begins_anywhere: true,
@@ -64,6 +65,11 @@ pub const TIME: usize = 3;
 pub const FILED_BY: usize = 4;
 
 impl Layout {
+    /// Its name, and the first word of its files'.
+    pub fn name(&self) -> &'static str {
+        self.dataset.name()
+    }
+
     /// With other columns: as a program of before knew it.
     #[cfg(test)]
     pub(super) fn with_schema(self, schema: fn() -> SchemaRef) -> Self {

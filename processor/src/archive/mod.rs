@@ -10,7 +10,7 @@ mod sealer;
 mod table;
 mod upkeep;
 
-pub use eraser::{Eraser, Erasing, Found, Target, Who, clear_answers};
+pub use eraser::{Eraser, Erasing, Found, Target, Who};
 pub use follower::{Follower, Look};
 pub use layout::{ATTEMPTS, EVENTS, Layout};
 pub use merge::read_file;

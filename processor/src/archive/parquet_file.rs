@@ -13,7 +13,7 @@ use sendtrail_schemas::time::{DAY, Day, HOUR, Millis};
 use super::gather::gather;
 use super::layout::{ACCOUNT, FILED_BY, Layout, TIME};
 use crate::Error;
-use crate::objects::sync_with_parents;
+use sendtrail_eventlog::objects::sync_with_parents;
 
 /// Rows handed to the writer at once: each handing-over costs as much as some thousand rows.
 const CHUNK_ROWS: usize = 64 * 1_024;
@@ -90,7 +90,7 @@ pub fn write_files(
 
 /// Where a file goes: Delta tools read the day from the folder's name.
 pub fn path(layout: &Layout, day: Day, name: &str) -> String {
-    format!("dt={}/{}-{name}.parquet", Millis::of_day(day).day_text(), layout.name)
+    format!("dt={}/{}-{name}.parquet", Millis::of_day(day).day_text(), layout.name())
 }
 
 /// A file that is being written, its rows in order.

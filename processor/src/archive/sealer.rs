@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Int64Type;
 use metrics::counter;
 use parquet::arrow::ProjectionMask;
+use roaring::RoaringTreemap;
 use sendtrail_audit::{
-    FORMAT, Leaves, MAX_ROWS, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile, Source,
-    Subject, hash_file, personal,
+    Dataset, FORMAT, Leaves, MAX_ROWS, PublicKey, Range, SALT_LENGTH, Salts, Seal, SealFolder, SealKey, SealedFile,
+    Source, Subject, hash_file,
 };
 use sendtrail_eventlog::Clock;
 use sendtrail_eventlog::failpoint::reach;
@@ -34,7 +33,7 @@ pub type Random = fn(&mut [u8]);
 
 /// The sealer of one table.
 pub struct Sealer {
-    /// The table. Its rows have a partition and a dense number `seq`.
+    /// The table.
     pub table: Arc<Mutex<Table>>,
     /// Signs.
     pub key: Arc<SealKey>,
@@ -122,7 +121,7 @@ impl Work {
             if known.iter().map(Range::rows).sum::<u64>() == rows {
                 continue;
             }
-            for ranges in portions(unsealed(&self.root, files, known)?) {
+            for ranges in portions(unsealed(self.layout.dataset, &self.root, files, known)?) {
                 let (number, previous) = match chain.last.take() {
                     Some((number, hash)) => (number + 1, Some(hash)),
                     None => (1, None),
@@ -145,8 +144,9 @@ impl Work {
         files: &[Arc<ArchivedFile>],
         ranges: Vec<Range>,
     ) -> Result<String, Error> {
-        let personal = personal();
-        let mut leaves = Leaves::new(&ranges, &personal);
+        let dataset = self.layout.dataset;
+        let personal = dataset.personal();
+        let mut leaves = Leaves::new(dataset, &ranges, &personal);
         let mut salts = Salts::default();
         let mut make = || {
             let mut salt = [0; SALT_LENGTH];
@@ -158,7 +158,8 @@ impl Work {
             for batch in read_file(self.layout, &self.root, file)? {
                 let taken = leaves.take(&batch?, &mut Source::Made(&mut salts, &mut make))?;
                 if let Some(((partition, seq), flaw)) = taken.flaws.first() {
-                    return Err(Error::Missing(format!("partition {partition}, seq {seq} in the archive: {flaw:?}")));
+                    let place = format!("partition {partition}, {} {seq}", dataset.number());
+                    return Err(Error::Missing(format!("{place} in the archive: {flaw:?}")));
                 }
             }
             let (sha256, bytes) = hash_file(&self.root.join(&file.path))?;
@@ -174,7 +175,7 @@ impl Work {
             previous,
             sealed_at: self.now.to_string(),
             subject: Subject::Day {
-                dataset: self.layout.name.to_owned(),
+                dataset: dataset.name().to_owned(),
                 day: Millis::of_day(day).day_text(),
                 delta_version: self.version,
                 ranges,
@@ -218,42 +219,47 @@ fn read_chain(folder: &SealFolder, key: &PublicKey) -> Result<Chain, Error> {
 }
 
 /// The numbers in files that no seal is about.
-fn unsealed(root: &Path, files: &[Arc<ArchivedFile>], known: &[Range]) -> Result<Vec<Range>, Error> {
-    // A partition's numbers of a day are dense; so are those that came after it was sealed. So bounds and a count are all
-    // that is to be kept of them.
-    let mut bounds: BTreeMap<(u32, u64), (Range, u64)> = BTreeMap::new();
+fn unsealed(dataset: Dataset, root: &Path, files: &[Arc<ArchivedFile>], known: &[Range]) -> Result<Vec<Range>, Error> {
+    let mut numbers: BTreeMap<u32, RoaringTreemap> = BTreeMap::new();
     for file in files {
         let builder = open(root, file)?;
-        let columns = ProjectionMask::columns(builder.parquet_schema(), ["partition", "seq"]);
+        let columns = ProjectionMask::columns(builder.parquet_schema(), ["partition", dataset.number()]);
         for batch in builder.with_projection(columns).build()? {
             let batch = batch?;
-            let numbers = |name: &str| {
-                let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
-                column.ok_or_else(|| Error::Missing(format!("{} has no column {name}", file.path)))
-            };
-            for (partition, seq) in numbers("partition")?.values().iter().zip(numbers("seq")?.values()) {
-                let (partition, seq) = (*partition as u32, *seq as u64);
-                let mine = || known.iter().filter(|range| range.partition == partition);
-                if mine().any(|range| (range.first..=range.last).contains(&seq)) {
-                    continue;
+            for (partition, number) in (0..batch.num_rows()).map(dataset.places(&batch)?) {
+                if !numbers.entry(partition).or_default().insert(number) {
+                    let place = format!("partition {partition}, {} {number}", dataset.number());
+                    return Err(Error::Missing(format!("{place} is in the archive twice")));
                 }
-                // Between the same two sealed ranges.
-                let after = mine().map(|range| range.last + 1).filter(|end| *end <= seq).max().unwrap_or(0);
-                let one = Range { partition, first: seq, last: seq };
-                let (range, count) = bounds.entry((partition, after)).or_insert((one, 0));
-                (range.first, range.last) = (range.first.min(seq), range.last.max(seq));
-                *count += 1;
             }
         }
     }
-    let mut ranges = Vec::with_capacity(bounds.len());
-    for (range, count) in bounds.into_values() {
-        if range.rows() != count {
-            let Range { partition, first, last } = range;
-            let why = format!("partition {partition} of the archive has {count} rows from {first} to {last}");
-            return Err(Error::Missing(why));
+    for range in known {
+        numbers.entry(range.partition).or_default().remove_range(range.first..=range.last);
+    }
+    let mut ranges: Vec<Range> = Vec::new();
+    for (partition, numbers) in numbers {
+        for number in numbers {
+            match ranges.last_mut() {
+                Some(range) if (range.partition, range.last + 1) == (partition, number) => range.last = number,
+                _ => ranges.push(Range { partition, first: number, last: number }),
+            }
         }
-        ranges.push(range);
+    }
+    if dataset.is_dense() {
+        // A partition's numbers of a day have no holes, nor have those that came after it was sealed.
+        let sealed_between = |one: &Range, other: &Range| {
+            known.iter().any(|range| range.partition == one.partition && (one.last..other.first).contains(&range.first))
+        };
+        for pair in ranges.windows(2).filter(|pair| pair[0].partition == pair[1].partition) {
+            if !sealed_between(&pair[0], &pair[1]) {
+                let Range { partition, last, .. } = pair[0];
+                let (first, next) = (last + 1, pair[1].first - 1);
+                return Err(Error::Missing(format!(
+                    "partition {partition} of the archive has no rows {first} to {next}"
+                )));
+            }
+        }
     }
     Ok(ranges)
 }

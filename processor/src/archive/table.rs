@@ -12,6 +12,7 @@ use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableError};
+use sendtrail_eventlog::objects::{self, Place};
 use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::columns::PARTITION_COLUMN;
 use sendtrail_schemas::time::Millis;
@@ -20,7 +21,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::layout::Layout;
-use crate::{Error, objects};
+use crate::Error;
 
 /// Commits between two checkpoints of the Delta log, so that opening stays fast.
 const CHECKPOINT_INTERVAL: u32 = 100;
@@ -73,7 +74,7 @@ impl Table {
     /// Opens the table of a folder, or makes one.
     ///
     /// # Errors
-    /// [`Error::Delta`], [`Error::Io`].
+    /// [`Error::Delta`], [`Error::Io`], [`Error::Foreign`].
     pub async fn open(layout: &'static Layout, root: &Path) -> Result<Self, Error> {
         let io = |cause| Error::Io { what: format!("create {}", root.display()), cause };
         std::fs::create_dir_all(root).map_err(io)?;
@@ -88,7 +89,7 @@ impl Table {
     /// Opens the table of a folder if there is one.
     ///
     /// # Errors
-    /// [`Error::Delta`], [`Error::Io`].
+    /// [`Error::Delta`], [`Error::Io`], [`Error::Foreign`].
     pub async fn find(layout: &'static Layout, root: &Path) -> Result<Option<Self>, Error> {
         if !root.is_dir() {
             return Ok(None);
@@ -96,6 +97,24 @@ impl Table {
         let (root, log_store) = locate(root)?;
         match load(&log_store).await? {
             Some(table) => Ok(Some(Self::of(layout, root, log_store, &table).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens the table of a folder if there is one, as that one of some which it says it is, or else the first of them.
+    ///
+    /// # Errors
+    /// [`Error::Delta`], [`Error::Io`], [`Error::Foreign`].
+    pub async fn find_any(layouts: &[&'static Layout], root: &Path) -> Result<Option<Self>, Error> {
+        if !root.is_dir() {
+            return Ok(None);
+        }
+        let (root, log_store) = locate(root)?;
+        let Some(table) = load(&log_store).await? else { return Ok(None) };
+        let name = table.snapshot()?.metadata().name().map(ToOwned::to_owned);
+        let named = layouts.iter().find(|layout| name.as_deref() == Some(layout.name()));
+        match named.or(layouts.first()) {
+            Some(layout) => Ok(Some(Self::of(layout, root, log_store, &table).await?)),
             None => Ok(None),
         }
     }
@@ -146,7 +165,12 @@ impl Table {
     ///
     /// # Errors
     /// [`Error::Delta`]: the files are not in the table. [`Error::Missing`]: they do not begin where it ends.
+    /// [`Error::Foreign`]: somebody else has the table need more than is known here.
     pub async fn append(&mut self, files: &[ArchivedFile], events: &BTreeMap<u32, (u64, u64)>) -> Result<(), Error> {
+        if !events.is_empty() && self.has(events).await? {
+            // The commit was in doubt, and what came of it was read meanwhile.
+            return Ok(());
+        }
         for (partition, (first, _)) in events {
             let next = self.mark(*partition).await?;
             if next != *first && !(next == 0 && self.layout.begins_anywhere) {
@@ -265,14 +289,15 @@ impl Table {
     /// Takes what another writer has committed since.
     ///
     /// # Errors
-    /// [`Error::Delta`].
+    /// [`Error::Delta`], [`Error::Foreign`].
     pub async fn refresh(&mut self) -> Result<(), Error> {
         let mut state = self.state.clone();
         state.update(&*self.log_store, None).await?;
         if state.version() != self.state.version() {
+            let maintenance = state.transaction_version(&*self.log_store, MAINTENANCE).await?;
             // Together, or nothing: a state with the files of another one has files deleted that are in the table.
             self.files = listed(self.layout, &state)?;
-            self.state = state;
+            (self.state, self.maintenance) = (state, maintenance.unwrap_or(0));
         }
         Ok(())
     }
@@ -290,7 +315,7 @@ impl Table {
 fn locate(root: &Path) -> Result<(PathBuf, LogStoreRef), Error> {
     let io = |cause| Error::Io { what: format!("find {}", root.display()), cause };
     let root = root.canonicalize().map_err(io)?;
-    let below = objects::in_folder(&root)?;
+    let below = Place::from(&*root).open()?;
     let anywhere = objects::below(&root);
     let location = Url::from_directory_path(&root)
         .map_err(|()| sendtrail_schemas::Error::Malformed(format!("{} is not absolute", root.display())))?;
@@ -324,6 +349,12 @@ fn listed(layout: &'static Layout, state: &DeltaTableState) -> Result<BTreeMap<S
     let mut files = BTreeMap::new();
     for file in state.log_data().iter() {
         let read = read_file(layout, &file.path(), file.size(), file.stats())?;
+        // Other readers go by this, and not by the path.
+        let said = file.partition_values_map().remove(PARTITION_COLUMN).flatten();
+        if said.is_some_and(|said| said != Millis::of_day(read.day).day_text()) {
+            let why = format!("{} in the Delta log: it is said to be of another day", read.path);
+            return Err(sendtrail_schemas::Error::Malformed(why).into());
+        }
         files.insert(read.path.clone(), Arc::new(read));
     }
     Ok(files)
@@ -338,7 +369,7 @@ async fn with_new_columns(layout: &Layout, table: DeltaTable) -> Result<DeltaTab
     if missing.is_empty() {
         return Ok(table);
     }
-    tracing::info!(of = layout.name, columns = missing.len(), "the archive gets columns that it did not have");
+    tracing::info!(of = layout.name(), columns = missing.len(), "the archive gets columns that it did not have");
     Ok(table.add_columns().with_fields(missing).await?)
 }
 
@@ -348,7 +379,7 @@ async fn create(layout: &Layout, log_store: LogStoreRef) -> Result<DeltaTable, E
     let setting = |name: &str, value: String| (name.to_owned(), Some(value));
     let created = CreateBuilder::new()
         .with_log_store(log_store)
-        .with_table_name(layout.name)
+        .with_table_name(layout.name())
         .with_columns(columns.fields().cloned().chain([day]))
         .with_partition_columns([PARTITION_COLUMN])
         .with_raise_if_key_not_exists(false)
@@ -364,7 +395,7 @@ async fn create(layout: &Layout, log_store: LogStoreRef) -> Result<DeltaTable, E
 }
 
 fn transaction(layout: &Layout, partition: u32) -> String {
-    format!("sendtrail-{}-{partition}", layout.name)
+    format!("sendtrail-{}-{partition}", layout.name())
 }
 
 fn add(layout: &Layout, file: &ArchivedFile, data_change: bool) -> Add {

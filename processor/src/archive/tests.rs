@@ -126,10 +126,16 @@ async fn what_does_not_go_on_where_the_table_ends_is_refused() {
     let folder = tempfile::TempDir::new().unwrap();
     let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
     append(&mut table, 0, 0, 10).await;
-    for events in [(5, 12), (11, 12), (0, 9)] {
+    for events in [(5, 12), (11, 12)] {
         let refused = table.append(&[], &BTreeMap::from([(0, events)])).await;
         assert!(matches!(refused, Err(Error::Missing(_))), "{events:?}");
     }
+    // What is there already, when the commit was in doubt and the table was read again since, is not put there twice.
+    let (files, version) = (table.files(), table.version());
+    let again =
+        write_files(&EVENTS, table.root(), "again", &[batch(&[event(0, 1, TODAY * DAY, TODAY * DAY)])]).unwrap();
+    table.append(&again, &BTreeMap::from([(0, (0, 9))])).await.unwrap();
+    assert_eq!((table.files(), table.version()), (files, version));
     append(&mut table, 0, 10, 3).await;
     assert_eq!(table.mark(0).await.unwrap(), 13);
 }
@@ -159,6 +165,21 @@ async fn a_table_remembers_files_and_marks() {
         (110, 50, 0)
     );
     assert_eq!((table.files(), table.version()), (files, version));
+}
+
+#[tokio::test]
+async fn a_file_that_is_said_to_be_of_another_day_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();
+    append(&mut table, 0, 0, 5).await;
+    let commit = folder.path().join(format!("_delta_log/{:020}.json", table.version()));
+    let text = std::fs::read_to_string(&commit).unwrap();
+    let day = Millis::of_day(TODAY as i32).day_text();
+    let of = |day: &str| format!(r#""partitionValues":{{"dt":"{day}"}}"#);
+    assert!(text.contains(&of(&day)), "{text}");
+    std::fs::write(commit, text.replace(&of(&day), &of(&Millis::of_day(TODAY as i32 + 1).day_text()))).unwrap();
+    let error = Table::find(&EVENTS, folder.path()).await.map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("another day"), "{error}");
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ impl Upkeep {
                 let table = self.table.lock().await;
                 (table.layout(), table.root().to_owned(), table.files())
             };
-            let of = layout.name;
+            let of = layout.name();
             // Told from the start, so that the first merge is seen.
             counter!("sendtrail_archive_merges_total", "table" => of).absolute(0);
             counter!("sendtrail_archive_merged_rows_total", "table" => of).absolute(0);

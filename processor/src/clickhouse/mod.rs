@@ -23,12 +23,13 @@ use std::time::Duration;
 use clickhouse::Client;
 use metrics::{counter, gauge};
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::objects::Place;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView};
 use sendtrail_schemas::time::Day;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, objects};
+use crate::Error;
 pub use erase::{Rows, clear};
 use lane::Lane;
 pub use meta::{Meta, Migrated, Wanted, migrate, read_meta};
@@ -215,9 +216,7 @@ impl ClickHouseSink {
         progress: &Arc<Progress>,
     ) -> Result<Infallible, Error> {
         let meta = within(self.options.timeout, read_meta(&self.client)).await?;
-        std::fs::create_dir_all(&self.claims)
-            .map_err(|cause| Error::Io { what: format!("create {}", self.claims.display()), cause })?;
-        let store = objects::in_folder(&self.claims)?;
+        let store = Place::from(&*self.claims).open()?;
         let lanes = (0..meta.lanes).map(|number| {
             let lane = Lane {
                 number,

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use clickhouse::Client;
+use sendtrail_eventlog::objects::Place;
 
 use super::claims::{Claim, Claims, Ranges};
 use super::meta::read_meta;
 use super::rows::{ATTEMPTS, EVENTS, Feed};
 use super::{Marks, within};
+use crate::Error;
 use crate::archive::Table;
-use crate::{Error, objects};
 
 /// How long a question may take.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -33,16 +34,14 @@ pub struct Repaired {
 ///
 /// # Errors
 /// [`Error::Missing`]: a table has holes, or rows twice, or more than the archive, so that it must be made anew.
-/// [`Error::ClickHouse`], [`Error::Archive`], [`Error::Io`].
+/// [`Error::ClickHouse`], [`Error::Archive`].
 pub async fn repair(client: &Client, claims: &Path, archive: &Path) -> Result<Vec<Repaired>, Error> {
     let meta = within(TIMEOUT, read_meta(client)).await?;
-    std::fs::create_dir_all(claims)
-        .map_err(|cause| Error::Io { what: format!("create {}", claims.display()), cause })?;
-    let store = objects::in_folder(claims)?;
+    let store = Place::from(claims).open()?;
     let mut found = Vec::new();
     for feed in [&EVENTS, &ATTEMPTS] {
         let there = rows(client, feed, meta.retention_days > 0).await?;
-        let table = Table::find(feed.layout, &archive.join(feed.layout.name)).await?;
+        let table = Table::find(feed.layout, &archive.join(feed.layout.name())).await?;
         for (partition, (_, next)) in &there {
             let archived = match &table {
                 Some(table) => table.mark(*partition).await?,

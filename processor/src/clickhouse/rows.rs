@@ -78,7 +78,7 @@ impl Feed {
         let there: u64 = found.iter().map(|rows| rows.num_rows() as u64).sum();
         let asked: u64 = ranges.values().map(|(from, to)| to - from).sum();
         if there != asked {
-            let what = self.layout.name;
+            let what = self.layout.name();
             return Err(Error::Missing(format!("the archive has {there} of {asked} {what} numbered {ranges:?}")));
         }
         if too_large(&found) {

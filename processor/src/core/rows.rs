@@ -236,7 +236,8 @@ impl Seen {
         self.sent.as_ref().filter(|_| remembered(self.send, t))
     }
 
-    fn last(&self) -> i64 {
+    /// When the last of them was first seen.
+    pub fn last(&self) -> i64 {
         [
             self.send,
             self.delivery,

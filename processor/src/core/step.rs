@@ -36,7 +36,10 @@ use super::source::{Marks, Place};
 /// 2. By its identifier: mail in flight stays with a set that is renamed.
 /// 3. The state knows how far sources were read, which a program that does not must not write over.
 /// 4. A change that somebody asked for is told, with who it was.
-pub const LOGIC_VERSION: u32 = 4;
+/// 5. The set that an event was found to be of says whom it suppresses, whatever set has its name by now. A destination that takes
+///    one signature only from now on does not sign by a secret of before. An account has so many identities,
+///    and remembers cancelled replays beside the others. What is known of a message is forgotten as a whole, whenever its row goes.
+pub const LOGIC_VERSION: u32 = 5;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
 static DEFAULT_SETTINGS: Settings =

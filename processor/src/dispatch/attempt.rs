@@ -133,7 +133,8 @@ impl Sender {
         let secrets: Result<Vec<Vec<u8>>, _> = if message.unsigned { Ok(Vec::new()) } else { opened };
         let secrets = match secrets {
             Ok(secrets) => secrets,
-            Err(error) => return Answer::failed(FailureClass::Unavailable, error.to_string()),
+            // Whoever runs the server can put it right: it is tried again.
+            Err(error) => return Answer::failed(FailureClass::Secret, error.to_string()),
         };
         let own = headers(message.dialect, &secrets, &message.signed);
         // The owner's first: they take nothing's place.
@@ -146,24 +147,27 @@ impl Sender {
 
     /// Posts a sample of an event, once; nothing is recorded. `None`: the destination has no name for such events.
     pub async fn sample(&self, account: &AccountConfig, to: &Destination, kind: EventType) -> Option<(String, Answer)> {
+        if !to.surface().is_for(kind) {
+            return None;
+        }
         let event = &sample::event(account, kind, Millis::wall());
-        let envelope = render(to.dialect(), to.envelope(), event)?;
+        let sample = waiting(event, Some(to), Millis::wall().0)?;
         let id = to.id()?;
         let message = Message {
-            dialect: to.dialect(),
-            around: to.envelope(),
-            unsigned: !envelope.signed,
+            dialect: sample.dialect(),
+            around: sample.envelope(),
+            unsigned: sample.unsigned,
             signed: Signed {
                 delivery_id: &delivery_id(account.id(), event.partition, event.seq, id).to_string(),
-                event_name: &envelope.event_name,
+                event_name: &sample.event_name,
                 attempt: 1,
                 timestamp: Millis::wall().0 / 1_000,
-                body: &envelope.body,
+                body: &sample.body,
             },
             replay: None,
         };
-        let answer = self.post(to, id, &message, Bytes::from(envelope.body.clone())).await;
-        Some((envelope.event_name, answer))
+        let answer = self.post(to, id, &message, sample.body.clone()).await;
+        Some((sample.event_name, answer))
     }
 }
 

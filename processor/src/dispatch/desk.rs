@@ -419,8 +419,9 @@ impl Desk {
         attempt: &Attempt,
         offset: u64,
     ) -> Result<Option<Health>, Error> {
-        // What never went out tells nothing.
-        if matches!(attempt.failure(), FailureClass::Unavailable) {
+        let (failure, is_probe) = (attempt.failure(), attempt.trigger() == Trigger::Probe);
+        // What never went out tells nothing, but for when to probe again.
+        if failure == FailureClass::Unavailable || (failure == FailureClass::Secret && !is_probe) {
             return Ok(None);
         }
         let delivered = attempt.status() == DeliveryStatus::Delivered;
@@ -431,10 +432,14 @@ impl Desk {
             return Ok(None);
         }
         standing.next_attempt = offset + 1;
-        let change = match attempt.failure() {
+        let change = match failure {
+            FailureClass::Secret => None,
             FailureClass::Gone => standing.breaker.end(attempt.finished_at),
             _ => standing.breaker.note(&patience, delivered, attempt.finished_at),
         };
+        if is_probe {
+            standing.breaker.not_before(attempt.next_due_at.unwrap_or_default());
+        }
         let standing = standing.clone();
         self.book.put_standing(destination, &standing)?;
         Ok(change)

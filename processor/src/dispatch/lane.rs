@@ -13,6 +13,8 @@ use crate::Error;
 const ROOM: usize = if cfg!(test) { 4 } else { 256 };
 /// Of so many attempts one is a replay, while there is anything new.
 const REPLAY_EVERY: u32 = 4;
+/// When one that is to be disabled is looked at again, milliseconds; whoever disables it wakes it sooner.
+const SOON: i64 = 1_000;
 
 /// One delivery in memory.
 #[derive(Clone, Debug)]
@@ -192,7 +194,8 @@ impl Lane {
     ) -> Result<(Next, isize), Error> {
         let room = match self.standing.breaker.room(limits.concurrency, now) {
             Ok(room) => room,
-            Err(Some(at)) if limits.takes == Takes::Events => return Ok((Next::Later(at), 0)),
+            // One that is to be disabled is left alone until its account knows.
+            Err(at) if limits.takes == Takes::Events => return Ok((Next::Later(at.unwrap_or(now + SOON)), 0)),
             // What waits for one that is disabled or gone ends, one after the other; nobody is approached.
             Err(_) => 1,
         };

@@ -101,12 +101,14 @@ impl Dispatcher {
             };
             if let Err(error) = ended {
                 tracing::error!(partition = of.partition, %error, "the dispatcher goes back to its marks");
+                of.pulse.webhooks_wait(Some("the dispatcher does not get on; the log says why".into()));
                 tokio::select! {
                     () = tokio::time::sleep(BACKOFF) => {}
                     () = stop.cancelled() => {}
                 }
             }
         }
+        of.pulse.webhooks_wait(None);
     }
 
     fn of(&self, topic: Topic) -> TopicPartition {
@@ -131,6 +133,8 @@ struct Running {
     applied: watch::Receiver<u64>,
     /// Destinations whose health is another than their accounts know, and when that was told last.
     untold: BTreeMap<(AccountId, DestinationId), Option<Instant>>,
+    /// It has not been through with what there is yet.
+    is_new: bool,
     end: watch::Receiver<u64>,
     /// Ended when this is dropped: at a stop, or when the dispatcher goes back to its marks.
     under_way: JoinSet<Outcome>,
@@ -163,6 +167,7 @@ impl Running {
             next_attempt: marks.attempt,
             applied: of.pulse.applied(),
             replays: Replays::new(),
+            is_new: true,
             untold: BTreeMap::new(),
             end: of.log.end(of.of(Topic::Events)),
             under_way: JoinSet::new(),
@@ -218,6 +223,9 @@ impl Running {
                 self.go_on_with_replays().await?;
                 tokio::task::yield_now().await;
                 continue;
+            }
+            if std::mem::take(&mut self.is_new) {
+                self.of.pulse.webhooks_wait(None);
             }
             self.wait(stop).await?;
         }

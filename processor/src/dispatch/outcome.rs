@@ -14,7 +14,7 @@ use super::Running;
 use super::attempt::{Outcome, joining, kept, spent};
 use super::book::{DeliveryKey, Waiting};
 use crate::Error;
-use crate::core::webhook::retry::{Ended, Next, next};
+use crate::core::webhook::retry::{Ended, Next, next, not_before};
 
 /// Attempts recorded together.
 const RECORD_TOGETHER: usize = 256;
@@ -133,25 +133,24 @@ pub(super) fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Atte
     let spent = spent(&outcome.job);
     let status_code = answer.status.as_ref().ok().copied();
     let never_went_out = answer.class() == FailureClass::Unavailable;
+    let ended = Ended {
+        spent,
+        first_started_at,
+        finished_at: outcome.finished_at,
+        status_code,
+        retry_after: answer.retry_after,
+        salt: delivery_id(account, partition, outcome.job.key.seq, outcome.destination).as_u128(),
+    };
+    let probed = (outcome.finished_at + probe_after).max(not_before(&ended));
     let next = match outcome.plan() {
         _ if never_went_out => Next::GiveUp,
         None => Next::GiveUp,
-        Some(plan) => next(
-            &plan,
-            Ended {
-                spent,
-                first_started_at,
-                finished_at: outcome.finished_at,
-                status_code,
-                retry_after: answer.retry_after,
-                salt: delivery_id(account, partition, outcome.job.key.seq, outcome.destination).as_u128(),
-            },
-        ),
+        Some(plan) => next(&plan, ended),
     };
     // A probe asks whether anything is taken at all: that this one is not says nothing of it.
     let next = match next {
         Next::GiveUp | Next::Retry(_) if outcome.job.trigger == Trigger::Probe && !waiting.once && !never_went_out => {
-            Next::Retry(outcome.finished_at + probe_after)
+            Next::Retry(probed)
         }
         next => next,
     };

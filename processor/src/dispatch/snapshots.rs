@@ -4,7 +4,6 @@
 //! ◆ Once written, these are read by every later program.
 
 use std::io::Write;
-use std::path::Path as FsPath;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,12 +11,13 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use prost::Message;
+use sendtrail_eventlog::objects::Place;
 use sendtrail_schemas::secret::hex;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use super::book::{Book, Entry, Marks};
-use crate::{Error, blocking, objects};
+use crate::{Error, blocking};
 
 /// What a file begins with; the last byte is the format's version.
 const MAGIC: &[u8; 8] = b"STBOOK\0\x01";
@@ -40,20 +40,27 @@ pub struct BookSnapshots {
 }
 
 impl BookSnapshots {
-    /// In a folder, which may be a mounted one.
+    /// At a place.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Archive`] when it cannot be made or read.
-    pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
-        let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
-        let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
-        Ok(Self { objects: objects::in_folder(&folder)?, every })
+    /// [`Error::Archive`] when it cannot be made or read.
+    pub fn open(place: &Place, every: Duration) -> Result<Self, Error> {
+        Ok(Self { objects: place.open()?, every })
     }
 
-    /// Whether a folder has any.
-    pub fn are_in(folder: &FsPath) -> bool {
-        let entries = |folder: &FsPath| std::fs::read_dir(folder).into_iter().flatten().flatten();
-        entries(folder).any(|of| entries(&of.path()).any(|file| marks(&file.file_name().to_string_lossy()).is_some()))
+    /// Whether a place has any.
+    ///
+    /// # Errors
+    /// [`Error::Archive`].
+    pub async fn are_at(place: &Place) -> Result<bool, Error> {
+        let named = |path: Path| path.filename().and_then(marks).is_some();
+        let mut listed = place.open()?.list(None).map_ok(|object| named(object.location));
+        while let Some(is_one) = listed.try_next().await? {
+            if is_one {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Names of books with their marks, the newest first.
@@ -297,8 +304,8 @@ mod tests {
     #[tokio::test]
     async fn another_server_has_what_the_first_had() {
         let folder = TempDir::new().unwrap();
-        let snapshots = BookSnapshots::in_folder(folder.path(), Duration::ZERO).unwrap();
-        assert!(!BookSnapshots::are_in(folder.path()));
+        let snapshots = BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap();
+        assert!(!BookSnapshots::are_at(&folder.path().into()).await.unwrap());
         let (one, other) = (server(), server());
         assert!(!snapshots.restore(&other.book, 3).await.unwrap(), "there is none");
         fill(&one.book, 0..2_500);
@@ -309,7 +316,7 @@ mod tests {
         one.book.put_reached(ReplayId(Uuid::from_u128(5)), &reached).unwrap();
         one.book.checkpoint(Marks { event: 2_500, attempt: 9 }).unwrap();
         snapshots.take(one.book.clone(), 3).await.unwrap();
-        assert!(BookSnapshots::are_in(folder.path()));
+        assert!(BookSnapshots::are_at(&folder.path().into()).await.unwrap());
 
         // What is here of some time ago is given up.
         fill(&other.book, 7_000..7_100);
@@ -326,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_one_is_passed_over_and_two_are_kept() {
         let folder = TempDir::new().unwrap();
-        let snapshots = BookSnapshots::in_folder(folder.path(), Duration::ZERO).unwrap();
+        let snapshots = BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap();
         let one = server();
         for round in 1..=4u64 {
             fill(&one.book, round * 10..round * 10 + 5);
@@ -339,7 +346,7 @@ mod tests {
             .collect();
         files.sort();
         assert_eq!(files.len(), KEPT);
-        let damage = |file: &FsPath| {
+        let damage = |file: &std::path::Path| {
             let mut bytes = std::fs::read(file).unwrap();
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
@@ -361,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn one_is_taken_when_there_is_something_new() {
         let folder = TempDir::new().unwrap();
-        let snapshots = Arc::new(BookSnapshots::in_folder(folder.path(), Duration::ZERO).unwrap());
+        let snapshots = Arc::new(BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap());
         let one = server();
         let mut keeper = Keeper::begin(snapshots.clone(), &one.book, 3).await.unwrap();
         for (reached, more, is_taken) in [

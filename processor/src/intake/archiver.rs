@@ -100,7 +100,16 @@ impl Archiver {
             let waits = progress.since.get_or_insert_with(Instant::now).elapsed();
             if is_last || end - next >= MANY || waits >= self.archive.every {
                 while next < end {
-                    next = self.write(intake, next, end).await?;
+                    next = match self.write(intake, next, end).await {
+                        Ok(next) => next,
+                        Err(error) => {
+                            if matches!(error, Error::Log(LogError::Trimmed { .. })) {
+                                // What the log lost meanwhile is passed over by a base, as at a start.
+                                progress.next = None;
+                            }
+                            return Err(error);
+                        }
+                    };
                     progress.next = Some(next);
                     self.retention.passed(Reader::IntakeArchive, intake, next);
                 }

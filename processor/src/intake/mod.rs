@@ -15,11 +15,11 @@ mod segment;
 mod tests;
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::time::Duration;
 
 use object_store::ObjectMeta;
 use sendtrail_eventlog::Clock;
+use sendtrail_eventlog::objects::Place;
 use sendtrail_schemas::time::{DAY, Millis};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -70,12 +70,12 @@ impl Kept {
 }
 
 impl IntakeArchive {
-    /// In a folder, which may be a mounted one. Nothing is kept longer than `days`; a record is in a file after `every`.
+    /// At a place. Nothing is kept longer than `days`; a record is in a file after `every`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Archive`] when it cannot be made or read.
-    pub fn in_folder(folder: &Path, days: u32, every: Duration, clock: Clock) -> Result<Self, Error> {
-        let objects = Snapshots::in_folder(folder, every)?;
+    /// [`Error::Archive`] when it cannot be made or read.
+    pub fn open(place: &Place, days: u32, every: Duration, clock: Clock) -> Result<Self, Error> {
+        let objects = Snapshots::open(place, every)?;
         let (keep, turn) = (i64::from(days) * DAY, Semaphore::new(1));
         Ok(Self { objects, keep, every, segment_bytes: SEGMENT_BYTES, clock, turn })
     }

@@ -1,5 +1,6 @@
 //! What happens once outputs are durable, in the order in which they were made.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -197,23 +198,27 @@ impl Task {
         let (store, retention, intake) = (self.store.clone(), self.retention.clone(), self.intake);
         let (committed, failure) = (self.committed.clone(), self.failure.clone());
         let taker = self.taker.clone();
-        tokio::task::spawn_blocking(move || {
+        let commit = move || {
             let (next_offset, rows) = (writes.next_offset(), writes.len());
             let keys: Vec<_> = taker.iter().flat_map(|_| writes.keys()).collect();
             let begun = std::time::Instant::now();
             reach("checkpoint.before");
-            match store.commit(intake.partition, writes) {
-                Ok(()) => {
-                    reach("checkpoint.durable");
-                    histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
-                    note_durable(intake.partition);
-                    tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
-                    if let Some(taker) = taker {
-                        taker.lock().note(keys, next_offset);
-                    }
-                    retention.passed(Reader::Processor, intake, next_offset);
-                    committed.store(true, Ordering::Release);
-                }
+            store.commit(intake.partition, writes)?;
+            reach("checkpoint.durable");
+            histogram!("sendtrail_checkpoint_seconds").record(begun.elapsed().as_secs_f64());
+            note_durable(intake.partition);
+            tracing::trace!(partition = intake.partition, next_offset, rows, "checkpoint");
+            if let Some(taker) = taker {
+                taker.lock().note(keys, next_offset);
+            }
+            retention.passed(Reader::Processor, intake, next_offset);
+            Ok(())
+        };
+        tokio::task::spawn_blocking(move || {
+            // After a panic whoever waits must not wait for ever. What it left half done is read anew from the store.
+            let outcome = catch_unwind(AssertUnwindSafe(commit));
+            match outcome.unwrap_or_else(|_| Err(Error::Missing("the checkpoint's thread, which panicked".into()))) {
+                Ok(()) => committed.store(true, Ordering::Release),
                 Err(error) => {
                     tracing::error!(partition = intake.partition, %error, "a checkpoint failed");
                     *failure.lock() = Some(error);

@@ -54,11 +54,16 @@ impl Session<'_> {
         let applied = self.overlay.progress.next_offset;
         for inquiry in std::mem::take(&mut self.waiting) {
             match inquiry {
+                // Whoever gave up is not asked for again.
                 Inquiry::Reputation { account, after, answer } if after > applied => {
-                    self.waiting.push(Inquiry::Reputation { account, after, answer });
+                    if !answer.is_closed() {
+                        self.waiting.push(Inquiry::Reputation { account, after, answer });
+                    }
                 }
                 Inquiry::Source { name, after, answer } if after > applied => {
-                    self.waiting.push(Inquiry::Source { name, after, answer });
+                    if !answer.is_closed() {
+                        self.waiting.push(Inquiry::Source { name, after, answer });
+                    }
                 }
                 Inquiry::Source { name, answer, .. } => {
                     let marks = self.overlay.progress.sources.iter().filter(|mark| mark.source == name);

@@ -4,7 +4,7 @@ use fjall::{Database, Keyspace, PersistMode};
 use prost::Message;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::mail::DeadLetter;
-use sendtrail_schemas::rollup::HourRows;
+use sendtrail_schemas::rollup::{Added, Apart, HourRows, Rollup};
 use sendtrail_schemas::time::{Hour, Millis};
 
 use super::{HEAD, hash_of, hour_key, hour_of, letter_key, read_row};
@@ -26,22 +26,33 @@ impl ProjectionReader {
     ///
     /// # Errors
     /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.
-    pub fn rollups(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
+    pub fn rollups(&self, account: AccountId, from: Hour, to: Hour, apart: &Apart) -> Result<Vec<HourRows>, Error> {
         let mut hours: Vec<HourRows> = Vec::new();
+        // Of the last hour, where rows fall together.
+        let mut added = Added::default();
+        let end = |hours: &mut Vec<HourRows>, added: &mut Added| {
+            if let Some(HourRows::Exact(_, rows)) = hours.last_mut().filter(|_| !added.is_empty()) {
+                *rows = added.take();
+            }
+        };
         for row in self.rollups.range(hour_key(account, from, HEAD)..hour_key(account, to, HEAD)) {
             let (key, value) = row.into_inner()?;
             let (Some(hour), Some(hash)) = (hour_of(&key), hash_of(&key)) else { continue };
-            if hash == HEAD {
-                hours.push(HourRows::Overflowing(hour));
-                continue;
+            if hours.last().is_none_or(|last| last.hour() != hour) {
+                end(&mut hours, &mut added);
+                hours.push(if hash == HEAD { HourRows::Overflowing(hour) } else { HourRows::Exact(hour, Vec::new()) });
             }
             match hours.last_mut() {
+                Some(HourRows::Exact(_, rows)) if *apart == Apart::ALL => rows.push(read_row(&value)?),
+                Some(HourRows::Exact(..)) => {
+                    let Rollup { dims, sums } = read_row(&value)?;
+                    added.add(apart.of(dims), &sums);
+                }
                 // Rows from before the hour overflowed say nothing.
-                Some(HourRows::Overflowing(last)) if *last == hour => {}
-                Some(HourRows::Exact(last, rows)) if *last == hour => rows.push(read_row(&value)?),
-                _ => hours.push(HourRows::Exact(hour, vec![read_row(&value)?])),
+                _ => {}
             }
         }
+        end(&mut hours, &mut added);
         Ok(hours)
     }
 

@@ -1,5 +1,7 @@
 //! Where the sink stands in one partition, and what it reads from there.
 
+use std::time::Instant;
+
 use sendtrail_eventlog::{EventLog, Record};
 use sendtrail_schemas::codec::{self, Wire};
 use sendtrail_schemas::topic::{Topic, TopicPartition};
@@ -27,6 +29,8 @@ pub struct Cursor {
     /// When the last event that was read was received.
     pub received_at: i64,
     pub ends: [watch::Receiver<u64>; 3],
+    /// Why it cannot be read, and when to try again: the others go on.
+    pub failed: Option<(Instant, Error)>,
 }
 
 impl Cursor {
@@ -59,6 +63,7 @@ impl Cursor {
             letters: projections.mark(of(Topic::DeadLetter))?,
             received_at: 0,
             ends: TOPICS.map(|topic| log.end(of(topic))),
+            failed: None,
         })
     }
 }

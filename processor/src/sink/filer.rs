@@ -27,6 +27,8 @@ pub struct Filer {
     chunk: Chunk,
     /// The numbers of the next batch.
     noted: BTreeMap<u32, (u64, u64)>,
+    /// The chunk that could not be written. It stays what it is: it may be in the table all the same.
+    again: Option<Arc<Chunk>>,
     /// The chunk that is being written, and how that ends.
     writing: Option<(Arc<Chunk>, oneshot::Receiver<Committed>)>,
     /// The number after the last row of each partition that is in a file.
@@ -53,6 +55,7 @@ impl Filer {
             cell,
             chunk: Chunk::default(),
             noted: BTreeMap::new(),
+            again: None,
             writing: None,
             filed: Arc::new(filed),
             trouble: None,
@@ -93,12 +96,12 @@ impl Filer {
 
     /// Rows that are not being written yet.
     pub fn rows(&self) -> usize {
-        self.chunk.rows
+        self.chunk.rows + self.again.as_ref().map_or(0, |chunk| chunk.rows)
     }
 
     /// Whether nothing is gathered and nothing is being written.
     pub fn is_idle(&self) -> bool {
-        self.chunk.rows == 0 && self.writing.is_none()
+        self.rows() == 0 && self.writing.is_none()
     }
 
     /// Whether a chunk is being written.
@@ -108,12 +111,13 @@ impl Filer {
 
     /// How many rows are in no file yet.
     pub fn tail_rows(&self) -> usize {
-        self.chunk.rows + self.writing.as_ref().map_or(0, |(chunk, _)| chunk.rows)
+        self.rows() + self.writing.as_ref().map_or(0, |(chunk, _)| chunk.rows)
     }
 
     fn tail(&self) -> Vec<TailBatch> {
-        let writing = self.writing.iter().flat_map(|(chunk, _)| &chunk.batches);
-        writing.chain(&self.chunk.batches).cloned().collect()
+        // One that could not be written is taken up before another is begun.
+        let before = self.writing.iter().map(|(chunk, _)| chunk).chain(&self.again).flat_map(|chunk| &chunk.batches);
+        before.chain(&self.chunk.batches).cloned().collect()
     }
 
     /// Why the last chunk could not be written.
@@ -123,7 +127,7 @@ impl Filer {
 
     /// The same, when it is no use to try again.
     pub fn end(&mut self, stopping: bool) -> Result<(), Error> {
-        match self.trouble.take_if(|(error, _)| stopping || matches!(error, Error::Missing(_) | Error::Foreign(_))) {
+        match self.trouble.take_if(|(error, _)| stopping || error.is_final()) {
             Some((error, _)) => Err(error),
             None => Ok(()),
         }
@@ -136,12 +140,14 @@ impl Filer {
 
     /// Whether what is gathered should be written now.
     pub fn is_due(&self, rows: usize, after: Duration) -> bool {
-        self.chunk.rows >= rows || self.chunk.since.is_some_and(|since| since.elapsed() >= after)
+        self.again.is_some()
+            || self.chunk.rows >= rows
+            || self.chunk.since.is_some_and(|since| since.elapsed() >= after)
     }
 
-    /// Begins to write what is gathered.
+    /// Begins to write what could not be written before, or else what is gathered.
     pub fn write(&mut self, handle: &Handle) {
-        let chunk = Arc::new(std::mem::take(&mut self.chunk));
+        let chunk = self.again.take().unwrap_or_else(|| Arc::new(std::mem::take(&mut self.chunk)));
         let (done, wait) = oneshot::channel();
         let (table, writing) = (self.table.clone(), chunk.clone());
         handle.spawn(async move {
@@ -152,7 +158,7 @@ impl Filer {
     }
 
     /// Ends the writing of a chunk that has ended, and shows readers the table with it; whether there was one. What could
-    /// not be written is gathered again, in front of what came since, and [`trouble`](Self::trouble) says why.
+    /// not be written is written again, before what came since, and [`trouble`](Self::trouble) says why.
     pub fn collect(&mut self) -> bool {
         let Some((chunk, wait)) = self.writing.as_mut() else { return false };
         let outcome = match wait.try_recv() {
@@ -172,11 +178,7 @@ impl Filer {
             }
             Err(error) => {
                 tracing::error!(%error, "rows could not be filed; they are kept, and tried again");
-                let rest = std::mem::take(&mut self.chunk);
-                let mut numbers = chunk.numbers.clone();
-                extend(&mut numbers, &rest.numbers);
-                let batches = chunk.batches.iter().cloned().chain(rest.batches).collect();
-                self.chunk = Chunk { batches, rows: chunk.rows + rest.rows, numbers, since: chunk.since };
+                self.again = Some(chunk);
                 self.trouble = Some((error, Instant::now() + BACKOFF));
                 false
             }
@@ -215,8 +217,8 @@ async fn commit(table: Arc<Mutex<Table>>, chunk: Arc<Chunk>) -> Committed {
     reach("archive.written");
     table.append(&files, &chunk.numbers).await?;
     reach("archive.committed");
-    counter!("sendtrail_archived_rows_total", "table" => layout.name).increment(chunk.rows as u64);
-    histogram!("sendtrail_archive_commit_seconds", "table" => layout.name).record(begun.elapsed().as_secs_f64());
-    tracing::debug!(of = layout.name, rows = chunk.rows, files = files.len(), version = table.version(), "archived");
+    counter!("sendtrail_archived_rows_total", "table" => layout.name()).increment(chunk.rows as u64);
+    histogram!("sendtrail_archive_commit_seconds", "table" => layout.name()).record(begun.elapsed().as_secs_f64());
+    tracing::debug!(of = layout.name(), rows = chunk.rows, files = files.len(), version = table.version(), "archived");
     Ok(table)
 }

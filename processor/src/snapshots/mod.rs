@@ -13,7 +13,6 @@ mod format;
 mod taker;
 
 use std::collections::HashSet;
-use std::path::Path as FsPath;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,13 +21,14 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use prost::Message;
 use sendtrail_eventlog::failpoint::reach;
+use sendtrail_eventlog::objects::Place;
 use sendtrail_schemas::time::{HOUR, Millis};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::fresh_name;
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
-use crate::{Error, Store, Views, blocking, objects};
+use crate::{Error, Store, Views, blocking};
 pub(crate) use format::{Manifest, checksum};
 use format::{RowFile, Writer};
 
@@ -97,14 +97,12 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// In a folder, which may be a mounted one.
+    /// At a place.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::Archive`] when it cannot be made or read.
-    pub fn in_folder(folder: &FsPath, every: Duration) -> Result<Self, Error> {
-        let io = |cause| Error::Io { what: format!("create {}", folder.display()), cause };
-        let folder = std::fs::create_dir_all(folder).and_then(|()| folder.canonicalize()).map_err(io)?;
-        Ok(Self { objects: objects::in_folder(&folder)?, every, limits: LIMITS })
+    /// [`Error::Archive`] when it cannot be made or read.
+    pub fn open(place: &Place, every: Duration) -> Result<Self, Error> {
+        Ok(Self { objects: place.open()?, every, limits: LIMITS })
     }
 
     /// Brings the store, and the views, to the newest state of a partition that is far ahead of it, or at all ahead if what is
@@ -332,6 +330,13 @@ impl Snapshots {
             named.insert(name.clone());
         }
         let before = Millis::wall().0 - UNNAMED;
+        // One that is new and further is of whoever took over from this server, if it stood still: what that builds on stays.
+        let is_new = |meta: &&ObjectMeta| meta.last_modified.timestamp_millis() >= before;
+        for name in listed.iter().filter(is_new).filter_map(|meta| meta.location.filename()) {
+            if Manifest::offset(name).is_some_and(|of| of > offset) {
+                named.extend(self.manifest(partition, name).await?.files.into_iter().map(|file| file.name));
+            }
+        }
         let old = |meta: &&ObjectMeta| meta.last_modified.timestamp_millis() < before;
         for meta in listed.iter().filter(old) {
             if meta.location.filename().is_some_and(|name| !named.contains(name)) {

@@ -87,7 +87,7 @@ fn in_folder(every: Duration) -> (TempDir, Arc<Snapshots>) {
 
 fn with_limits(every: Duration, limits: Limits) -> (TempDir, Arc<Snapshots>) {
     let folder = TempDir::new().unwrap();
-    let snapshots = Snapshots::in_folder(folder.path(), every).unwrap();
+    let snapshots = Snapshots::open(&folder.path().into(), every).unwrap();
     (folder, Arc::new(Snapshots { limits, ..snapshots }))
 }
 
@@ -251,6 +251,32 @@ async fn a_snapshot_is_of_what_changed_and_a_damaged_one_is_passed_over() {
     let (fourth, restored) = server(&snapshots).await;
     assert!(!restored);
     assert_eq!((fourth.offset(), fourth.rows().len()), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stood_still_leaves_what_its_successor_builds_on() {
+    let (folder, snapshots) = in_folder(Duration::ZERO);
+    let mut frozen = server(&snapshots).await.0;
+    frozen.checkpoint(2 * NEAR, &BTreeMap::from([(1, Some(1))]));
+    frozen.finish();
+    let (mut successor, _) = server(&snapshots).await;
+    for n in 2..=3 {
+        successor.checkpoint(n * 2 * NEAR, &BTreeMap::from([(n as u8, Some(1))]));
+        successor.finish();
+    }
+    let long_ago = std::time::UNIX_EPOCH + Duration::from_millis((Millis::wall().0 - 2 * HOUR) as u64);
+    for name in names(&folder) {
+        let path = folder.path().join(format!("partition-{PARTITION:05}")).join(name);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    // It builds on what is old by now.
+    successor.checkpoint(8 * NEAR, &BTreeMap::from([(4, Some(1))]));
+    successor.finish();
+    frozen.checkpoint(2 * NEAR + 1, &BTreeMap::from([(9, Some(1))]));
+    frozen.finish();
+    let (next, restored) = server(&snapshots).await;
+    assert!(restored);
+    assert_eq!((next.offset(), next.rows().keys().copied().collect::<Vec<_>>()), (8 * NEAR, vec![1, 2, 3, 4]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

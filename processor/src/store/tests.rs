@@ -30,6 +30,38 @@ fn a_checkpoint_reads_back_after_a_restart_and_partitions_are_apart() {
 }
 
 #[test]
+fn a_checkpoint_that_was_written_in_part_never_was() {
+    use std::os::unix::fs::FileExt;
+    let folder = TempDir::new().unwrap();
+    let journal = folder.path().join("0.jnl");
+    // It is as long as it may become from the beginning, and zeros where nothing was written.
+    let end = || std::fs::read(&journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let store = Store::open(folder.path(), 1, 1 << 20).unwrap();
+    write(&store, 0, 1, HOUR, HOUR);
+    let first = end();
+    write(&store, 0, 2, HOUR, 2 * HOUR);
+    drop(store);
+    let whole = std::fs::read(&journal).unwrap();
+    let second = end();
+    assert!(second > first + 50);
+    let stands = || {
+        let store = Store::open(folder.path(), 1, 1 << 20).unwrap();
+        let time = store.progress(0).unwrap().unwrap().last_t;
+        let rows = [1, 2].map(|hash| store.row(0, &key(hash)).unwrap().is_some());
+        (time, rows)
+    };
+    for written in first..second {
+        let file = std::fs::File::options().write(true).open(&journal).unwrap();
+        file.set_len(whole.len() as u64).unwrap();
+        file.write_all_at(&whole[first..written], first as u64).unwrap();
+        file.write_all_at(&vec![0; second - written], written as u64).unwrap();
+        assert_eq!(stands(), (HOUR, [true, false]), "{written} of {first}..{second}");
+    }
+    std::fs::write(&journal, &whole).unwrap();
+    assert_eq!(stands(), (2 * HOUR, [true, true]));
+}
+
+#[test]
 fn what_is_removed_and_made_again_in_one_checkpoint_is_there() {
     use crate::core::account::Account;
     use crate::core::window::Counted;

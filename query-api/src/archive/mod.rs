@@ -5,7 +5,7 @@ mod exporting;
 mod lookup;
 mod provider;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -22,9 +22,9 @@ use futures::stream::BoxStream;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::columns::read_events;
 use sendtrail_schemas::event::{Event, Tags};
-use sendtrail_schemas::ids::{AccountId, ConfigSetId, hash128};
+use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
+use sendtrail_schemas::rollup::{Added, Apart, Dims, HourRows, Rollup, Sums, TagsApart};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 
 use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
@@ -36,6 +36,8 @@ use provider::ArchiveTable;
 
 /// Files of the first round of a page; each round takes twice as many.
 const FIRST_FILES: usize = 4;
+/// Rows of sums that are told apart at once: as many as ClickHouse is asked for.
+const MAX_APART: usize = 1_000_000;
 
 /// Which events are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -244,6 +246,7 @@ impl DataFusionAnalytics {
         from: Millis,
         to: Millis,
         part: Part,
+        apart: &Apart,
     ) -> Result<Vec<(Hour, Rollup)>, Error> {
         let view = self.cell.load();
         let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, 0) };
@@ -252,24 +255,26 @@ impl DataFusionAnalytics {
         if files.is_empty() && tail.is_empty() {
             return Ok(Vec::new());
         }
-        let columns = [
-            "occurred_at",
-            "event_type",
-            "unique",
-            "configuration_set_name",
-            "config_set_id",
-            "from_domain",
-            "recipient_domain",
-            "tags",
-            "bounce",
-        ];
+        let mut columns = vec!["occurred_at", "event_type", "unique", "bounce"];
+        for (names, is_asked) in [
+            (&["configuration_set_name", "config_set_id"][..], apart.config_set),
+            (&["from_domain"], apart.from_domain),
+            (&["recipient_domain"], apart.recipient_domain),
+            (&["tags"], apart.tags != TagsApart::None),
+        ] {
+            columns.extend(names.iter().filter(|_| is_asked));
+        }
         let rows = self.table(&view, files, tail)?.filter(predicate(&query, part))?.select_columns(&columns)?;
         let mut stream = rows.execute_stream().await?;
-        let mut sums: HashMap<(Hour, u128), Rollup> = HashMap::new();
+        let mut sums: BTreeMap<Hour, Added> = BTreeMap::new();
         while let Some(batch) = stream.next().await {
-            add_up(&batch?, &mut sums)?;
+            add_up(&batch?, apart, &mut sums)?;
+            if sums.values().map(Added::len).sum::<usize>() > MAX_APART {
+                return Err(Error::Excess(format!("more than {MAX_APART} different rows: ask for less at once")));
+            }
         }
-        Ok(sums.into_iter().map(|((hour, _), row)| (hour, row)).collect())
+        let rows = sums.iter_mut().flat_map(|(hour, added)| added.take().into_iter().map(|row| (*hour, row)));
+        Ok(rows.collect())
     }
 }
 
@@ -279,17 +284,23 @@ impl Analytics for DataFusionAnalytics {
         self.events_in(query, Part::All).await
     }
 
-    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
-        self.scan_in(account, from, to, Part::All).await
+    async fn scan(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+        apart: &Apart,
+    ) -> Result<Vec<(Hour, Rollup)>, Error> {
+        self.scan_in(account, from, to, Part::All, apart).await
     }
 }
 
 /// Sums where nobody keeps any: counted from the events.
 #[async_trait]
 impl Rollups for DataFusionAnalytics {
-    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour, apart: &Apart) -> Result<Vec<HourRows>, Error> {
         let mut hours: BTreeMap<Hour, Vec<Rollup>> = BTreeMap::new();
-        for (hour, row) in self.scan(account, Millis::of_hour(from), Millis::of_hour(to)).await? {
+        for (hour, row) in self.scan(account, Millis::of_hour(from), Millis::of_hour(to), apart).await? {
             hours.entry(hour).or_default().push(row);
         }
         Ok(hours.into_iter().map(|(hour, rows)| HourRows::Exact(hour, rows)).collect())
@@ -366,21 +377,27 @@ fn comes_after(position: &Position) -> Expr {
     col("occurred_at").lt_eq(time(position.occurred_at)).and(after)
 }
 
-/// Adds the rows of a batch up.
-fn add_up(batch: &RecordBatch, sums: &mut HashMap<(Hour, u128), Rollup>) -> Result<(), Error> {
+/// Adds the rows of a batch up, by what is told apart; the other columns need not be there.
+fn add_up(batch: &RecordBatch, apart: &Apart, sums: &mut BTreeMap<Hour, Added>) -> Result<(), Error> {
     let mistyped = |name: &str| Error::Port(format!("column {name:?} is missing or of another type"));
     let column = |name: &str| batch.column_by_name(name).ok_or_else(|| mistyped(name));
     let text = |name: &'static str| column(name)?.as_string_opt::<i32>().ok_or_else(|| mistyped(name));
     let occurred = column("occurred_at")?.as_primitive_opt::<TimestampMicrosecondType>();
     let occurred = occurred.ok_or_else(|| mistyped("occurred_at"))?;
     let unique = column("unique")?.as_boolean_opt().ok_or_else(|| mistyped("unique"))?;
-    let tags = column("tags")?.as_map_opt().ok_or_else(|| mistyped("tags"))?;
+    let tags = match &apart.tags {
+        TagsApart::None => None,
+        _ => Some(column("tags")?.as_map_opt().ok_or_else(|| mistyped("tags"))?),
+    };
     let bounce = column("bounce")?.as_struct_opt().ok_or_else(|| mistyped("bounce"))?;
     let bounce_type = bounce.column_by_name("bounceType").and_then(|column| column.as_string_opt::<i32>());
     let bounce_type = bounce_type.ok_or_else(|| mistyped("bounce"))?;
-    let (kinds, sets) = (text("event_type")?, text("configuration_set_name")?);
-    let set_ids = text("config_set_id")?;
-    let (from, to) = (text("from_domain")?, text("recipient_domain")?);
+    let asked = |name, is_asked: bool| if is_asked { text(name).map(Some) } else { Ok(None) };
+    let kinds = text("event_type")?;
+    let sets = asked("configuration_set_name", apart.config_set)?;
+    let set_ids = asked("config_set_id", apart.config_set)?;
+    let from = asked("from_domain", apart.from_domain)?;
+    let to = asked("recipient_domain", apart.recipient_domain)?;
     for row in 0..batch.num_rows() {
         let permanent = bounce.is_valid(row)
             && bounce_type.is_valid(row)
@@ -390,18 +407,18 @@ fn add_up(batch: &RecordBatch, sums: &mut HashMap<(Hour, u128), Rollup>) -> Resu
         if added == Sums::default() {
             continue;
         }
-        let some =
-            |column: &datafusion::arrow::array::StringArray| column.is_valid(row).then(|| column.value(row).to_owned());
+        let some = |column: Option<&datafusion::arrow::array::StringArray>| {
+            column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
+        };
         let dims = Dims {
             configuration_set_name: some(sets),
             from_domain: some(from),
             recipient_domain: some(to),
-            tags: read_tags(tags, row),
+            tags: apart.tags.of(tags.map(|tags| read_tags(tags, row)).unwrap_or_default()),
             config_set_id: some(set_ids).and_then(|id| Some(id.parse::<ConfigSetId>().ok()?.bytes().to_vec())),
         };
-        let hash = hash128(&[format!("{dims:?}").as_bytes()]);
         let hour = Millis(occurred.value(row).div_euclid(1_000)).hour();
-        sums.entry((hour, hash)).or_insert_with(|| Rollup { dims, sums: Sums::default() }).sums.add(&added);
+        sums.entry(hour).or_default().add(dims, &added);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use sendtrail_schemas::clickhouse::tables::{HOURLY, HOURLY_GROUPS, SHOWN};
 use sendtrail_schemas::clickhouse::{FORMAT, read_answer};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
-use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
+use sendtrail_schemas::rollup::{Apart, Dims, HourRows, Rollup, Sums, TagsApart};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 use serde::Deserialize;
 
@@ -35,6 +35,8 @@ pub struct ClickHouseBounds {
     pub memory: u64,
     /// Rows that it may read; 0: any number.
     pub rows: u64,
+    /// Days since their receipt that it keeps events; 0: all.
+    pub retention_days: u32,
 }
 
 /// How far ClickHouse is.
@@ -106,6 +108,15 @@ impl ClickHouseAnalytics {
         Ok(read_answer(&body)?)
     }
 
+    /// What happened before this may have been received so long ago that it is gone.
+    pub(crate) fn keeps_since(&self, now: Millis) -> Millis {
+        match self.bounds.retention_days {
+            0 => Millis(i64::MIN),
+            // Nothing is received before it happened, but for what is dated ahead.
+            days => Millis::of_day(now.day() - days as Day + 1),
+        }
+    }
+
     /// The numbers of an account's events in a span of time, of ClickHouse alone.
     ///
     /// # Errors
@@ -145,29 +156,33 @@ impl Analytics for ClickHouseAnalytics {
         Ok(page)
     }
 
-    async fn scan(&self, account: AccountId, from: Millis, to: Millis) -> Result<Vec<(Hour, Rollup)>, Error> {
+    async fn scan(
+        &self,
+        account: AccountId,
+        from: Millis,
+        to: Millis,
+        apart: &Apart,
+    ) -> Result<Vec<(Hour, Rollup)>, Error> {
         let since = self.whole_since()?;
         let mut filter = Filter::of_account();
         filter.since(since);
         filter.span(Some(from), Some(to));
-        let sql = format!("{HOURLY} AND {}{HOURLY_GROUPS}", filter.text());
+        let inner = format!("({HOURLY} AND {}{HOURLY_GROUPS})", filter.text());
+        let sql = added_up(&inner, apart, &mut filter);
         let mut sums = self.sums(filter.bind(self.query(&sql, account))).await?;
-        sums.extend(self.archive.scan_in(account, from, to, Part::Before(since)).await?);
+        sums.extend(self.archive.scan_in(account, from, to, Part::Before(since), apart).await?);
         Ok(sums)
     }
 }
 
 #[async_trait]
 impl Rollups for ClickHouseAnalytics {
-    async fn rows(&self, account: AccountId, from: Hour, to: Hour) -> Result<Vec<HourRows>, Error> {
-        let sums: Vec<String> = Sums::NAMES.iter().map(|name| format!("sum(`{name}`) AS `{name}`")).collect();
-        let sql = format!(
-            "SELECT account_id, `hour`, configuration_set_name, config_set_id, from_domain, recipient_domain, tags, {} \
-             FROM stats_hourly WHERE account_id = {{account:UUID}} AND `hour` >= {{from:Int32}} AND `hour` < {{to:Int32}}\
-             {HOURLY_GROUPS} ORDER BY `hour`",
-            sums.join(", ")
-        );
-        let query = self.query(&sql, account).param("from", from).param("to", to);
+    async fn rows(&self, account: AccountId, from: Hour, to: Hour, apart: &Apart) -> Result<Vec<HourRows>, Error> {
+        let mut filter = Filter::of_account();
+        filter.conditions.push("`hour` >= {from:Int32} AND `hour` < {to:Int32}".into());
+        let inner = format!("(SELECT * FROM stats_hourly WHERE {})", filter.text());
+        let sql = added_up(&inner, apart, &mut filter);
+        let query = filter.bind(self.query(&sql, account)).param("from", from).param("to", to);
         let mut hours: Vec<HourRows> = Vec::new();
         for (hour, row) in self.sums(query).await? {
             match hours.last_mut() {
@@ -177,6 +192,42 @@ impl Rollups for ClickHouseAnalytics {
         }
         Ok(hours)
     }
+}
+
+/// Hourly rows, added up by what is told apart, in the order of hours.
+fn added_up(rows: &str, apart: &Apart, filter: &mut Filter) -> String {
+    let asked = |name: &str, kind: &str, is_asked: bool| match is_asked {
+        true => format!("of.`{name}` AS `{name}`"),
+        false => format!("CAST(NULL, 'Nullable({kind})') AS `{name}`"),
+    };
+    let tags = match &apart.tags {
+        TagsApart::None => "CAST([], 'Array(Tuple(String, String))') AS `tags`".into(),
+        TagsApart::All => "of.`tags` AS `tags`".into(),
+        TagsApart::Of(wanted) => {
+            let one = |(name, value): &(String, Option<String>)| {
+                let name = format!("tag.1 = {}", filter.text_value(name));
+                value
+                    .as_ref()
+                    .map_or(name.clone(), |value| format!("({name} AND tag.2 = {})", filter.text_value(value)))
+            };
+            let wanted: Vec<String> = wanted.iter().map(one).collect();
+            format!("arrayFilter(tag -> {}, of.`tags`) AS `tags`", wanted.join(" OR "))
+        }
+    };
+    let dims = [
+        "of.`account_id` AS `account_id`".into(),
+        "of.`hour` AS `hour`".into(),
+        asked("configuration_set_name", "String", apart.config_set),
+        asked("config_set_id", "UUID", apart.config_set),
+        asked("from_domain", "String", apart.from_domain),
+        asked("recipient_domain", "String", apart.recipient_domain),
+        tags,
+    ];
+    let sums: Vec<String> = Sums::NAMES.iter().map(|name| format!("sum(of.`{name}`) AS `{name}`")).collect();
+    let (dims, sums) = (dims.join(", "), sums.join(", "));
+    format!(
+        "SELECT {dims}, {sums} FROM {rows} AS of GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 2 SETTINGS enable_positional_arguments = 1"
+    )
 }
 
 /// Conditions and the values they are bound to.

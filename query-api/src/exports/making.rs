@@ -1,18 +1,20 @@
 //! The worker that makes exports.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use metrics::counter;
 use sendtrail_audit::{ExportRows, FORMAT, Seal, SealedFile, Subject, hash_file, put_durably};
 use sendtrail_schemas::secret::hex;
+use sendtrail_schemas::time::Millis;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::format::ExportFile;
-use super::{Exports, Format, Job, Part, SEAL, Status, port};
+use super::turns::Owner;
+use super::{Exports, Format, GONE, Job, Part, SEAL, Status, port};
 use crate::Error;
 
 /// How often old exports are looked for.
@@ -29,14 +31,14 @@ const REST: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// An owner's turn.
-struct Making<'a> {
+struct Turn<'a> {
     exports: &'a Exports,
-    owner: Option<Uuid>,
+    owner: Owner,
 }
 
-impl Drop for Making<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.exports.inner.making.lock().remove(&self.owner);
+        self.exports.inner.turns.lock().end(self.owner);
     }
 }
 
@@ -86,12 +88,12 @@ impl Exports {
         }
     }
 
-    /// Makes the export that waits longest; whether that went well, and none if there is none.
+    /// Makes the export whose turn it is; whether that went well, and none if there is none.
     fn turn(&self, sweeps: bool, handle: &Handle, stop: &CancellationToken) -> Option<bool> {
         if sweeps {
             self.sweep();
         }
-        let (job, _making) = self.next()?;
+        let (job, _turn) = self.next()?;
         let id = job.export_id;
         // A panic in one is its failure, and not that of the next.
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.make(job, handle, stop)));
@@ -109,14 +111,20 @@ impl Exports {
         Some(false)
     }
 
-    /// The job that waits longest, of those whose owners have none being made: while one has a large one made, others get on.
-    fn next(&self) -> Option<(Job, Making<'_>)> {
-        let mut owners = self.inner.making.lock();
-        let jobs = self.list(None).inspect_err(|error| tracing::error!(%error, "exports cannot be read")).ok()?;
-        let job = jobs.into_iter().rfind(|job| !job.status.is_over() && !owners.contains(&job.owner()))?;
-        owners.insert(job.owner());
-        let making = Making { exports: self, owner: job.owner() };
-        Some((job, making))
+    /// The job to make, and its owner's turn.
+    fn next(&self) -> Option<(Job, Turn<'_>)> {
+        loop {
+            let jobs = self.list(None).inspect_err(|error| tracing::error!(%error, "exports cannot be read")).ok()?;
+            let waiting = jobs.iter().rev().filter(|job| !job.status.is_over());
+            let waiting: Vec<_> = waiting.map(|job| (job.owner(), job.export_id)).collect();
+            let (owner, id) = self.inner.turns.lock().begin(&waiting)?;
+            let turn = Turn { exports: self, owner };
+            // Another worker may have made it since they were listed.
+            if let Some(job) = self.read(id).filter(|job| !job.status.is_over()) {
+                return Some((job, turn));
+            }
+            self.inner.turns.lock().waive(owner);
+        }
     }
 
     fn fail(&self, id: Uuid, error: &Error) -> Result<(), Error> {
@@ -326,10 +334,37 @@ impl Exports {
         let old = self.inner.clock.now().plus(-self.inner.options.keep);
         for job in self.list(None).unwrap_or_default() {
             if job.finished_at.is_some_and(|at| at <= old)
-                && let Err(error) = fs::remove_dir_all(self.folder(job.export_id))
+                && let Err(error) = self.delete(job.export_id)
             {
                 tracing::warn!(%error, export = %job.export_id, "an old export could not be deleted");
             }
         }
+        if let Err(error) = self.sweep_remains(old) {
+            tracing::warn!(%error, "what is left of old exports could not be deleted");
+        }
+    }
+
+    /// Deletes what is left of exports whose deletion was interrupted, and old ones whose jobs cannot be read.
+    fn sweep_remains(&self, old: Millis) -> std::io::Result<()> {
+        if !self.inner.options.folder.is_dir() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&self.inner.options.folder)? {
+            let path = entry?.path();
+            let id = path.file_stem().and_then(|name| name.to_str()).and_then(|name| Uuid::try_parse(name).ok());
+            let Some(id) = id.filter(|_| path.is_dir()) else { continue };
+            let is_gone = path.extension().is_some_and(|ending| ending == GONE);
+            // Another server may sweep as well.
+            let changed = fs::metadata(&path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+            let changed = changed.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let is_old = changed.as_millis() as i64 <= old.0;
+            if (is_gone || (path.extension().is_none() && is_old && self.read(id).is_none()))
+                && let Err(error) = fs::remove_dir_all(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, path = %path.display(), "what is left of an export could not be deleted");
+            }
+        }
+        Ok(())
     }
 }

@@ -7,8 +7,9 @@ pub mod job;
 mod format;
 mod making;
 mod rows;
+mod turns;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,9 +30,12 @@ pub use job::{Dataset, Filters, Format, Job, Part, Request, Status};
 pub use rows::{Rows, SuppressionPages};
 
 use crate::Error;
+use turns::Turns;
 
 /// The seal among the files.
 const SEAL: &str = "seal.json";
+/// What the name of a folder ends in that is being deleted.
+const GONE: &str = "gone";
 /// The job itself.
 const JOB: &str = "job.json";
 /// Held by whoever changes a job.
@@ -80,8 +84,8 @@ struct Inner {
     clock: Clock,
     /// Rows of the part that is being made, by export.
     running: Mutex<HashMap<Uuid, u64>>,
-    /// Whose are being made; `None` is the operator.
-    making: Mutex<HashSet<Option<Uuid>>>,
+    /// Whose are being made, and whose is next.
+    turns: Mutex<Turns>,
     /// One change of a job at a time.
     changing: Mutex<()>,
     more: Notify,
@@ -90,8 +94,8 @@ struct Inner {
 impl Exports {
     /// Over a folder.
     pub fn new(options: ExportOptions, rows: Rows, clock: Clock) -> Self {
-        let (running, making, changing) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { options, rows, clock, running, making, changing, more: Notify::new() }) }
+        let (running, turns, changing) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { inner: Arc::new(Inner { options, rows, clock, running, turns, changing, more: Notify::new() }) }
     }
 
     fn folder(&self, id: Uuid) -> PathBuf {
@@ -197,7 +201,7 @@ impl Exports {
         let _turn = self.changing()?;
         let Some(mut job) = self.read(id).filter(|job| may_see(job, asker)) else { return Ok(false) };
         if job.status.is_over() {
-            fs::remove_dir_all(self.folder(id)).map_err(port)?;
+            self.delete(id).map_err(port)?;
             return Ok(true);
         }
         // Whoever makes it sees this soon, and leaves the job alone.
@@ -206,6 +210,14 @@ impl Exports {
         self.keep(&job)?;
         self.forget(id, files.iter().map(|file| file.path.as_str()));
         Ok(true)
+    }
+
+    /// Deletes an export. If that is interrupted, the next sweep finds what is left: it does not depend on the job's file.
+    fn delete(&self, id: Uuid) -> std::io::Result<()> {
+        let folder = self.folder(id);
+        let gone = folder.with_extension(GONE);
+        fs::rename(folder, &gone)?;
+        fs::remove_dir_all(gone)
     }
 
     /// Deletes files of an export that nobody wants any more.

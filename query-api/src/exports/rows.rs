@@ -14,7 +14,7 @@ use sendtrail_schemas::account::Suppression;
 use sendtrail_schemas::directory::Directory;
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::{HourRows, Rollup, Sums};
+use sendtrail_schemas::rollup::{Apart, HourRows, Rollup, Sums};
 use sendtrail_schemas::time::{Hour, Millis};
 use sendtrail_schemas::topic::partition_of;
 
@@ -26,6 +26,9 @@ use crate::{Accounts, Analytics, Error, Rollups};
 
 /// Accounts, and rows of a suppression list, that are looked up at once.
 const PAGE: usize = 1_000;
+/// Hours whose sums are read at once, and rows of sums that are handed on at once.
+const HOURS: Hour = 6;
+const ROWS: usize = 10_000;
 
 /// Suppression lists.
 #[async_trait]
@@ -118,7 +121,7 @@ impl Rows {
             }
             Dataset::Stats => self
                 .accounts(job)
-                .then(move |account| self.stats(account, part.from.hour(), part.to.plus(-1).hour() + 1))
+                .flat_map(move |account| self.stats(account, part.from.hour(), part.to.plus(-1).hour() + 1))
                 .boxed(),
         };
         rows.try_filter(|batch| std::future::ready(batch.num_rows() > 0)).boxed()
@@ -138,17 +141,30 @@ impl Rows {
         pages.flatten().boxed()
     }
 
-    async fn stats(&self, account: AccountId, from: Hour, to: Hour) -> Result<RecordBatch, Error> {
-        let mut rows: Vec<(Hour, Rollup)> = Vec::new();
-        for hour in self.sums.0.rows(account, from, to).await? {
-            match hour {
-                HourRows::Exact(hour, of_hour) => rows.extend(of_hour.into_iter().map(|row| (hour, row))),
-                HourRows::Overflowing(hour) => {
-                    rows.extend(self.sums.1.scan(account, Millis::of_hour(hour), Millis::of_hour(hour + 1)).await?);
+    /// A few hours at once: each may have many rows.
+    fn stats(&self, account: AccountId, from: Hour, to: Hour) -> BoxStream<'_, Result<RecordBatch, Error>> {
+        let some = stream::iter((from..to).step_by(HOURS as usize));
+        let of = move |first: Hour| async move {
+            let mut batches = Vec::new();
+            let mut rows: Vec<(Hour, Rollup)> = Vec::new();
+            for hour in self.sums.0.rows(account, first, to.min(first + HOURS), &Apart::ALL).await? {
+                match hour {
+                    HourRows::Exact(hour, of_hour) => rows.extend(of_hour.into_iter().map(|row| (hour, row))),
+                    HourRows::Overflowing(hour) => {
+                        let (from, to) = (Millis::of_hour(hour), Millis::of_hour(hour + 1));
+                        let scanned = self.sums.1.scan(account, from, to, &Apart::ALL).await?;
+                        for rows in scanned.chunks(ROWS) {
+                            batches.push(Ok(stats(account, rows)?));
+                        }
+                    }
                 }
             }
-        }
-        stats(account, &rows)
+            for rows in rows.chunks(ROWS) {
+                batches.push(Ok(stats(account, rows)?));
+            }
+            Ok::<_, Error>(stream::iter(batches))
+        };
+        some.then(of).try_flatten().boxed()
     }
 }
 

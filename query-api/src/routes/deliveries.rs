@@ -126,7 +126,7 @@ struct AttemptView {
     started_at: Millis,
     latency_ms: i64,
     status_code: Option<u32>,
-    /// `none`, `status`, `timeout`, `dns`, `connection`, `tls`, `refused`, `unavailable` or `gone`.
+    /// `none`, `status`, `timeout`, `dns`, `connection`, `tls`, `refused`, `unavailable`, `gone` or `secret`.
     failure: &'static str,
     error: Option<String>,
     /// What the receiver said, its first 4 KiB, unless it took the delivery.

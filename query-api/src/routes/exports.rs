@@ -24,7 +24,7 @@ use form::{AllExports, ExportRequest, OneExport, view};
 
 impl Query {
     fn exports(&self) -> Result<&Exports, Problem> {
-        let none = || Problem::new(Code::DbUnavailable, "this server sees no archive to export from");
+        let none = || Problem::new(Code::DbUnavailable, "this server sees no archive to export from").retry_after(30);
         self.parts().exports.as_ref().ok_or_else(none)
     }
 

@@ -11,7 +11,10 @@ mod stats;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
+use axum::http::header;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use sendtrail_schemas::problem::{Code, Problem};
+use sendtrail_schemas::web::check_type;
 use tokio::time::timeout;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -66,10 +69,17 @@ impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        let read = axum::body::to_bytes(request.into_body(), SMALL);
+        check_type(request.headers())?;
+        if request.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+            return Err(Problem::new(Code::UnsupportedMediaType, "a body this small is not packed"));
+        }
+        let read = Limited::new(request.into_body(), SMALL).collect();
         let late = |_| Problem::new(Code::RequestTimeout, "the body took too long to arrive");
         let read = timeout(SMALL_WITHIN, read).await.map_err(late)?;
-        let large = |_| Problem::new(Code::PayloadTooLarge, format!("the body has more than {SMALL} bytes"));
-        Ok(Self(read.map_err(large)?))
+        let broken = |cause: Box<dyn std::error::Error + Send + Sync>| match cause.is::<LengthLimitError>() {
+            true => Problem::new(Code::PayloadTooLarge, format!("the body has more than {SMALL} bytes")),
+            false => Problem::new(Code::InvalidRequest, "the body broke off"),
+        };
+        Ok(Self(read.map_err(broken)?.to_bytes()))
     }
 }

@@ -1,11 +1,15 @@
 //! Reconciliation: what each store has of the same events.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::time::{DAY, Millis};
+use sendtrail_schemas::rollup::Apart;
+use sendtrail_schemas::time::{DAY, Hour, Millis};
 use sendtrail_schemas::web::{Query as Params, account_id, invalid_param, ok};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -22,6 +26,9 @@ const ACCOUNTS: usize = 1_000;
 const MAX_DAYS: i64 = 31;
 /// Differences that are told.
 const TOLD: usize = 10_000;
+/// How often sums are looked at before they are said to differ, and the time between.
+const BRACKETS: u32 = 3;
+const SETTLING: Duration = Duration::from_millis(300);
 
 #[derive(Deserialize)]
 pub(super) struct ReconcileParams {
@@ -40,7 +47,7 @@ struct Reconciliation {
     differences: Vec<DifferenceView>,
 }
 
-/// Events that happened in an hour, by store. `null`: there is no such store.
+/// Events that happened in an hour, by store. `null`: there is no such store, or it keeps them no longer.
 #[derive(Serialize, ToSchema)]
 struct HourView {
     hour: Millis,
@@ -69,11 +76,13 @@ struct DifferenceView {
 }
 
 impl Query {
+    /// `since`: what happened before that ClickHouse may keep no longer.
     async fn reconcile(
         &self,
         account: AccountId,
         from: Millis,
         to: Millis,
+        since: Millis,
         left: &mut usize,
     ) -> Result<Compared, Error> {
         let parts = self.parts();
@@ -91,37 +100,138 @@ impl Query {
         *left = left.saturating_sub(archive.len().max(log.len()));
         let mut stores = vec![(Store::Log, log), (Store::Archive, archive)];
         if let Some(clickhouse) = &parts.clickhouse {
-            if let Some(preferred) = &parts.preferred {
-                // For it to have what the archive has.
-                preferred.replica.is_ready(account).await;
-            }
+            self.replicated(account).await?;
             let mut rows = clickhouse.numbers(account, from, to).await?;
             rows.retain(|(_, partition, seq)| end.get(partition).is_none_or(|end| seq < end));
             stores.push((Store::ClickHouse, rows));
         }
         let mut compared = Compared::default();
-        compare(&stores, &kept, &mut compared);
-        let hours = &mut compared.hours;
-        let (first, last) = (from.hour(), to.plus(-1).hour() + 1);
-        let mut summed = std::collections::BTreeMap::new();
-        for (hour, row) in parts.files_scan(account, from, to).await? {
-            *summed.entry(hour).or_insert(0) += total(&row.sums);
-        }
-        let rollups = parts.source.rollups.rows(account, first, last).await?;
-        let overflowing = add_up(rollups, |hour, sum| hours.entry(hour).or_default().rollups += sum);
-        // An hour of too many rows is counted from the events whenever it is asked for.
-        for hour in overflowing {
-            hours.entry(hour).or_default().rollups = summed.get(&hour).copied().unwrap_or_default();
-        }
-        for (hour, sum) in summed {
-            hours.entry(hour).or_default().summed = sum;
-        }
-        if let Some(clickhouse) = &parts.clickhouse {
-            let rows = crate::Rollups::rows(&**clickhouse, account, first, last).await?;
-            add_up(rows, |hour, sum| hours.entry(hour).or_default().clickhouse_rollups += sum);
+        compare(&stores, &kept, since, &mut compared);
+        drop(stores);
+        let hours = (from.hour(), to.plus(-1).hour() + 1);
+        for attempt in 1.. {
+            let bracket = self.bracket(account, (from, to), hours).await?;
+            let off = bracket.off(since);
+            if attempt == BRACKETS && off.iter().any(|hour| bracket.moves(*hour)) {
+                // Whether it is a difference, or only late, is not known.
+                return Err(Error::Behind);
+            }
+            if attempt == BRACKETS || off.is_empty() {
+                bracket.add_to(&mut compared.hours);
+                break;
+            }
+            tokio::time::sleep(SETTLING).await;
         }
         Ok(compared)
     }
+
+    /// Events come meanwhile: what is scanned lies between what sums are before it and after.
+    async fn bracket(
+        &self,
+        account: AccountId,
+        (from, to): (Millis, Millis),
+        hours: (Hour, Hour),
+    ) -> Result<Bracket, Error> {
+        let parts = self.parts();
+        let rollups = &*parts.source.rollups;
+        let in_clickhouse = async || match &parts.clickhouse {
+            Some(clickhouse) => Ok::<_, Error>(Some(sums_of(&**clickhouse, account, hours).await?.0)),
+            None => Ok(None),
+        };
+        let (before, _) = sums_of(rollups, account, hours).await?;
+        let clickhouse_before = in_clickhouse().await?;
+        let mut scanned = BTreeMap::new();
+        for (hour, row) in parts.files_scan(account, from, to).await? {
+            *scanned.entry(hour).or_insert(0) += total(&row.sums);
+        }
+        let (after, overflowing) = sums_of(rollups, account, hours).await?;
+        self.replicated(account).await?;
+        let clickhouse = clickhouse_before.zip(in_clickhouse().await?).map(|(before, after)| [before, after]);
+        Ok(Bracket { scanned, overflowing, rollups: [before, after], clickhouse })
+    }
+
+    /// Waits until ClickHouse has what the archive has: what is merely late must not look lost.
+    async fn replicated(&self, account: AccountId) -> Result<(), Error> {
+        match &self.parts().preferred {
+            Some(preferred) if !preferred.replica.is_ready(account).await => Err(Error::Behind),
+            _ => Ok(()),
+        }
+    }
+
+    fn clickhouse_since(&self) -> Millis {
+        let parts = self.parts();
+        parts.clickhouse.as_ref().map_or(Millis(i64::MIN), |clickhouse| clickhouse.keeps_since(parts.clock.now()))
+    }
+}
+
+/// By hour.
+type HourSums = BTreeMap<Hour, u64>;
+
+/// What a scan found, and what sums were before it and after.
+struct Bracket {
+    scanned: HourSums,
+    /// Hours of too many rows.
+    overflowing: Vec<Hour>,
+    rollups: [HourSums; 2],
+    clickhouse: Option<[HourSums; 2]>,
+}
+
+impl Bracket {
+    fn hours(&self) -> BTreeSet<Hour> {
+        let sums = [&self.scanned].into_iter().chain(&self.rollups).chain(self.clickhouse.iter().flatten());
+        sums.flat_map(BTreeMap::keys).chain(&self.overflowing).copied().collect()
+    }
+
+    /// The sum of an hour: what was scanned, if that lies between.
+    fn sum(&self, sums: &[HourSums; 2], hour: Hour) -> u64 {
+        let [scanned, before, after] =
+            [&self.scanned, &sums[0], &sums[1]].map(|of| of.get(&hour).copied().unwrap_or(0));
+        if (before..=after).contains(&scanned) { scanned } else { after }
+    }
+
+    fn of(&self, hour: Hour) -> Counts {
+        let summed = self.scanned.get(&hour).copied().unwrap_or(0);
+        // An hour of too many rows is counted from the events whenever it is asked for.
+        let rollups = if self.overflowing.contains(&hour) { summed } else { self.sum(&self.rollups, hour) };
+        let clickhouse_rollups = self.clickhouse.as_ref().map_or(0, |sums| self.sum(sums, hour));
+        Counts { summed, rollups, clickhouse_rollups, ..Counts::default() }
+    }
+
+    /// Hours whose sums do not lie where they should. What is shown a moment before its sum is, or after, looks as if they did
+    /// not. ClickHouse may have forgotten what happened before `since`.
+    fn off(&self, since: Millis) -> Vec<Hour> {
+        let is_off = |hour: &Hour| {
+            let counts = self.of(*hour);
+            let clickhouse = self.clickhouse.is_some() && Millis::of_hour(*hour) >= since;
+            counts.rollups != counts.summed || (clickhouse && counts.clickhouse_rollups != counts.summed)
+        };
+        self.hours().into_iter().filter(is_off).collect()
+    }
+
+    /// Whether sums of an hour became others meanwhile.
+    fn moves(&self, hour: Hour) -> bool {
+        let differ = |[before, after]: &[HourSums; 2]| before.get(&hour) != after.get(&hour);
+        differ(&self.rollups) || self.clickhouse.as_ref().is_some_and(differ)
+    }
+
+    fn add_to(&self, hours: &mut BTreeMap<Hour, Counts>) {
+        for hour in self.hours() {
+            hours.entry(hour).or_default().add(&self.of(hour));
+        }
+    }
+}
+
+/// What hourly sums add up to, and hours of too many rows.
+async fn sums_of(
+    rollups: &dyn crate::Rollups,
+    account: AccountId,
+    (first, last): (Hour, Hour),
+) -> Result<(HourSums, Vec<Hour>), Error> {
+    let mut sums = BTreeMap::new();
+    let overflowing = add_up(rollups.rows(account, first, last, &Apart::NONE).await?, |hour, sum| {
+        *sums.entry(hour).or_insert(0) += sum;
+    });
+    Ok((sums, overflowing))
 }
 
 /// Whether every store has as much of an hour. What the log has lost by its age is no difference: ranges tell the others.
@@ -164,9 +274,10 @@ pub(super) async fn reconciliation(
     if accounts.len() > ACCOUNTS {
         return Err(invalid_param(format!("there are more than {ACCOUNTS} accounts: name one")));
     }
-    let (mut all, mut differences, mut left) = (std::collections::BTreeMap::<_, Counts>::new(), Vec::new(), EVENTS);
+    let (mut all, mut differences, mut left) = (BTreeMap::<_, Counts>::new(), Vec::new(), EVENTS);
+    let since = query.clickhouse_since();
     for account in accounts {
-        let compared = query.reconcile(account, from, to, &mut left).await?;
+        let compared = query.reconcile(account, from, to, since, &mut left).await?;
         for (hour, counts) in compared.hours {
             all.entry(hour).or_default().add(&counts);
         }
@@ -183,18 +294,20 @@ pub(super) async fn reconciliation(
         }));
     }
     differences.truncate(TOLD);
-    let has_clickhouse = query.parts().clickhouse.is_some();
+    // What it keeps no longer is no difference.
+    let has_clickhouse = |hour: Millis| query.parts().clickhouse.is_some() && hour >= since;
     let hours: Vec<HourView> = all
         .into_iter()
+        .map(|(hour, counts)| (Millis::of_hour(hour), counts))
         .map(|(hour, counts)| HourView {
-            hour: Millis::of_hour(hour),
+            hour,
             log: counts.log,
             archive: counts.archive,
-            clickhouse: has_clickhouse.then_some(counts.clickhouse),
+            clickhouse: has_clickhouse(hour).then_some(counts.clickhouse),
             rollups: counts.rollups,
             archive_sums: counts.summed,
-            clickhouse_rollups: has_clickhouse.then_some(counts.clickhouse_rollups),
-            equal: is_equal(&counts, has_clickhouse),
+            clickhouse_rollups: has_clickhouse(hour).then_some(counts.clickhouse_rollups),
+            equal: is_equal(&counts, has_clickhouse(hour)),
         })
         .collect();
     let equal = differences.is_empty() && hours.iter().all(|hour| hour.equal);

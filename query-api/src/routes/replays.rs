@@ -195,9 +195,12 @@ pub(super) async fn recover(
     check_enabled(&account, destination)?;
     let request: RecoverRequest = optional_json(&body)?;
     let since = request.since.ok_or_else(|| invalid("since is needed: a day or a time"))?;
-    let to = until(&query, request.until.as_deref())?;
+    let (from, to) = (body_time("since", &since)?, until(&query, "until", request.until.as_deref())?);
+    if from >= to {
+        return Err(invalid("since is before until"));
+    }
     let wanted = ReplayQuery {
-        from: body_time("since", &since)?.0,
+        from: from.0,
         to: to.0,
         destination_ids: vec![destination.bytes().to_vec()],
         statuses: vec![DeliveryStatus::GaveUp as i32],
@@ -211,9 +214,9 @@ fn body_time(name: &str, text: &str) -> Result<Millis, Problem> {
 }
 
 /// Everything that has happened by now, when no end is given.
-fn until(query: &Query, text: Option<&str>) -> Result<Millis, Problem> {
+fn until(query: &Query, name: &str, text: Option<&str>) -> Result<Millis, Problem> {
     match text {
-        Some(text) => body_time("to", text),
+        Some(text) => body_time(name, text),
         None => Ok(query.parts().clock.now().plus(DAY)),
     }
 }
@@ -259,7 +262,7 @@ pub(super) async fn replay(
 ) -> Result<Response, Problem> {
     let request: ReplayRequest = optional_json(&body)?;
     let from = request.from.as_deref().ok_or_else(|| invalid("from is needed: a day or a time"))?;
-    let (from, to) = (body_time("from", from)?, until(&query, request.to.as_deref())?);
+    let (from, to) = (body_time("from", from)?, until(&query, "to", request.to.as_deref())?);
     if from >= to {
         return Err(invalid("from is before to"));
     }

@@ -8,7 +8,7 @@ use axum::response::Response;
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::problem::{Code, Problem};
-use sendtrail_schemas::rollup::{Dims, HourRows, Rollup, Sums};
+use sendtrail_schemas::rollup::{Apart, Dims, HourRows, Rollup, Sums, TagsApart};
 use sendtrail_schemas::time::{DAY, HOUR, Hour, Millis};
 use sendtrail_schemas::web::{Query as Params, dated, id, invalid_param, ok};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,13 @@ enum Granularity {
     Hour,
     Day,
 }
+
+/// Hours whose sums are read at once: of each there may be [`sendtrail_schemas::rollup::MAX_ROWS`].
+const STEP: Hour = 72;
+/// Rows of a step after which the next one is twice as long.
+const FEW: usize = 20_000;
+/// Buckets of an answer.
+const MAX_BUCKETS: usize = 500_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum GroupBy {
@@ -109,6 +116,27 @@ struct Wanted {
     tag: Option<TagFilter>,
     granularity: Granularity,
     group_by: Option<GroupBy>,
+}
+
+impl Wanted {
+    /// What the answer depends on.
+    fn apart(&self) -> Apart {
+        let by = |of: GroupBy| self.group_by == Some(of);
+        let meanings = |tag: &TagFilter| {
+            let owned = |(name, value): (&str, Option<&str>)| (name.to_owned(), value.map(str::to_owned));
+            TagsApart::Of(tag.meanings().map(owned).collect())
+        };
+        Apart {
+            config_set: by(GroupBy::ConfigSet) || self.set.is_some(),
+            from_domain: by(GroupBy::FromDomain),
+            recipient_domain: by(GroupBy::RecipientDomain),
+            tags: match &self.tag {
+                _ if by(GroupBy::Tag) => TagsApart::All,
+                Some(tag) => meanings(tag),
+                None => TagsApart::None,
+            },
+        }
+    }
 }
 
 impl StatsParams {
@@ -238,6 +266,15 @@ struct Answer {
 }
 
 impl Answer {
+    fn check(&self) -> Result<(), Error> {
+        if self.buckets.len() > MAX_BUCKETS {
+            return Err(Error::Excess(format!(
+                "there are more than {MAX_BUCKETS} buckets: ask for fewer days or groups"
+            )));
+        }
+        Ok(())
+    }
+
     fn add(&mut self, wanted: &Wanted, hour: Hour, row: &Rollup) {
         let dims = &row.dims;
         if wanted.set.as_ref().is_some_and(|set| !set.matches(dims))
@@ -311,6 +348,7 @@ pub(super) async fn stats(
 /// Sums whole hours from the rollups; what begins or ends within an hour, and hours that overflow, from the events.
 async fn sum_up(source: Source, account: AccountId, wanted: &Wanted) -> Result<Answer, Error> {
     let mut answer = Answer::default();
+    let apart = wanted.apart();
     let first_whole =
         Millis(wanted.from.0.div_euclid(HOUR) * HOUR + if wanted.from.0.rem_euclid(HOUR) == 0 { 0 } else { HOUR });
     let last_whole = Millis(wanted.to.0.div_euclid(HOUR) * HOUR);
@@ -320,17 +358,39 @@ async fn sum_up(source: Source, account: AccountId, wanted: &Wanted) -> Result<A
     } else {
         scanned.push((wanted.from, first_whole));
         scanned.push((last_whole, wanted.to));
-        for hour in source.rollups.rows(account, first_whole.hour(), last_whole.hour()).await? {
-            match hour {
-                HourRows::Exact(hour, rows) => rows.iter().for_each(|row| answer.add(wanted, hour, row)),
-                HourRows::Overflowing(hour) => scanned.push((Millis::of_hour(hour), Millis::of_hour(hour + 1))),
+        let (mut next, end) = (first_whole.hour(), last_whole.hour());
+        // As much at once as memory holds, and ClickHouse hands out: more where there are few rows.
+        let mut step = if apart == Apart::NONE { Hour::MAX } else { STEP };
+        while next < end {
+            let until = next.saturating_add(step).min(end);
+            let hours = match source.rollups.rows(account, next, until, &apart).await {
+                // There are more than there were.
+                Err(_) if apart != Apart::NONE && step > STEP => {
+                    step = STEP;
+                    continue;
+                }
+                hours => hours?,
+            };
+            let mut count = 0;
+            for hour in hours {
+                match hour {
+                    HourRows::Exact(hour, rows) => {
+                        count += rows.len();
+                        rows.iter().for_each(|row| answer.add(wanted, hour, row));
+                    }
+                    HourRows::Overflowing(hour) => scanned.push((Millis::of_hour(hour), Millis::of_hour(hour + 1))),
+                }
             }
+            answer.check()?;
+            next = until;
+            step = if count < FEW { step.saturating_mul(2) } else { STEP };
         }
     }
     for (from, to) in scanned.into_iter().filter(|(from, to)| from < to) {
-        for (hour, row) in source.analytics.scan(account, from, to).await? {
+        for (hour, row) in source.analytics.scan(account, from, to, &apart).await? {
             answer.add(wanted, hour, &row);
         }
+        answer.check()?;
     }
     Ok(answer)
 }
@@ -375,6 +435,14 @@ mod tests {
         ] {
             assert_eq!(text(bad), Err(Code::InvalidParam));
         }
+    }
+
+    #[test]
+    fn what_a_tag_may_mean_is_bounded() {
+        let meanings = |text: &str| TagFilter::parse(text).meanings().count();
+        assert_eq!(["a", "a:b", "a:b:c", "", ":"].map(meanings), [1, 2, 3, 1, 2]);
+        assert_eq!([257, 513].map(|colons| meanings(&":".repeat(colons))), [258, 2]);
+        assert_eq!(meanings(&":".repeat(16_000)), 1);
     }
 
     #[test]

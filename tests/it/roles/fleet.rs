@@ -16,7 +16,7 @@ use crate::support::*;
 pub const PARTITIONS: usize = 4;
 const SECRET: &str = "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U=";
 
-/// Servers that share a broker, a ClickHouse and two folders; each has a data folder of its own.
+/// Servers that share a broker, a ClickHouse and folders, or a bucket; each has a data folder of its own.
 pub struct Fleet {
     folder: TempDir,
     pub settings: Vec<(String, String)>,
@@ -59,6 +59,26 @@ impl Fleet {
             .collect();
         settings.extend(further.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Some(Self { folder, settings })
+    }
+
+    /// The same; what processors, dispatchers and doors share is in a bucket that fails half of the time, and every message's
+    /// content.
+    pub async fn in_bucket(namespace: &str) -> Option<Self> {
+        let store = sendtrail_test_servers::unreliable_s3()?;
+        let prefix = format!("s3://sendtrail/{namespace}");
+        let (endpoint, below) = (format!("http://{store}"), |name: &str| format!("{prefix}/{name}"));
+        let further = [
+            ("SENDTRAIL__S3__ENDPOINT", &*endpoint),
+            ("SENDTRAIL__S3__ALLOW_HTTP", "true"),
+            ("SENDTRAIL__S3__REGION", "us-east-1"),
+            ("SENDTRAIL__S3__ACCESS_KEY_ID", "name"),
+            ("SENDTRAIL__S3__SECRET_ACCESS_KEY", "key"),
+            ("SENDTRAIL__STATE__SNAPSHOTS", &below("snapshots")),
+            ("SENDTRAIL__BLOBS__DIR", &below("blobs")),
+            ("SENDTRAIL__ARCHIVE__INTAKE", &below("intake")),
+            ("SENDTRAIL__INTAKE__INLINE_BYTES", "0"),
+        ];
+        Self::new(namespace, &further).await
     }
 
     pub fn data(&self, name: &str) -> PathBuf {

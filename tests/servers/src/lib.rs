@@ -85,6 +85,17 @@ pub fn clickhouse() -> Option<&'static str> {
     shared(&ENGINE, "SENDTRAIL_TEST_CLICKHOUSE", start)
 }
 
+/// The host and port of an object store that speaks S3's protocol, in which a bucket `sendtrail` is, and which fails half of the
+/// time, by 500 and 503, also after it did what it was asked. None where there is no Python.
+///
+/// # Panics
+/// When it cannot be had and `CI` is set.
+pub fn unreliable_s3() -> Option<&'static str> {
+    static STORE: Shared = Shared::new();
+    let start = || started("S3", start("s3", &["python3"], &["--unreliable"]));
+    shared(&STORE, "SENDTRAIL_TEST_UNRELIABLE_S3", start)
+}
+
 /// A server for all tests of this program: where it is, and the server itself if it is our own.
 type Shared = OnceLock<Option<(String, Option<Server>)>>;
 

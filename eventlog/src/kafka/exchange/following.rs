@@ -100,7 +100,13 @@ impl Exchange {
                         left.remove(&partition);
                         continue;
                     }
-                    None => continue,
+                    None => {
+                        // A server that only reads may hear nothing for long: that the brokers answer again is asked for.
+                        if health.failure().is_some() && consumer.fetch_metadata(Some(&name), PATIENCE / 10).is_ok() {
+                            health.well();
+                        }
+                        continue;
+                    }
                 };
                 health.well();
                 let (partition, offset) = (message.partition(), message.offset());

@@ -171,6 +171,19 @@ fn one_record_of_several_recipients_is_an_event_for_each() {
 }
 
 #[test]
+fn times_that_are_far_apart_say_nothing_of_how_long_it_took() {
+    let took = |timestamp: i64, created: i64| {
+        let fact = one(json!({"type": "Delivery", "timestamp": timestamp, "created": created}));
+        match fact.block {
+            Some(Block::Delivery(delivery)) => delivery.processing_time_millis,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(took(1_000_000_010, 1_000_000_007), Some(3_000));
+    assert_eq!((took(9_000_000_000, -9_000_000_000), took(-9_000_000_000, 9_000_000_000)), (None, None));
+}
+
+#[test]
 fn what_is_wrong_is_told() {
     for (changes, told) in [
         (json!({"timestamp": "yesterday"}), "timestamp"),

@@ -138,8 +138,18 @@ impl DestinationRequest {
         }
         let dialect = read(self.dialect.as_deref(), "dialect", Dialect::parse, &Dialect::ALL.map(Dialect::name))?;
         let spoken = dialect.or(before.map(Destination::dialect)).unwrap_or(usual);
-        if let Some(secret) = &self.webhook_secret {
-            secrets::check(secret, spoken)?;
+        match &self.webhook_secret {
+            Some(_) if self.generate_secret => {
+                return Err(invalid("webhook_secret is given, or made with generate_secret"));
+            }
+            Some(secret) => secrets::check(secret, spoken)?,
+            None => {}
+        }
+        // The secret that is there must fit a dialect that is new.
+        let stays = before
+            .filter(|before| before.dialect() != spoken && self.webhook_secret.is_none() && !self.generate_secret);
+        if let Some(secret) = stays.and_then(|before| ingest.shown_secret(before)) {
+            secrets::check(&secret, spoken)?;
         }
         if let Some(schedule) = &self.retry_schedule_seconds
             && (schedule.len() > MAX_RETRIES || schedule.iter().any(|wait| *wait > MAX_WAIT_SECONDS))
@@ -280,7 +290,7 @@ pub(super) struct DestinationView {
 /// A secret that takes another's place.
 #[derive(Serialize, ToSchema)]
 struct RotationView {
-    /// `both` sign until `until`, or the `previous` one signs until a switch is asked for.
+    /// `both` sign until `until` (it is over once that is past), or the `previous` one signs until a switch is asked for.
     signing: &'static str,
     until: Millis,
 }

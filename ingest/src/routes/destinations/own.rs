@@ -110,7 +110,7 @@ struct TestView {
     /// Whether the answer counts as delivered.
     delivered: bool,
     status_code: Option<u16>,
-    /// `none`, `status`, `timeout`, `dns`, `connection`, `tls`, `refused` or `unavailable`.
+    /// `none`, `status`, `timeout`, `dns`, `connection`, `tls`, `refused` or `secret`.
     failure: &'static str,
     error: Option<String>,
     latency_ms: u64,

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sendtrail_audit::{Fault, Options, Report, verify_table};
+use sendtrail_audit::{Dataset, Fault, Options, Report, verify_table};
 use sendtrail_eventlog::Clock;
+use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt, read_attempts};
 use sendtrail_schemas::block::{Block, Bounce};
 use sendtrail_schemas::columns::{EventColumns, read_events};
 use sendtrail_schemas::event::{Event, Tags};
 use sendtrail_schemas::kind::EventType;
+use sendtrail_schemas::mail::Attempt;
 use sendtrail_schemas::personal::strip;
 use tempfile::TempDir;
 
@@ -129,9 +131,11 @@ impl Archive {
     }
 
     async fn report(&self) -> Report {
-        let paths: Vec<String> = self.eraser.table.lock().await.files().iter().map(|file| file.path.clone()).collect();
+        let table = self.eraser.table.lock().await;
+        let paths: Vec<String> = table.files().iter().map(|file| file.path.clone()).collect();
         let options = Options { keys: vec![self.sealer.key.public()], seen: None };
-        verify_table(self.folder.path(), &paths, &options).unwrap()
+        let committed = table.last_tombstone().await.unwrap();
+        verify_table(Dataset::Events, self.folder.path(), &paths, committed, &options).unwrap()
     }
 
     async fn check(&self) {
@@ -253,12 +257,8 @@ async fn days_beyond_retention_lose_everybody() {
     archive.check().await;
 }
 
-#[tokio::test]
-async fn answers_to_posts_of_some_events_are_cleared() {
-    use sendtrail_schemas::attempts::{AttemptColumns, LoggedAttempt, read_attempts};
-    use sendtrail_schemas::mail::Attempt;
-    let folder = TempDir::new().unwrap();
-    let mut table = Table::open(&ATTEMPTS, folder.path()).await.unwrap();
+/// Two attempts at each of ten events: an error, and an answer to the second.
+fn attempts(day: i64) -> arrow::array::RecordBatch {
     let mut columns = AttemptColumns::default();
     for offset in 0..20u64 {
         let attempt = Attempt {
@@ -268,25 +268,70 @@ async fn answers_to_posts_of_some_events_are_cleared() {
             event_seq: offset / 2,
             number: offset as u32 % 2 + 1,
             error: (offset % 2 == 0).then(|| "refused jane@example.com".into()),
-            response: if offset % 2 == 1 { b"no jane@example.com".to_vec() } else { Vec::new() },
-            started_at: FIRST * DAY,
-            finished_at: FIRST * DAY + 1,
+            response: if offset % 4 == 1 { b"no jane@example.com".to_vec() } else { Vec::new() },
+            started_at: day * DAY,
+            // One of them ends on the next day, before others of this one were noted.
+            finished_at: if offset == 12 { (day + 1) * DAY } else { day * DAY + 1 },
             ..Attempt::default()
         };
-        columns.push(&LoggedAttempt { partition: 0, offset, attempt });
+        // What is no attempt leaves a hole.
+        columns.push(&LoggedAttempt { partition: 0, offset: if offset > 4 { offset + 3 } else { offset }, attempt });
     }
-    let files = write_files(&ATTEMPTS, folder.path(), "a", &[columns.finish().unwrap()]).unwrap();
-    table.append(&files, &BTreeMap::from([(0, (0, 19))])).await.unwrap();
-    let (table, cell) = (Mutex::new(table), ArchiveCell::default());
-    let events = HashSet::from([(0, 3), (0, 7), (1, 4)]);
-    let whose = HashSet::from([account(1)]);
-    let others = HashSet::from([account(9)]);
-    assert_eq!(clear_answers(&table, &cell, others, events.clone()).await.unwrap(), 0);
-    assert_eq!(clear_answers(&table, &cell, whose.clone(), events.clone()).await.unwrap(), 4);
-    assert_eq!(clear_answers(&table, &cell, whose, events).await.unwrap(), 0);
+    columns.finish().unwrap()
+}
+
+#[tokio::test]
+async fn answers_to_posts_of_some_events_are_cleared_and_seals_of_attempts_hold() {
+    let folder = TempDir::new().unwrap();
+    let mut table = Table::open(&ATTEMPTS, folder.path()).await.unwrap();
+    let files = write_files(&ATTEMPTS, folder.path(), "a", &[attempts(FIRST)]).unwrap();
+    table.append(&files, &BTreeMap::from([(0, (0, 22))])).await.unwrap();
+    let (table, key) = (Arc::new(Mutex::new(table)), Arc::new(SealKey::new(&[3; 32])));
+    let sealer = Sealer {
+        table: table.clone(),
+        key: key.clone(),
+        clock: Clock::simulated(Millis((FIRST + 1) * DAY)),
+        after: 0,
+        every: Duration::from_secs(1),
+        random: |bytes| bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = at as u8 ^ 0x5a),
+    };
+    assert_eq!(sealer.seal_due().await.unwrap(), 1);
+    let report = async || {
+        let table = table.lock().await;
+        let paths: Vec<String> = table.files().iter().map(|file| file.path.clone()).collect();
+        let options = Options { keys: vec![key.public()], seen: None };
+        let committed = table.last_tombstone().await.unwrap();
+        verify_table(Dataset::Attempts, folder.path(), &paths, committed, &options).unwrap()
+    };
+    let before = report().await;
+    assert_eq!((before.rows, before.unsealed, before.faults), (19, 1, vec![]));
+    assert!(!verify_table(Dataset::Events, folder.path(), &[], 0, &Options::default()).unwrap().holds());
+    let salts = || SealFolder::of(folder.path()).salts(1).unwrap().len();
+    // Of ten deliveries, and one for what has nothing to hide.
+    assert_eq!(salts(), 10 + 1);
+
+    let eraser = Eraser { table: table.clone(), cell: Arc::default(), key: key.clone() };
+    let clear = async |whose: u8, events: &[(u32, u64)]| {
+        let (accounts, events) = (HashSet::from([account(whose)]), events.iter().copied().collect());
+        eraser.clear_answers(accounts, events, Millis(FIRST * DAY), "test".into()).await.unwrap()
+    };
+    let events = [(0, 3), (0, 6), (1, 4)];
+    assert_eq!(clear(9, &events).await, 0);
+    // An error of each, and the answer of the one; the error of the other is of the day that is open.
+    assert_eq!(clear(1, &events).await, 3);
+    assert_eq!(clear(1, &events).await, 0);
+    let after = report().await;
+    assert_eq!((after.rows, after.erased, after.unsealed, after.faults), (19, 2, 1, vec![]));
+    assert_eq!(salts(), 10 + 1 - 2);
+    assert_eq!(sealer.seal_due().await.unwrap(), 0);
+    sealer.clock.reached(Millis((FIRST + 2) * DAY));
+    assert_eq!(sealer.seal_due().await.unwrap(), 1);
+    let after = report().await;
+    assert_eq!((after.seals, after.rows, after.unsealed, after.faults), (2, 20, 0, vec![]));
+
     let mut left = BTreeSet::new();
     let mut rows = 0;
-    for file in cell.load().files.iter() {
+    for file in eraser.cell.load().files.iter() {
         for batch in read_file(&ATTEMPTS, folder.path(), file).unwrap() {
             for logged in read_attempts(&batch.unwrap()).unwrap() {
                 rows += 1;
@@ -296,7 +341,7 @@ async fn answers_to_posts_of_some_events_are_cleared() {
             }
         }
     }
-    assert_eq!((rows, left), (20, (0..10).filter(|seq| ![3, 7].contains(seq)).collect()));
+    assert_eq!((rows, left), (20, (0..10).filter(|seq| ![3, 6].contains(seq)).collect()));
 }
 
 #[derive(Clone, Debug)]

@@ -20,6 +20,8 @@ use crate::core::overlay::Keys;
 
 /// Configuration sets of one account (S2 "Limits").
 pub const MAX_CONFIG_SETS: usize = 100;
+/// Identities of an account, each of which has a window of its own; as many as Amazon SES takes.
+const MAX_IDENTITIES: usize = 10_000;
 pub(super) fn done(changed: bool) -> Told {
     (Outcome::Done(Done { changed }), false)
 }
@@ -63,6 +65,7 @@ impl Step<'_> {
 
     fn change_account(&mut self, id: AccountId, account: &mut Account, change: Change) -> Told {
         let now = self.t.0;
+        let since_5 = self.settings().logic_version >= 5;
         match change {
             Change::PatchAccount(fields) => {
                 fill(account.config_mut(), fields);
@@ -93,6 +96,9 @@ impl Step<'_> {
             }
             Change::Pause(pause) => self.pause(id, account, pause),
             Change::Resume(resume) => self.resume(id, account, resume),
+            Change::CreateIdentity(_) if since_5 && account.config.identities.len() >= MAX_IDENTITIES => {
+                refused(Code::InvalidRequest, format!("an account has at most {MAX_IDENTITIES} identities"))
+            }
             Change::CreateIdentity(identity) => create_identity(account, identity, now),
             Change::SetIdentityStatus(set) => set_identity_status(account, &set, now),
             Change::DeleteIdentity(name) => delete_identity(account, &name),
@@ -108,12 +114,12 @@ impl Step<'_> {
                 }
             }
             Change::CreateDestination(create) => webhook::create(account, create, now),
-            Change::PatchDestination(patch) => webhook::patch(account, patch),
+            Change::PatchDestination(patch) => webhook::patch(account, patch, since_5),
             Change::DeleteDestination(name) => webhook::delete(account, &name),
             Change::RotateSecret(rotate) => webhook::rotate(account, rotate, now),
             Change::SwitchSecret(name) => webhook::switch(account, &name),
             Change::WebhookHealth(health) => self.webhook_health(account, health),
-            Change::StartReplay(replay) => webhook::start_replay(account, replay, now),
+            Change::StartReplay(replay) => webhook::start_replay(account, replay, now, since_5),
             Change::ReplayProgress(replay) => webhook::replay_progress(account, replay, now),
             Change::CancelReplay(replay) => webhook::cancel_replay(account, &replay, now),
             Change::Lifecycle(lifecycle) => self.lifecycle(account, lifecycle),

@@ -186,11 +186,18 @@ impl Step<'_> {
         };
         let Some(key) = &keys.seen else { return Observed::default() };
         let profiles = &mut account.profiles;
+        let forgets = self.settings().logic_version >= 5;
         let (observed, touched) = self.overlay.edit_row(key, |row| {
+            // Whether the store has dropped it by now is chance. Nobody is to see which: it is taken away, also where nothing
+            // else is to be noted.
+            let over = forgets && matches!(row, Some(Row::Seen(seen)) if !remembered(Some(seen.last()), t));
+            if over {
+                *row = None;
+            }
             let engaged = matches!(kind, EventType::Open | EventType::Click);
             if row.is_none() && !once && !engaged {
                 // Nothing to learn, nothing to note.
-                return (false, (Observed::default(), false));
+                return (over, (Observed::default(), false));
             }
             let mut fresh = Box::default();
             let seen: &mut Box<Seen> = match row {
@@ -226,7 +233,7 @@ impl Step<'_> {
             if changed && row.is_none() {
                 *row = Some(Row::Seen(fresh));
             }
-            (changed, (observed, touched))
+            (changed || over, (observed, touched))
         });
         account.touched |= touched;
         observed
@@ -237,7 +244,12 @@ impl Step<'_> {
         if event.recipient.is_empty() {
             return;
         }
-        let set = event.configuration_set_name.as_deref().and_then(|name| account.config.config_set(name));
+        let set = if self.settings().logic_version >= 5 {
+            let id = event.config_set_id.as_deref().and_then(|id| ConfigSetId::from_slice(id).ok());
+            id.and_then(|id| account.config.config_set_by_id(id))
+        } else {
+            event.configuration_set_name.as_deref().and_then(|name| account.config.config_set(name))
+        };
         let options = set.map_or(SuppressionOptions::BounceAndComplaint, |set| set.suppression_options());
         let (reason, details) = match &event.block {
             Some(Block::Bounce(bounce)) if event.is_permanent_bounce() && options.bounces() => {

@@ -1,6 +1,6 @@
 //! A call to send, decided whole: paused, rate, identity, set, suppression, quota, in this order.
 
-use sendtrail_schemas::account::{AccountConfig, ConfigSet, Mode, Status};
+use sendtrail_schemas::account::{AccountConfig, ConfigSet, Mode};
 use sendtrail_schemas::block::{Block, Reject};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::AccountId;
@@ -74,9 +74,8 @@ impl Step<'_> {
             Err(Refusal { code: code.name().into(), message, retry_after_seconds })
         };
         let config = account.config.clone();
-        if config.status() == Status::Paused {
-            let why = config.paused.as_ref().map_or("", |evidence| evidence.reason.as_str());
-            return refuse(Code::SendingPaused, format!("sending is paused: {why}"), None);
+        if let Some(why) = config.why_paused() {
+            return refuse(Code::SendingPaused, why, None);
         }
         if let Err(seconds) = account.usage.check_rate(self.t, config.peak_rate()) {
             let message = format!("more than {} recipients a second", config.peak_rate());

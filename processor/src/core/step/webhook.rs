@@ -18,6 +18,8 @@ pub const MAX_DESTINATIONS: usize = 5;
 pub const MAX_WEBHOOKS: usize = 100;
 /// Replays that are remembered, and that may run at once.
 pub const MAX_REPLAYS: usize = 20;
+/// Replays that were cancelled and are remembered beside them.
+const MAX_CANCELLED: usize = 100;
 /// See [`MAX_REPLAYS`].
 pub const MAX_RUNNING: usize = 3;
 /// Secrets that sign besides the two newest, after one rotation upon the other.
@@ -74,7 +76,8 @@ pub(super) fn create(account: &mut Account, create: CreateDestination, now: i64)
     done(true)
 }
 
-pub(super) fn patch(account: &mut Account, patch: DestinationPatch) -> Told {
+/// `forgets`: with the dialect, secrets of before may go.
+pub(super) fn patch(account: &mut Account, patch: DestinationPatch, forgets: bool) -> Told {
     let Some(name) = patch.destination else { return no_destination() };
     let dest = match find_mut(account, &name) {
         Ok(dest) => dest,
@@ -100,7 +103,13 @@ pub(super) fn patch(account: &mut Account, patch: DestinationPatch) -> Told {
     if patch.has_matching_event_types {
         dest.matching_event_types = patch.matching_event_types;
     }
+    let several = dest.dialect().carries_several_signatures();
     dest.dialect = patch.dialect.unwrap_or(dest.dialect);
+    if forgets && several && !dest.dialect().carries_several_signatures() {
+        // The one signature of the new dialect is by the secret of now.
+        (dest.previous_secret, dest.previous_until) = (None, 0);
+        dest.older_secrets.clear();
+    }
     dest.enabled = patch.enabled.unwrap_or(dest.enabled);
     if patch.has_retry_schedule {
         dest.retry_schedule_seconds = patch.retry_schedule_seconds;
@@ -182,16 +191,23 @@ pub(super) fn switch(account: &mut Account, name: &DestinationName) -> Told {
     }
 }
 
-pub(super) fn start_replay(account: &mut Account, replay: Replay, now: i64) -> Told {
+/// `keeps`: cancelled ones are counted apart.
+pub(super) fn start_replay(account: &mut Account, replay: Replay, now: i64, keeps: bool) -> Told {
     let running = |replay: &&Replay| replay.state() == ReplayState::Running;
     if account.config.replays.iter().filter(running).count() >= MAX_RUNNING {
         return refused(Code::ReplayLimitReached, format!("at most {MAX_RUNNING} replays run at once"));
     }
     let replays = &mut account.config_mut().replays;
-    if replays.len() >= MAX_REPLAYS
-        && let Some(oldest) = replays.iter().position(|replay| replay.state() != ReplayState::Running)
-    {
-        replays.remove(oldest);
+    // Of one that was cancelled much may wait for long, which only the record of it holds back.
+    let is_cancelled = |replay: &Replay| keeps && replay.state() == ReplayState::Cancelled;
+    for (most, cancelled) in [(MAX_REPLAYS, false), (MAX_CANCELLED, true)] {
+        let of_kind = |replay: &&Replay| is_cancelled(replay) == cancelled;
+        if replays.iter().filter(of_kind).count() >= most
+            && let Some(oldest) =
+                replays.iter().position(|one| one.state() != ReplayState::Running && is_cancelled(one) == cancelled)
+        {
+            replays.remove(oldest);
+        }
     }
     replays.push(Replay { created_at: now, state: ReplayState::Running as i32, finished_at: None, ..replay });
     done(true)

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::machine::{Machine, code, fact, record, send};
 use crate::core::effects::SuppressionChange;
+use crate::core::overlay::StoreKey;
 
 const START: Millis = Millis(20_000 * DAY + 10 * HOUR);
 
@@ -247,15 +248,37 @@ fn mail_in_flight_stays_with_its_set_when_that_is_renamed() {
     }
     // Told by its old name; and the name given to another set.
     let told = || EventFact { configuration_set_name: Some("old".into()), ..fact(EventType::Delivery, "m", "a@b.co") };
-    m.command(Change::CreateConfigSet(ConfigSet { config_set_id: vec![9; 16], ..set("old") }));
+    let other = ConfigSet { config_set_id: vec![9; 16], suppression_options: 3, ..set("old") };
+    m.command(Change::CreateConfigSet(other));
     assert_eq!(m.fact(told())[0].configuration_set_name.as_deref(), Some("new"));
     // Another message of that name is the other set's.
     let other = EventFact { message_id: "other".into(), ..told() };
     assert_eq!(m.fact(other)[0].config_set_id.as_deref(), Some(&[9; 16][..]));
     // Of a set that is gone only the name is left; whoever took that name does not get its mail.
     m.command(Change::DeleteConfigSet(id.clone()));
-    let event = &m.fact(fact(EventType::Complaint, "m", "a@b.co"))[0];
+    let effects = m.apply(record(Body::Fact(fact(EventType::Complaint, "m", "a@b.co"))));
+    let event = &effects.events[0];
     assert_eq!((event.configuration_set_name.as_deref(), &event.config_set_id), (Some("old"), &None));
+    assert_eq!(effects.suppressions.len(), 1, "what the other set says is not about this mail");
+}
+
+#[test]
+fn a_row_that_is_over_is_forgotten_as_a_whole() {
+    // Whether the store has dropped it by then, or has not, is chance.
+    let rows = |was_sent: bool| {
+        let mut m = machine();
+        if was_sent {
+            m.fact(fact(EventType::Send, "m", "a@b.co"));
+            m.checkpoint();
+        }
+        m.now = m.now.plus(20 * DAY);
+        let opened = m.fact(EventFact { event_id: Some("e".into()), ..fact(EventType::Open, "m", "a@b.co") });
+        assert_eq!((opened[0].unique, opened[0].sent_at), (true, None));
+        m.checkpoint();
+        let rows = m.store_bytes().into_iter().filter(|(key, _)| matches!(key, StoreKey::Row(_)));
+        rows.collect::<Vec<_>>()
+    };
+    assert_eq!(rows(true), rows(false));
 }
 
 #[test]

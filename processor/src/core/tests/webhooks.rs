@@ -159,6 +159,12 @@ fn secrets_change_with_an_overlap_where_there_is_room_for_two_signatures() {
     assert_eq!(signing(&mut m, 1, 0), [14, 13, 10, 11, 12], "not without bound");
     rotate(&mut m, 1, 3, 0);
     assert_eq!(signing(&mut m, 1, 0), [3], "at once");
+    // In a dialect with one signature no secret of before signs, whether its time is over or not.
+    rotate(&mut m, 1, 16, DAY);
+    let patch =
+        DestinationPatch { destination: Some(name(1)), dialect: Some(Dialect::Zmailer as i32), ..Default::default() };
+    assert_eq!(code(&m.command(Change::PatchDestination(patch))), "ok");
+    assert_eq!((signing(&mut m, 1, 0), signing(&mut m, 1, 2 * DAY)), (vec![16], vec![16]));
     // One signature: the old one until it is asked for, however often it is rotated in between.
     rotate(&mut m, 2, 2, DAY);
     rotate(&mut m, 2, 3, DAY);
@@ -207,7 +213,16 @@ fn three_replays_run_at_once_and_what_was_ended_stays_so() {
         m.command(progress(n, ReplayState::Done));
     }
     let known = m.config().replays;
-    assert_eq!((known.len(), known[0].replay_id.clone()), (20, id(1)), "one that runs is kept");
+    let kept: Vec<_> = known.iter().take(2).map(|replay| replay.replay_id.clone()).collect();
+    assert_eq!((known.len(), kept), (21, vec![id(1), id(3)]), "one that runs is kept, and one that was cancelled");
+    // Cancelled ones are remembered longer, and not for ever.
+    for n in 100..250 {
+        m.command(Change::StartReplay(replay(n)));
+        assert_eq!(code(&m.command(Change::CancelReplay(id(n)))), "ok");
+    }
+    let known = m.config().replays;
+    let of = |state| known.iter().filter(|replay| replay.state() == state).count();
+    assert_eq!((of(ReplayState::Running), of(ReplayState::Done), of(ReplayState::Cancelled)), (1, 18, 100));
 }
 
 #[test]

@@ -85,6 +85,10 @@ impl Breaker {
     /// Notes how an attempt ended; what the destination is taken for from now on, if that is another thing.
     pub fn note(&mut self, patience: &Patience, succeeded: bool, ended_at: i64) -> Option<Health> {
         let before = self.health();
+        if before == Health::Disabled {
+            // Its owner enables it, not an answer that was under way.
+            return None;
+        }
         if succeeded {
             *self = Self { revival: self.revival, ..Self::default() };
             return (before != Health::Working).then_some(Health::Working);
@@ -112,6 +116,13 @@ impl Breaker {
                 None
             }
             Health::Working | Health::Disabled => None,
+        }
+    }
+
+    /// Notes that one that fails asked not to be approached before a time.
+    pub fn not_before(&mut self, at: i64) {
+        if self.health() == Health::Failing {
+            self.probe_at = self.probe_at.max(at);
         }
     }
 
@@ -155,6 +166,28 @@ mod tests {
         assert_eq!(breaker.room(8, 0), Ok(1));
         assert_eq!(breaker.note(&Patience::default(), true, 20_000), None);
         assert_eq!((breaker.room(8, 0), breaker.is_closed()), (Ok(8), true));
+    }
+
+    #[test]
+    fn what_was_under_way_enables_nothing() {
+        let mut breaker = Breaker::default();
+        assert_eq!(breaker.end(1_000), Some(Health::Disabled));
+        assert_eq!(breaker.note(&Patience::default(), true, 1_001), None);
+        assert_eq!((breaker.health(), breaker.room(8, i64::MAX)), (Health::Disabled, Err(None)));
+        assert!(breaker.revive(1));
+        assert!(breaker.is_closed());
+    }
+
+    #[test]
+    fn one_that_fails_is_left_alone_for_as_long_as_it_asks() {
+        let mut breaker = Breaker::default();
+        breaker.not_before(i64::MAX);
+        failing(&mut breaker);
+        let at = breaker.probe_at;
+        breaker.not_before(at - 1);
+        assert_eq!(breaker.room(8, at), Ok(1));
+        breaker.not_before(at + 60 * SECOND);
+        assert_eq!(breaker.room(8, at), Err(Some(at + 60 * SECOND)));
     }
 
     #[test]

@@ -91,9 +91,13 @@ pub fn next(plan: &Plan<'_>, ended: Ended) -> Next {
         })
     };
     let Some(planned) = planned else { return Next::GiveUp };
+    Next::Retry(planned.max(not_before(&ended)))
+}
+
+/// Not before this may it be tried again, by what the receiver asked for (RFC 9110, 10.2.3), within bounds.
+pub fn not_before(ended: &Ended) -> i64 {
     let asked = ended.retry_after.filter(|_| matches!(ended.status_code, Some(429 | 503)));
-    let asked = asked.map_or(i64::MIN, |wait| ended.finished_at + wait.clamp(0, LONGEST_RETRY_AFTER));
-    Next::Retry(planned.max(asked))
+    asked.map_or(i64::MIN, |wait| ended.finished_at + wait.clamp(0, LONGEST_RETRY_AFTER))
 }
 
 /// A wait made somewhat longer, by as much each time that it is asked for the same attempt.

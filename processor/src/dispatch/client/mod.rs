@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -175,7 +176,8 @@ impl Poster {
         let parsed = Url::parse(url).map_err(|cause| refused(format!("the URL does not parse: {cause}")))?;
         self.reach.check(&parsed).map_err(refused)?;
         if let (Through::Proxy(_), Some(url::Host::Domain(name))) = (&self.through, parsed.host()) {
-            let found = self.names.within_reach(name).await;
+            // The proxy looks the name up itself, and may take any of its addresses.
+            let found = self.names.all_within_reach(name).await;
             found.map_err(|error| match class_of_io(&error) {
                 class @ (FailureClass::Refused | FailureClass::Timeout) => Answer::failed(class, error.to_string()),
                 _ => Answer::failed(FailureClass::Dns, error.to_string()),
@@ -183,7 +185,11 @@ impl Poster {
         }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = parsed.as_str().parse().map_err(|cause| refused(format!("the URL: {cause}")))?;
+        let uri: Uri = parsed.as_str().parse().map_err(|cause| refused(format!("the URL: {cause}")))?;
+        *request.uri_mut() = match &self.through {
+            Through::Proxy(_) => with_port(uri).map_err(|cause| refused(format!("the URL: {cause}")))?,
+            Through::Straight(_) => uri,
+        };
         let all = request.headers_mut();
         all.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         for (name, value) in headers {
@@ -194,6 +200,17 @@ impl Poster {
         }
         Ok(request)
     }
+}
+
+/// The same with its port said: a tunnel takes one that is not for that of https.
+fn with_port(uri: Uri) -> Result<Uri, http::Error> {
+    let mut parts = uri.into_parts();
+    if let Some(host) = parts.authority.as_ref().filter(|authority| authority.port().is_none())
+        && parts.scheme == Some(Scheme::HTTP)
+    {
+        parts.authority = Some(format!("{host}:80").parse()?);
+    }
+    Ok(Uri::from_parts(parts)?)
 }
 
 fn of_tcp<R>(mut connector: HttpConnector<R>) -> HttpConnector<R> {

@@ -59,14 +59,26 @@ impl Names {
 
     /// The addresses of a name that may be connected to.
     pub(super) async fn within_reach(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.look_up(name, false).await
+    }
+
+    /// The addresses of a name, all of which may be connected to.
+    pub(super) async fn all_within_reach(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+        self.look_up(name, true).await
+    }
+
+    async fn look_up(&self, name: &str, all: bool) -> io::Result<Vec<IpAddr>> {
         let found: Vec<IpAddr> = match &self.servers {
             Servers::System => tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect(),
             Servers::Asked(resolver) => resolver.lookup_ip(name).await.map_err(io::Error::other)?.iter().collect(),
         };
+        let count = found.len();
         let allowed: Vec<IpAddr> = found.into_iter().filter(|address| self.reach.allows(*address)).collect();
-        if allowed.is_empty() {
+        if allowed.is_empty() || (all && allowed.len() < count) {
             // Told apart from a name that does not resolve by its kind.
-            let message = format!("{name} resolves to no public address");
+            let what =
+                if allowed.is_empty() { "to no public address" } else { "also to addresses that are not public" };
+            let message = format!("{name} resolves {what}");
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));
         }
         Ok(allowed)

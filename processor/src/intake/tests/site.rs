@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use proptest::prelude::*;
 use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+use sendtrail_eventlog::objects::Place;
 use sendtrail_eventlog::{Batch, EventLog, LocalReplies, Pulse, Retention};
 use sendtrail_schemas::account::Mode;
 use sendtrail_schemas::codec;
@@ -91,7 +92,8 @@ impl Site {
         let log = Arc::new(EmbeddedLog::open(&folder.path().join("log"), options).unwrap());
         let store = Store::open(&folder.path().join("state"), 1, 1 << 20).unwrap();
         let clock = Clock::simulated(Millis(START));
-        let archive = IntakeArchive::in_folder(&folder.path().join("intake"), 30, Duration::ZERO, clock).unwrap();
+        let archive =
+            IntakeArchive::open(&Place::from(folder.path()).join("intake"), 30, Duration::ZERO, clock).unwrap();
         let archive = Arc::new(IntakeArchive { segment_bytes: 1_000, ..archive });
         let retention = Arc::new(Retention::new(log.clone(), true));
         let site = Self { folder, log, store, retention, archive, now: START };

@@ -1,5 +1,6 @@
 //! How exports are asked for, and shown.
 
+use sendtrail_schemas::ids::DestinationId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::Problem;
 use sendtrail_schemas::time::{DAY, Millis};
@@ -177,6 +178,12 @@ impl ExportRequest {
         if (has_events && !events) || (filters.destination_id.is_some() && dataset != Dataset::WebhookAttempts) {
             return Err(invalid(format!("there are filters that {} does not have", dataset.name())));
         }
+        // As rows have it, whichever way it was written.
+        let id = |text: String| {
+            let known = text.parse::<DestinationId>().map(|id| id.to_string());
+            known.map_err(|_| invalid(format!("filters.destination_id {text:?} is no identifier of a destination")))
+        };
+        let destination_id = filters.destination_id.map(id).transpose()?;
         Ok(Request {
             dataset,
             from,
@@ -187,7 +194,7 @@ impl ExportRequest {
                 message_id: filters.message_id,
                 configuration_set_name: filters.configuration_set_name,
                 tag: filters.tag,
-                destination_id: filters.destination_id,
+                destination_id,
             },
             format: format.transpose()?.unwrap_or_default(),
         })

@@ -1,11 +1,11 @@
-//! A store that is asked again when it fails for no reason that would last: what clients of S3 do by themselves.
+//! A store that is asked again when it fails for no reason that would last.
 //!
 //! An operation may have been done although it failed. All that are tried again may be done twice; where an object must be new, one
 //! that is there with the same bytes is ours.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable};
@@ -21,8 +21,7 @@ use object_store::{
 /// Waits between tries, each twice the one before; then what the store said is the answer.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
-/// Tests take whole stores away, and wait for that.
-const ALL_WAITS: Duration = if cfg!(test) { Duration::from_millis(30) } else { Duration::from_secs(5) };
+const ALL_WAITS: Duration = Duration::from_secs(5);
 /// Objects deleted at once.
 const TOGETHER: usize = 10;
 
@@ -47,18 +46,26 @@ impl Retrying {
 
     /// Does what may be done twice until it is done, or fails for a reason that lasts.
     async fn again<T, F: Future<Output = Result<T>>>(&self, act: impl FnMut() -> F) -> Result<T> {
+        // Tries may take long, too: after this time there is no other.
+        let until = Instant::now() + ALL_WAITS;
         act.retry(self.backoff)
-            .when(may_pass)
+            .when(|error| may_pass(error) && Instant::now() < until)
             .notify(|error, _| tracing::debug!(%error, "an object store failed; it is asked again"))
             .await
     }
 
     /// Whether an object holds just these bytes.
     async fn holds(&self, location: &Path, payload: &PutPayload) -> Result<bool> {
-        let there = self.get(location).await?.bytes().await?;
-        let mut rest = &there[..];
-        let same = payload.iter().all(|part| rest.strip_prefix(&part[..]).map(|after| rest = after).is_some());
-        Ok(same && rest.is_empty())
+        match self.get(location).await {
+            Ok(there) => {
+                let there = there.bytes().await?;
+                let mut rest = &there[..];
+                let same = payload.iter().all(|part| rest.strip_prefix(&part[..]).map(|after| rest = after).is_some());
+                Ok(same && rest.is_empty())
+            }
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Everything that is listed, or an error.
@@ -95,7 +102,14 @@ impl ObjectStore for Retrying {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let put = || self.inner.put_opts(location, payload.clone(), options.clone());
         match options.mode {
-            PutMode::Overwrite => self.again(put).await,
+            PutMode::Overwrite => {
+                // What others do there at the moment is a conflict to some stores, and passes.
+                let conflict = |error| match error {
+                    Error::AlreadyExists { source, .. } => Error::Generic { store: "a conflict", source },
+                    error => error,
+                };
+                self.again(|| async { put().await.map_err(conflict) }).await
+            }
             // Whether it was done can be told from nothing that is there.
             PutMode::Update(_) => put().await,
             PutMode::Create => {

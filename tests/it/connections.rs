@@ -1,0 +1,131 @@
+//! Connections of callers who do not say what they want.
+
+use std::time::Duration;
+
+use http::Method;
+use sendtrail::client::Api;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::binary::{ADMIN_KEY, Process};
+use super::support::*;
+
+/// What HTTP/2 begins with, and that nothing is to be set.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A server that has room for three, who must say what they want in so many milliseconds.
+fn start(folder: &tempfile::TempDir, header_timeout_ms: &str) -> Process {
+    let settings = [
+        ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+        ("SENDTRAIL__SERVER__MAX_CONNECTIONS", "3"),
+        ("SENDTRAIL__SERVER__HEADER_TIMEOUT_MS", header_timeout_ms),
+        ("SENDTRAIL__SERVER__SHUTDOWN_GRACE_SECONDS", "1"),
+    ];
+    Process::start(folder.path(), &settings)
+}
+
+async fn three(process: &Process, said: &[u8]) -> Vec<TcpStream> {
+    let address = process.base.strip_prefix("http://").unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        streams.push(stream);
+    }
+    streams
+}
+
+#[tokio::test]
+async fn who_asks_nothing_keeps_nobody_out() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let process = start(&folder, "300");
+    let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    // Silent, within the first word, of HTTP/2 without a request, kept after an answer, and within a request.
+    for said in [b"", &PREFACE[..9], PREFACE, request, &request[..20]] {
+        let silent = three(&process, said).await;
+        let api = Api::new(&process.base, "");
+        let asked = api.call(Method::GET, "/health", &[("connection", "close")], "");
+        let reply = tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nobody is kept out").unwrap();
+        assert_eq!(reply.status, 200);
+        for mut stream in silent {
+            let mut rest = Vec::new();
+            // An end or a reset, after what was answered.
+            let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await;
+            ended.expect("it is not kept").ok();
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let process = start(&folder, "1000");
+    let address = process.base.strip_prefix("http://").unwrap();
+    // One connection, far longer than it may be silent.
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(4);
+    let mut answers = 0;
+    while std::time::Instant::now() < until {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let (mut told, mut part) = (Vec::new(), [0; 4096]);
+        while !told.ends_with(b"}") {
+            let read = stream.read(&mut part).await.unwrap();
+            assert!(read > 0, "it was closed after {answers} answers");
+            told.extend_from_slice(&part[..read]);
+        }
+        assert!(told.starts_with(b"HTTP/1.1 200"));
+        answers += 1;
+    }
+    // One answer, read piece by piece.
+    let admin = Api::new(&process.base, ADMIN_KEY);
+    let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let keys = format!("{ADMIN}/accounts/{}/keys", account["account"]["account_id"].as_str().unwrap());
+    let key = admin.post(&keys, &json!({})).await.unwrap()["key"]["api_key"].take();
+    let api = admin.with_key(key.as_str().unwrap());
+    let line = |n: usize| {
+        let mut told = event("Send", &format!("m-{n}"));
+        told["subject"] = "x".repeat(900).into();
+        told["metadata"] = json!({"note": "y".repeat(3_000)});
+        format!("{told}\n")
+    };
+    assert_eq!(super::support::stream(&api, (0..1_000).map(line).collect()).await["accepted"], 1_000);
+    eventually("all are shown", async || {
+        api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"]["sends"] == 1_000
+    })
+    .await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // So that the server holds most of it.
+    socket.set_recv_buffer_size(32 << 10).unwrap();
+    let mut slow = socket.connect(address.parse().unwrap()).await.unwrap();
+    let request = format!(
+        "GET {PARTNER}/events?limit=1000 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
+        key.as_str().unwrap()
+    );
+    slow.write_all(request.as_bytes()).await.unwrap();
+    let (mut told, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        let read = slow.read(&mut part).await.unwrap();
+        if read == 0 {
+            break;
+        }
+        told.extend_from_slice(&part[..read]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let text = String::from_utf8(told).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    assert_eq!(length, Some(body.len()), "cut short");
+    assert!(body.len() > 4_000_000, "{}", body.len());
+}
+
+#[tokio::test]
+async fn a_server_that_has_no_room_stops_all_the_same() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let mut process = start(&folder, "3600000");
+    let held = three(&process, b"").await;
+    process.signal("-TERM");
+    eventually("it ends", async || process.has_ended()).await;
+    drop(held);
+}
