@@ -19,7 +19,7 @@ use sendtrail_schemas::mail::Attempt;
 use sendtrail_schemas::time::{DAY, Millis};
 use uuid::Uuid;
 
-use super::exporting::{exporting, one_by_one};
+use super::exporting::{exporting, one_by_one, tail_of};
 use super::provider::{ArchiveTable, Chosen};
 use super::{context, every, time};
 use crate::{Deliveries, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Error};
@@ -62,7 +62,7 @@ impl ArchivedAttempts {
     ) -> BoxStream<'static, Result<RecordBatch, Error>> {
         let view = self.cell.load();
         let files = view.files.iter().filter(|file| file.may_hold(account, Some(from), Some(to)));
-        let tail: Vec<RecordBatch> = view.tail.iter().map(|batch| batch.rows.clone()).collect();
+        let tail = tail_of(&view, "started_at", Some(from), Some(to));
         let mut all = vec![col("started_at").gt_eq(time(from)).and(col("started_at").lt(time(to)))];
         all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
         all.extend(destination.map(|destination| col("destination_id").eq(lit(destination))));

@@ -30,7 +30,7 @@ use sendtrail_schemas::time::{Day, Hour, Millis};
 use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
 use crate::reconcile::Numbered;
 use crate::{Error, Rollups};
-use exporting::{exporting, one_by_one};
+use exporting::{exporting, one_by_one, tail_of};
 use lookup::{LookUp, Wanted};
 use provider::ArchiveTable;
 
@@ -114,7 +114,8 @@ impl DataFusionAnalytics {
         let files = view.files.iter().filter(|file| file.may_hold(account, query.from, query.to));
         let mut all = conditions(query, Part::All);
         all.extend(account.map(|account| col("account_id").eq(lit(account.to_string()))));
-        let (schema, tail) = (sendtrail_schemas::columns::schema(), Part::All.of_tail(&view));
+        let schema = sendtrail_schemas::columns::schema();
+        let tail = tail_of(&view, "occurred_at", query.from, query.to);
         one_by_one(&self.exporting, schema, &view, files.cloned(), tail, every(all), columns)
     }
 
