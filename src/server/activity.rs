@@ -13,6 +13,9 @@ use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
+/// Bytes of an answer that are handed on at once, so that it is seen how a peer takes them.
+const PIECE: usize = 64 << 10;
+
 /// What a connection is at. Each change counts, also one that was taken back before anybody looked.
 #[derive(Clone, Debug)]
 pub struct Activity(Arc<watch::Sender<State>>);
@@ -21,6 +24,8 @@ pub struct Activity(Arc<watch::Sender<State>>);
 struct State {
     /// How many requests are being answered.
     requests: usize,
+    /// How many of their answers wait until the peer takes the next piece: over HTTP/2 it says itself how much it takes.
+    untaken: usize,
     /// Whether the peer takes nothing more at the moment.
     blocked: bool,
 }
@@ -35,7 +40,10 @@ pub struct Patience {
 }
 
 /// A request that is being answered, until this is dropped.
-struct Answering(Activity);
+struct Answering {
+    activity: Activity,
+    untaken: bool,
+}
 
 impl Activity {
     /// Of a connection on which nothing was asked yet.
@@ -46,9 +54,10 @@ impl Activity {
     /// Answers a request; it counts as being answered until the last byte of the answer was taken over, or the answer is given up.
     pub async fn answer<E>(self, answer: impl Future<Output = Result<Response, E>>) -> Result<Response, E> {
         self.0.send_modify(|state| state.requests += 1);
-        let answering = Answering(self);
+        let mut answering = Answering { activity: self, untaken: false };
         let response = answer.await?;
-        Ok(response.map(|body| Body::new(Answer { body, _answering: answering })))
+        answering.is_untaken(true);
+        Ok(response.map(|body| Body::new(Answer { body, rest: Bytes::new(), answering })))
     }
 
     /// Resolves when nothing was asked, or nothing taken, for too long.
@@ -59,6 +68,7 @@ impl Activity {
             let limit = match state {
                 State { blocked: true, .. } => patience.stalled,
                 State { requests: 0, .. } => patience.idle,
+                State { requests, untaken, .. } if requests == untaken => patience.stalled,
                 // It is this server's turn.
                 _ => Duration::MAX,
             };
@@ -128,16 +138,49 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
+impl Answering {
+    /// Notes whose turn it is; that the peer took a piece counts, also when it is its turn again.
+    fn is_untaken(&mut self, untaken: bool) {
+        let before = std::mem::replace(&mut self.untaken, untaken);
+        if before || untaken {
+            self.activity
+                .0
+                .send_modify(|state| state.untaken = state.untaken + usize::from(untaken) - usize::from(before));
+        }
+    }
+}
+
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.0.send_modify(|state| state.requests -= 1);
+        self.activity.0.send_modify(|state| {
+            state.requests -= 1;
+            state.untaken -= usize::from(self.untaken);
+        });
     }
 }
 
 /// The body of an answer, and that it is being given.
 struct Answer {
     body: Body,
-    _answering: Answering,
+    /// What was read of it and not handed on.
+    rest: Bytes,
+    answering: Answering,
+}
+
+impl Answer {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                other => return other,
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
 }
 
 impl HttpBody for Answer {
@@ -145,15 +188,24 @@ impl HttpBody for Answer {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let piece = self.poll_piece(cx);
+        // Whoever makes it is not hurried.
+        let untaken = piece.is_ready();
+        self.answering.is_untaken(untaken);
+        piece
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }
 
@@ -169,12 +221,16 @@ mod tests {
         let of = |millis| Patience { idle: Duration::from_millis(millis), stalled: Duration::from_millis(10) };
         let idle = || activity.idle(of(10));
         let is_idle = async || tokio::time::timeout(Duration::from_secs(60), idle()).await.is_ok();
-        let stays = async || tokio::time::timeout(Duration::from_millis(100), idle()).await.is_err();
+        let stays_for = async |stalled| {
+            let patience = Patience { stalled: Duration::from_millis(stalled), ..of(10) };
+            tokio::time::timeout(Duration::from_millis(100), activity.idle(patience)).await.is_err()
+        };
         assert!(is_idle().await, "nothing was ever asked");
         let answer = activity.clone().answer(async { Ok::<_, Infallible>(Response::new(Body::from("told"))) });
         let Ok(response) = answer.await;
         assert_eq!(response.body().size_hint().exact(), Some(4));
-        assert!(stays().await, "an answer is being read");
+        assert!(stays_for(3_600_000).await, "an answer is being read");
+        assert!(is_idle().await, "nobody takes it");
         drop(response);
         assert!(is_idle().await, "it was read");
         let never = activity.clone().answer(std::future::pending::<Result<Response, Infallible>>());
@@ -193,6 +249,48 @@ mod tests {
             () = asking => {}
             () = tokio::time::sleep(Duration::from_secs(3)) => {}
             () = activity.idle(of(1_000)) => panic!("it is asked all the time"),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_handed_on_in_pieces_that_are_taken_in_time() {
+        use http_body_util::BodyExt;
+        let activity = Activity::new();
+        let patience = Patience { idle: Duration::from_millis(100), stalled: Duration::from_secs(2) };
+        let bytes: Bytes = (0..10 * PIECE + 1).map(|n| (n / 7) as u8).collect();
+        let answer = activity.clone().answer(async { Ok::<_, Infallible>(Response::new(Body::from(bytes.clone()))) });
+        let Ok(response) = answer.await;
+        let mut body = response.into_body();
+        // Far longer than it may be stalled, all together.
+        let taking = async {
+            let mut told = Vec::new();
+            while !body.is_end_stream() {
+                assert_eq!(body.size_hint().exact(), Some((bytes.len() - told.len()) as u64));
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+                assert!(piece.len() <= PIECE);
+                told.extend_from_slice(&piece);
+            }
+            told
+        };
+        let told = tokio::select! {
+            // First: when the machine stands still, both are over.
+            biased;
+            told = taking => told,
+            () = activity.idle(patience) => panic!("it is being taken"),
+        };
+        assert_eq!(told, bytes);
+        drop(body);
+        // What is being made is waited for.
+        let made = Body::from_stream(futures::stream::pending::<Result<Bytes, Infallible>>());
+        let Ok(response) = activity.clone().answer(async { Ok::<_, Infallible>(Response::new(made)) }).await;
+        let mut body = response.into_body();
+        let patience = Patience { stalled: Duration::from_millis(10), ..patience };
+        let waiting = tokio::time::timeout(Duration::from_millis(200), body.frame());
+        tokio::select! {
+            biased;
+            waited = waiting => assert!(waited.is_err()),
+            () = activity.idle(patience) => panic!("it is this server's turn"),
         }
     }
 

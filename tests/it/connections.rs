@@ -13,12 +13,25 @@ use super::support::*;
 /// What HTTP/2 begins with, and that nothing is to be set.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// A server that has room for three, who must say what they want in so many milliseconds.
-fn start(folder: &tempfile::TempDir, header_timeout_ms: &str) -> Process {
+/// A request by HTTP/2 of one who takes not a byte of the answer.
+fn untaken() -> Vec<u8> {
+    let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    // SETTINGS: INITIAL_WINDOW_SIZE is 0 (RFC 9113, 6.5.2).
+    said.extend(b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0");
+    // HEADERS that end the stream and the block, of stream 1: GET, http, /health, x (RFC 7541, 6.1 and 6.2.2).
+    let block = b"\x82\x86\x04\x07/health\x01\x01x";
+    said.extend([0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1]);
+    said.extend(block);
+    said
+}
+
+/// A server that has room for three, who must say what they want, and take what they are told, in so many milliseconds.
+fn start(folder: &tempfile::TempDir, header_timeout_ms: &str, body_timeout_ms: &str) -> Process {
     let settings = [
         ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
         ("SENDTRAIL__SERVER__MAX_CONNECTIONS", "3"),
         ("SENDTRAIL__SERVER__HEADER_TIMEOUT_MS", header_timeout_ms),
+        ("SENDTRAIL__SERVER__BODY_TIMEOUT_MS", body_timeout_ms),
         ("SENDTRAIL__SERVER__SHUTDOWN_GRACE_SECONDS", "1"),
     ];
     Process::start(folder.path(), &settings)
@@ -38,10 +51,12 @@ async fn three(process: &Process, said: &[u8]) -> Vec<TcpStream> {
 #[tokio::test]
 async fn who_asks_nothing_keeps_nobody_out() {
     let folder = tempfile::TempDir::new().unwrap();
-    let process = start(&folder, "300");
+    let process = start(&folder, "300", "300");
     let request = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
-    // Silent, within the first word, of HTTP/2 without a request, kept after an answer, and within a request.
-    for said in [b"", &PREFACE[..9], PREFACE, request, &request[..20]] {
+    let untaken = untaken();
+    // Silent, within the first word, of HTTP/2 without a request, kept after an answer, within a request, and without room for the
+    // answer.
+    for said in [b"", &PREFACE[..9], PREFACE, request, &request[..20], &untaken] {
         let silent = three(&process, said).await;
         let api = Api::new(&process.base, "");
         let asked = api.call(Method::GET, "/health", &[("connection", "close")], "");
@@ -59,7 +74,7 @@ async fn who_asks_nothing_keeps_nobody_out() {
 #[tokio::test]
 async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
     let folder = tempfile::TempDir::new().unwrap();
-    let process = start(&folder, "1000");
+    let process = start(&folder, "1000", "30000");
     let address = process.base.strip_prefix("http://").unwrap();
     // One connection, far longer than it may be silent.
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -123,7 +138,7 @@ async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
 #[tokio::test]
 async fn a_server_that_has_no_room_stops_all_the_same() {
     let folder = tempfile::TempDir::new().unwrap();
-    let mut process = start(&folder, "3600000");
+    let mut process = start(&folder, "3600000", "3600000");
     let held = three(&process, b"").await;
     process.signal("-TERM");
     eventually("it ends", async || process.has_ended()).await;
