@@ -18,7 +18,9 @@ use sendtrail::client::Api;
 use sendtrail_eventlog::kafka::{KafkaLog, Options};
 use sendtrail_eventlog::objects::Place;
 use sendtrail_eventlog::{Blobs, Clock, LocalReplies, Pulse};
-use sendtrail_ingest::{DeadLetters, Error, Ingest, Limits, Parts, Sampled, Samples, SuppressionQuery, Suppressions};
+use sendtrail_ingest::{
+    DeadLetters, Error, Ingest, LetterPage, Limits, Parts, Sampled, Samples, SuppressionQuery, Suppressions,
+};
 use sendtrail_schemas::account::{AccountConfig, ApiKey, Suppression};
 use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::directory::{Directory, hash_key};
@@ -50,8 +52,8 @@ impl Suppressions for Nothing {
 
 #[async_trait::async_trait]
 impl DeadLetters for Nothing {
-    async fn list(&self, _: (u32, u64), _: usize) -> Result<Vec<DeadLetter>, Error> {
-        Ok(Vec::new())
+    async fn list(&self, _: (u32, u64), _: usize, _: usize) -> Result<LetterPage, Error> {
+        Ok(LetterPage::default())
     }
 
     async fn get(&self, _: u32, _: u64) -> Result<Option<DeadLetter>, Error> {

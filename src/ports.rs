@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sendtrail_eventlog::Pulse;
-use sendtrail_ingest::{Ingest, Sampled, SuppressionQuery};
+use sendtrail_ingest::{Ingest, LetterPage, Sampled, SuppressionQuery};
 use sendtrail_processor::clickhouse::ClickHouseHandle;
 use sendtrail_processor::dispatch::{History, HistoryPage, Redelivery, Sender};
 use sendtrail_processor::{DeliveryQuery, LastAttempt, ProjectionReader, Views};
@@ -100,13 +100,25 @@ pub struct DeadLetterBox(pub ProjectionReader);
 
 #[async_trait]
 impl sendtrail_ingest::DeadLetters for DeadLetterBox {
-    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
-        self.0.dead_letters(from, limit).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+    async fn list(&self, from: (u32, u64), limit: usize, bytes: usize) -> Result<LetterPage, sendtrail_ingest::Error> {
+        let reader = self.0.clone();
+        let (letters, next) = aside(move || reader.dead_letters(from, limit, bytes)).await?;
+        Ok(LetterPage { letters, next })
     }
 
     async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
-        self.0.dead_letter(partition, seq).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+        let reader = self.0.clone();
+        aside(move || reader.dead_letter(partition, seq)).await
     }
+}
+
+/// Reads what waits for a device beside the runtime's workers.
+async fn aside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, sendtrail_processor::Error> + Send + 'static,
+) -> Result<T, sendtrail_ingest::Error> {
+    let port = |error: &dyn std::fmt::Display| sendtrail_ingest::Error::Port(error.to_string());
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|error| port(&error))?.map_err(|error| port(&error))
 }
 
 /// How far sources have come, from the partitions' owners.

@@ -103,17 +103,27 @@ pub struct SuppressionQuery {
 /// Dead letters, as whoever keeps them shows them.
 #[async_trait]
 pub trait DeadLetters: Send + Sync + 'static {
-    /// From a place on, in the order of partitions and numbers, at most `limit`.
+    /// From a place on, in the order of partitions and numbers, at most `limit`, whose records have at most `bytes`
+    /// together, but one if there is any.
     ///
     /// # Errors
     /// [`Error::Port`].
-    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error>;
+    async fn list(&self, from: (u32, u64), limit: usize, bytes: usize) -> Result<LetterPage, Error>;
 
     /// One of them.
     ///
     /// # Errors
     /// [`Error::Port`].
     async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, Error>;
+}
+
+/// Some dead letters.
+#[derive(Clone, Debug, Default)]
+pub struct LetterPage {
+    /// They.
+    pub letters: Vec<DeadLetter>,
+    /// The partition and number of the one after them; `None` when there are no more.
+    pub next: Option<(u32, u64)>,
 }
 
 /// What the door goes by; see `config.default.toml`.

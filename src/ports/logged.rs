@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sendtrail_eventlog::{EventLog, read};
+use sendtrail_eventlog::{EventLog, Record, read};
+use sendtrail_ingest::LetterPage;
 use sendtrail_query_api::reconcile::Numbered;
 use sendtrail_schemas::codec;
 use sendtrail_schemas::event::Event;
@@ -26,7 +27,7 @@ const LETTERS_BYTES: usize = 1 << 20;
 
 impl LoggedDeadLetters {
     /// Some from a number on; none when there are no more.
-    async fn read(&self, partition: u32, from: u64, bytes: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
+    async fn read(&self, partition: u32, from: u64, bytes: usize) -> Result<Vec<Record>, sendtrail_ingest::Error> {
         let of = TopicPartition::new(Topic::DeadLetter, partition);
         let (batches, from) = match read(&self.log, of, from, bytes).await {
             // What is older is gone.
@@ -35,34 +36,42 @@ impl LoggedDeadLetters {
             }
             read => (read?, from),
         };
-        let records = batches.iter().flat_map(|batch| batch.records(from));
-        let letters = records.map(|record| codec::decode(&record.value)).collect::<Result<_, _>>();
-        letters.map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
+        Ok(batches.iter().flat_map(|batch| batch.records(from)).collect())
     }
+}
+
+fn letter(record: &Record) -> Result<DeadLetter, sendtrail_ingest::Error> {
+    codec::decode(&record.value).map_err(|error| sendtrail_ingest::Error::Port(error.to_string()))
 }
 
 #[async_trait]
 impl sendtrail_ingest::DeadLetters for LoggedDeadLetters {
-    async fn list(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, sendtrail_ingest::Error> {
-        let mut found = Vec::new();
+    async fn list(&self, from: (u32, u64), limit: usize, bytes: usize) -> Result<LetterPage, sendtrail_ingest::Error> {
+        let (mut letters, mut left) = (Vec::new(), bytes);
         for partition in from.0..self.partitions {
             let mut next = if partition == from.0 { from.1 } else { 0 };
-            while found.len() < limit {
-                let letters = self.read(partition, next, LETTERS_BYTES).await?;
-                let Some(last) = letters.last() else { break };
-                next = last.seq + 1;
-                found.extend(letters);
+            loop {
+                let records = self.read(partition, next, LETTERS_BYTES).await?;
+                let Some(last) = records.last() else { break };
+                next = last.offset + 1;
+                for record in records {
+                    if letters.len() >= limit || record.value.len() > left && !letters.is_empty() {
+                        return Ok(LetterPage { letters, next: Some((partition, record.offset)) });
+                    }
+                    left = left.saturating_sub(record.value.len());
+                    letters.push(letter(&record)?);
+                }
             }
         }
-        found.truncate(limit);
-        Ok(found)
+        Ok(LetterPage { letters, next: None })
     }
 
     async fn get(&self, partition: u32, seq: u64) -> Result<Option<DeadLetter>, sendtrail_ingest::Error> {
         if partition >= self.partitions {
             return Ok(None);
         }
-        Ok(self.read(partition, seq, 1).await?.into_iter().find(|letter| letter.seq == seq))
+        let records = self.read(partition, seq, 1).await?;
+        records.iter().find(|record| record.offset == seq).map(letter).transpose()
     }
 }
 
@@ -132,5 +141,46 @@ impl sendtrail_query_api::reconcile::LoggedEvents for LoggedEventNumbers {
         // A log that has dropped everything tells neither what is missing nor where to end.
         let ends = if first.is_some() { of(end) } else { BTreeMap::new() };
         Ok((numbers, of(first.unwrap_or(u64::MAX)), ends))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sendtrail_eventlog::Batch;
+    use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
+    use sendtrail_ingest::DeadLetters;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn pages_of_letters_are_bounded_by_bytes_and_lead_through_all() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let log = EmbeddedLog::open(folder.path(), Options { partitions: 2, ..Options::default() }).unwrap();
+        for (partition, first, sizes) in [(0, 0, vec![10, 5_000, 10]), (0, 3, vec![10]), (1, 0, vec![600, 600])] {
+            let mut batch = Batch::numbered(first);
+            for (seq, size) in (first..).zip(sizes) {
+                let payload = vec![0; size];
+                batch.push(&DeadLetter { version: codec::VERSION, partition, seq, payload, ..DeadLetter::default() });
+            }
+            log.append(TopicPartition::new(Topic::DeadLetter, partition), batch).await.unwrap();
+        }
+        let letters = LoggedDeadLetters { log: Arc::new(log), partitions: 2 };
+        let pages = async |limit: usize, bytes: usize| {
+            let (mut pages, mut from) = (Vec::new(), Some((0, 0)));
+            while let Some(place) = from {
+                let page = letters.list(place, limit, bytes).await.unwrap();
+                let places = page.letters.iter().map(|letter| (letter.partition, letter.seq));
+                pages.push(places.collect::<Vec<(u32, u64)>>());
+                from = page.next;
+            }
+            pages
+        };
+        // The second is larger than a page may be.
+        let by_bytes = [vec![(0, 0)], vec![(0, 1)], vec![(0, 2), (0, 3), (1, 0)], vec![(1, 1)]];
+        assert_eq!(pages(1_000, 1_000).await, by_bytes);
+        let by_number = [vec![(0, 0), (0, 1)], vec![(0, 2), (0, 3)], vec![(1, 0), (1, 1)]];
+        assert_eq!(pages(2, usize::MAX).await, by_number);
+        assert_eq!(letters.get(0, 2).await.unwrap().map(|letter| letter.seq), Some(2), "within a batch");
+        assert_eq!(letters.get(0, 4).await.unwrap(), None);
     }
 }

@@ -57,6 +57,40 @@ async fn nonsense_is_kept_with_its_reason_and_can_be_tried_again() {
 }
 
 #[tokio::test]
+async fn pages_of_large_letters_are_short_and_lead_on() {
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.log.partitions = 1;
+    })
+    .await;
+    server.partner("large").await;
+    let stopped = server.stop().await;
+    let mut payload = b"\x08\x01\xff".to_vec();
+    payload.resize(3_000_000, b'x');
+    poison(&stopped, &[payload.as_slice(); 4]).await;
+    let server = stopped.start().await;
+
+    let path = format!("{ADMIN}/dead-letters");
+    let list = async || server.admin.rows(&path, "dead_letters").await.unwrap();
+    eventually("all are there", async || list().await.len() == 4).await;
+    let numbers = |letters: &[Value]| letters.iter().map(|letter| letter["seq"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(numbers(&list().await), [0, 1, 2, 3], "each once");
+    let page = async |query: &str| {
+        let page = server.admin.get(&format!("{path}?{query}")).await.unwrap();
+        (numbers(page["dead_letters"].as_array().unwrap()), page["next_cursor"].clone())
+    };
+    assert_eq!(page("limit=1000").await, (vec![0, 1], json!("0-2")), "8 MiB");
+    assert_eq!(page("limit=1&cursor=0-1").await, (vec![1], json!("0-2")));
+    assert_eq!(page("limit=2&cursor=0-2").await, (vec![2, 3], Value::Null));
+
+    let mut command = tokio::process::Command::new(super::binary::PROGRAM);
+    command.args(["dead-letters", "list", "--url", server.admin.base(), "--admin-key", server.admin.key()]);
+    let listed = command.output().await.unwrap();
+    assert!(listed.status.success());
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).matches("3000000").count(), 4, "the command goes on, too");
+}
+
+#[tokio::test]
 async fn a_record_of_a_newer_version_halts_its_partition_with_503() {
     let server = Server::start_with(|config| {
         config.log.simulated = true;

@@ -18,8 +18,11 @@ use sendtrail_schemas::web::{Path, Query, ok, page};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::Ingest;
 use crate::submit::record;
+use crate::{Ingest, LetterPage};
+
+/// Bytes of the records that are read for a page: each holds a message, and is as large as that.
+const PAGE_BYTES: usize = 8 << 20;
 
 #[derive(Serialize, ToSchema)]
 struct LetterView {
@@ -80,7 +83,8 @@ struct Letters {
 
 /// List dead letters, in the order of partitions and numbers.
 #[utoipa::path(get, path = "/dead-letters", tag = "admin",
-    params(("limit" = Option<u16>, Query, description = "1 to 1000"), ("cursor" = Option<String>, Query)),
+    params(("limit" = Option<u16>, Query, description = "1 to 1000; a page of large ones has fewer, and a `next_cursor`"),
+        ("cursor" = Option<String>, Query)),
     responses((status = 200, description = "dead letters", body = inline(Letters))))]
 pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQuery>) -> Result<Response, Problem> {
     let limit = page(query.limit.as_deref())?;
@@ -93,9 +97,9 @@ pub(super) async fn list(State(ingest): State<Ingest>, Query(query): Query<ListQ
             (partition.ok_or_else(malformed)?, seq.parse().map_err(|_| malformed())?)
         }
     };
-    let found = ingest.parts().dead_letters.list(from, limit + 1).await?;
-    let next_cursor = found.get(limit).map(|letter| format!("{}-{}", letter.partition, letter.seq));
-    let dead_letters = found.iter().take(limit).map(|letter| view(letter, false)).collect();
+    let LetterPage { letters, next } = ingest.parts().dead_letters.list(from, limit, PAGE_BYTES).await?;
+    let next_cursor = next.map(|(partition, seq)| format!("{partition}-{seq}"));
+    let dead_letters = letters.iter().map(|letter| view(letter, false)).collect();
     Ok(ok(Letters { dead_letters, next_cursor }))
 }
 

@@ -10,6 +10,9 @@ use sendtrail_schemas::time::{Hour, Millis};
 use super::{HEAD, hash_of, hour_key, hour_of, letter_key, read_row};
 use crate::Error;
 
+/// A dead letter's partition and number.
+type Place = (u32, u64);
+
 /// How a reader gets at projections, from any thread.
 #[derive(Clone)]
 pub struct ProjectionReader {
@@ -56,17 +59,29 @@ impl ProjectionReader {
         Ok(hours)
     }
 
-    /// Dead letters from a place on.
+    /// Dead letters from a place on: at most `limit`, and at most so many bytes of them, but one if there is any; and the
+    /// place of the one after them, if there is one.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn dead_letters(&self, from: (u32, u64), limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        let mut letters = Vec::new();
-        for row in self.dead_letters.range(letter_key(from.0, from.1)..).take(limit) {
+    pub fn dead_letters(
+        &self,
+        from: Place,
+        limit: usize,
+        bytes: usize,
+    ) -> Result<(Vec<DeadLetter>, Option<Place>), Error> {
+        let (mut letters, mut left) = (Vec::new(), bytes);
+        for row in self.dead_letters.range(letter_key(from.0, from.1)..) {
             let (_, value) = row.into_inner()?;
-            letters.extend(DeadLetter::decode(&value[..]).ok());
+            // One that nobody can read takes no place on a page, and none ends before it.
+            let Ok(letter) = DeadLetter::decode(&value[..]) else { continue };
+            if letters.len() >= limit || value.len() > left && !letters.is_empty() {
+                return Ok((letters, Some((letter.partition, letter.seq))));
+            }
+            left = left.saturating_sub(value.len());
+            letters.push(letter);
         }
-        Ok(letters)
+        Ok((letters, None))
     }
 
     /// Empties an account's dead letters: those that hold an address, or those of before a time. How many there were.
@@ -146,7 +161,35 @@ fn names(bytes: &[u8], folded: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::names;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::Projections;
+
+    #[test]
+    fn pages_of_letters_are_bounded_by_bytes_and_lead_through_all() {
+        let folder = TempDir::new().unwrap();
+        let mut projections = Projections::open(&Database::builder(folder.path()).open().unwrap()).unwrap();
+        for (partition, seq, size) in [(0, 0, 10), (0, 1, 5_000), (0, 2, 10), (0, 3, 10), (1, 0, 600), (1, 1, 600)] {
+            let letter = DeadLetter { partition, seq, payload: vec![0; size], ..DeadLetter::default() };
+            projections.add_dead_letter(&letter);
+        }
+        projections.flush(true).unwrap();
+        let reader = projections.reader();
+        reader.dead_letters.insert(letter_key(0, 3), b"\xff").unwrap();
+        let pages = |limit, bytes| {
+            let (mut pages, mut from) = (Vec::new(), Some((0, 0)));
+            while let Some(place) = from {
+                let (letters, next) = reader.dead_letters(place, limit, bytes).unwrap();
+                pages.push(letters.iter().map(|letter| (letter.partition, letter.seq)).collect::<Vec<Place>>());
+                from = next;
+            }
+            pages
+        };
+        // The second is larger than a page may be; the fourth cannot be read.
+        assert_eq!(pages(1_000, 1_000), [vec![(0, 0)], vec![(0, 1)], vec![(0, 2), (1, 0)], vec![(1, 1)]]);
+        assert_eq!(pages(2, usize::MAX), [vec![(0, 0), (0, 1)], vec![(0, 2), (1, 0)], vec![(1, 1)]]);
+    }
 
     #[test]
     fn an_address_is_not_a_part_of_another() {
