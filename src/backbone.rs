@@ -66,6 +66,17 @@ impl Backbone {
         }
     }
 
+    /// What tells this log from others for as long as there is one, if anything does.
+    ///
+    /// # Errors
+    /// When the data folder cannot be read or written.
+    pub fn identity(&self, config: &Config) -> anyhow::Result<Option<String>> {
+        Ok(match self {
+            Self::Embedded(_) => Some(format!("folder {}", id_of(&config.data.dir.join("log"))?)),
+            Self::Kafka(log, _) => log.cluster().map(|cluster| format!("Kafka cluster {cluster}")),
+        })
+    }
+
     /// The way to other servers, if there may be any.
     pub fn exchange(&self) -> Option<Arc<Exchange>> {
         match self {
@@ -170,7 +181,7 @@ impl Instance {
                 Ok(Self { path, id, is_new: false, done })
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let id = format!("{:016x}", rand::rng().next_u64());
+                let id = fresh_id();
                 Ok(Self { path, id, is_new: true, done: Some(BTreeSet::new()) })
             }
             Err(error) => Err(error).with_context(failed),
@@ -201,6 +212,24 @@ impl Instance {
     }
 }
 
+fn fresh_id() -> String {
+    format!("{:016x}", rand::rng().next_u64())
+}
+
+/// What tells the log in a folder from others, wherever the folder is moved to; made when it is first asked for.
+fn id_of(folder: &Path) -> anyhow::Result<String> {
+    let path = folder.join("id");
+    match std::fs::read_to_string(&path) {
+        Ok(id) => Ok(id.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let id = fresh_id();
+            put_durably(&path, id.as_bytes())?;
+            Ok(id)
+        }
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 /// Makes sure that no server uses a data folder, as long as the file is held.
 ///
 /// # Errors
@@ -209,4 +238,19 @@ pub fn lock(data: &Path) -> anyhow::Result<File> {
     let folder = data.join("log");
     std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     embedded::lock(&folder).context("the server must be stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_in_a_folder_is_told_from_others_wherever_it_is_moved() {
+        let (one, other) = (tempfile::TempDir::new().unwrap(), tempfile::TempDir::new().unwrap());
+        let id = id_of(&one.path().join("log")).unwrap();
+        assert_eq!(id.len(), 16);
+        std::fs::rename(one.path().join("log"), one.path().join("moved")).unwrap();
+        assert_eq!(id_of(&one.path().join("moved")).unwrap(), id);
+        assert_ne!(id_of(&other.path().join("log")).unwrap(), id);
+    }
 }

@@ -44,7 +44,10 @@ impl Owning {
     ) -> anyhow::Result<Self> {
         let every = Duration::from_secs(config.state.snapshot_seconds);
         let snapshots = config.snapshots().map(|place| Snapshots::open(&place, every));
-        let snapshots = snapshots.transpose().context("open the snapshots")?.map(Arc::new);
+        let snapshots = match snapshots.transpose().context("open the snapshots")? {
+            Some(snapshots) => Some(Arc::new(snapshots.of(backbone.identity(config)?))),
+            None => None,
+        };
         let kept = config.archives_intake().then(|| {
             let every = Duration::from_secs(config.archive.intake_seconds);
             IntakeArchive::open(&config.intake_place(), config.archive.intake_days, every, shared.clock.clone())

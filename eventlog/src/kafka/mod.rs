@@ -167,6 +167,7 @@ pub struct KafkaLog {
     owners: Vec<Owner>,
     share: Option<Share>,
     assignments: watch::Receiver<Vec<u32>>,
+    cluster: Option<String>,
     /// Where partitions that are not followed ended when that was asked.
     surveyed: Mutex<HashMap<TopicPartition, u64>>,
 }
@@ -210,6 +211,7 @@ impl KafkaLog {
             owners,
             share,
             assignments,
+            cluster: plan.cluster,
             surveyed: Mutex::default(),
         })
     }
@@ -276,6 +278,11 @@ impl KafkaLog {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// The id of the cluster, which it has for life, if the brokers tell it.
+    pub fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
     }
 
     /// What this server and others tell one another.

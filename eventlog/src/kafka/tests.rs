@@ -165,7 +165,9 @@ async fn topics_that_are_wrong_are_named() {
     assert!(missing.contains(".intake does not exist; 'sendtrail topics apply'"), "{missing}");
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
     assert_eq!(plan.missing().count(), 9);
-    drop(open(&options).unwrap());
+    let log = open(&options).unwrap();
+    assert!(log.cluster().is_some_and(|id| !id.is_empty() && plan.cluster.as_deref() == Some(id)), "{plan:?}");
+    drop(log);
     let plan = tokio::task::block_in_place(|| Plan::of(&options)).unwrap();
     assert!(plan.steps.iter().all(|(_, step)| *step == Step::Keep), "{plan:?}");
     let more = open(&Options { partitions: 3, ..options.clone() }).unwrap_err().to_string();

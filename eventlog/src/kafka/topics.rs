@@ -101,6 +101,8 @@ pub enum Step {
 pub struct Plan {
     /// The topics' names, and what there is to do.
     pub steps: Vec<(String, Step)>,
+    /// The cluster's id, if the brokers tell it.
+    pub cluster: Option<String>,
 }
 
 /// Settings of a topic that is made.
@@ -210,7 +212,9 @@ impl Plan {
             (name, if wrong.is_empty() { Step::Keep } else { Step::Wrong(wrong) })
         };
         let steps = topics.iter().map(step).collect();
-        Ok(Self { steps })
+        // It came with the metadata.
+        let cluster = asking.client().fetch_cluster_id(PATIENCE / 10);
+        Ok(Self { steps, cluster })
     }
 
     /// The topics that do not exist.

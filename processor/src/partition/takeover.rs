@@ -6,14 +6,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sendtrail_eventlog::Error as LogError;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Partition;
 use crate::Error;
 use crate::snapshots::{Taker, Until};
 
-/// How long a snapshot may take to be read. Whoever has a state goes on without.
+/// How long each object of a snapshot may take to be read. Whoever has a state goes on without.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 impl Partition {
@@ -30,7 +29,7 @@ impl Partition {
         let end = *self.log.end(self.intake()).borrow();
         let is_old =
             known.is_some_and(|known| matches!(self.log.read(self.intake(), known, 1), Err(LogError::Trimmed { .. })));
-        let until = Until { stop: stop.clone(), deadline: Instant::now() + PATIENCE };
+        let until = Until::new(stop, PATIENCE);
         // Not given up in the middle: what is still being written would be written into what another one makes of it.
         let begun = handle.block_on(async {
             match snapshots.restore(&self.store, &self.views, self.number, end, is_old, &until).await {

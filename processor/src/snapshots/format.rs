@@ -32,6 +32,9 @@ pub struct Manifest {
     /// How many of them, from the first, hold the whole state of some earlier offset.
     #[prost(uint32, tag = "4")]
     pub whole: u32,
+    /// What tells the log that it is of from others; empty when that is not known, and before this was written.
+    #[prost(string, tag = "5")]
+    pub log: String,
 }
 
 /// A file of rows.
@@ -53,14 +56,16 @@ pub type StoredRow = (StoreKey, Option<Vec<u8>>);
 
 impl Manifest {
     /// A manifest.
-    pub fn new(progress: Progress, files: Vec<RowFile>, whole: u32) -> Self {
-        Self { version: VERSION, progress, files, whole }
+    pub fn new(progress: Progress, files: Vec<RowFile>, whole: u32, log: String) -> Self {
+        Self { version: VERSION, progress, files, whole, log }
     }
 
-    /// Its name: by offset, so that the newest is the greatest; by logic and checksum, so that two are never one.
+    /// Its name: by offset, so that the newest is the greatest; by logic, the log's mark and checksum, so that two are never
+    /// one.
     pub fn name(&self) -> String {
         let logic = self.progress.settings.as_ref().map_or(0, |settings| settings.logic_version);
-        format!("manifest-{:020}-{logic}-{}", self.progress.next_offset, checksum(&self.encode_to_vec()))
+        let mark = mark(&self.log).map_or_else(String::new, |mark| format!("{mark}-"));
+        format!("manifest-{:020}-{logic}-{mark}{}", self.progress.next_offset, checksum(&self.encode_to_vec()))
     }
 
     /// Reads one of a name.
@@ -97,6 +102,20 @@ impl Manifest {
 /// The first half of a SHA-256, in hexadecimal.
 pub fn checksum(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).get(..16).unwrap_or_default())
+}
+
+/// What names of manifests and of files of rows have of a log; none: it cannot be told from others.
+pub fn mark(log: &str) -> Option<String> {
+    (!log.is_empty()).then(|| hex(Sha256::digest(log.as_bytes()).get(..8).unwrap_or_default()))
+}
+
+/// The mark in a name, if there is one: the last part but one of five.
+pub fn mark_in(name: &str) -> Option<&str> {
+    let parts: Vec<&str> = name.split('-').collect();
+    match parts[..] {
+        [_, _, _, mark, _] => Some(mark),
+        _ => None,
+    }
 }
 
 /// Rows as the bytes of a file.

@@ -57,33 +57,40 @@ const KEPT: usize = 2;
 pub(crate) const UNNAMED: i64 = HOUR;
 
 /// Until when something may be read; what is written here is finished in any case.
-#[derive(Clone)]
 pub struct Until {
-    /// Or until this.
-    pub stop: CancellationToken,
-    /// Until then.
-    pub deadline: tokio::time::Instant,
+    /// Until this; cancelled also here, when something was not read in time.
+    stop: CancellationToken,
+    /// How long each object may take: of a large state there are many, and as long as they come it goes on.
+    patience: Duration,
 }
 
 impl Until {
+    /// Until it is stopped, or an object is not read within a time.
+    pub fn new(stop: &CancellationToken, patience: Duration) -> Self {
+        Self { stop: stop.child_token(), patience }
+    }
+
     /// However long it takes.
     pub fn never() -> Self {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10 * 365 * 86_400);
-        Self { stop: CancellationToken::new(), deadline }
+        Self::new(&CancellationToken::new(), Duration::from_secs(10 * 365 * 86_400))
     }
 
     /// Whether that is past.
     fn is_over(&self) -> bool {
-        self.stop.is_cancelled() || tokio::time::Instant::now() >= self.deadline
+        self.stop.is_cancelled()
     }
 
     /// What is read, if it comes in time.
     async fn read<T>(&self, reading: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => Err(Error::Snapshot("stopped while it was read".into())),
-            () = tokio::time::sleep_until(self.deadline) => Err(Error::Snapshot("it is not read in time".into())),
+            () = self.stop.cancelled() => Err(Error::Snapshot("it is not to be read any longer".into())),
             read = reading => read,
+            () = tokio::time::sleep(self.patience) => {
+                // What hangs is waited for once, not again for whatever else would be read.
+                self.stop.cancel();
+                Err(Error::Snapshot("it is not read in time".into()))
+            }
         }
     }
 }
@@ -94,6 +101,8 @@ pub struct Snapshots {
     /// How often one is taken of each partition.
     pub every: Duration,
     limits: Limits,
+    /// What tells the log that the state is of from others; empty: not known.
+    log: String,
 }
 
 impl Snapshots {
@@ -102,7 +111,13 @@ impl Snapshots {
     /// # Errors
     /// [`Error::Archive`] when it cannot be made or read.
     pub fn open(place: &Place, every: Duration) -> Result<Self, Error> {
-        Ok(Self { objects: place.open()?, every, limits: LIMITS })
+        Ok(Self { objects: place.open()?, every, limits: LIMITS, log: String::new() })
+    }
+
+    /// Those of a log, by what tells it from others: no other's state is restored, should there be one at the same place.
+    #[must_use]
+    pub fn of(self, log: Option<String>) -> Self {
+        Self { log: log.unwrap_or_default(), ..self }
     }
 
     /// Brings the store, and the views, to the newest state of a partition that is far ahead of it, or at all ahead if what is
@@ -110,7 +125,8 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`Error::Archive`], [`Error::Store`], [`Error::Snapshot`] when it is not to be read any longer: the store has what it had,
-    /// or no state, and rows that are to be [emptied](Store::empty). A damaged snapshot is no error: the one before is taken.
+    /// or no state, and rows that are to be [emptied](Store::empty). A snapshot that is damaged, or another log's, is no error: the
+    /// one before is taken.
     pub async fn restore(
         &self,
         store: &Store,
@@ -159,6 +175,7 @@ impl Snapshots {
         until: &Until,
     ) -> Result<Manifest, Error> {
         let manifest = until.read(self.manifest(partition, name)).await?;
+        self.check_log(name, &manifest)?;
         // All of it is looked at before what is there is given up.
         for file in &manifest.files {
             format::check(file, &until.read(self.get(partition, &file.name)).await?)?;
@@ -199,11 +216,27 @@ impl Snapshots {
         Ok(())
     }
 
-    /// The newest manifest of an offset, if there is one that can be read.
+    /// The newest manifest of an offset, if there is one that can be read and is not another log's.
     async fn at(&self, partition: u32, wanted: u64) -> Result<Option<Manifest>, Error> {
         let names = Self::manifests(&self.list(partition).await?);
-        let Some((_, name)) = names.into_iter().find(|(offset, _)| *offset == wanted) else { return Ok(None) };
+        let is_it = |(offset, name): &(u64, String)| *offset == wanted && !self.is_anothers(name);
+        let Some((_, name)) = names.into_iter().find(is_it) else { return Ok(None) };
         Ok(Some(self.manifest(partition, &name).await?))
+    }
+
+    /// Whether an object is of another log, by its name.
+    fn is_anothers(&self, name: &str) -> bool {
+        format::mark_in(name).zip(format::mark(&self.log)).is_some_and(|(its, ours)| its != ours)
+    }
+
+    /// Refuses the state of another log. One that does not say whose it is was written by an earlier program.
+    fn check_log(&self, name: &str, manifest: &Manifest) -> Result<(), Error> {
+        let (its, ours) = (&manifest.log, &self.log);
+        if its.is_empty() || ours.is_empty() || its == ours {
+            return Ok(());
+        }
+        let why = format!("is of another log, {its}; this one is {ours}: each needs a place of its own");
+        Err(Error::Snapshot(format!("{name} {why}")))
     }
 
     pub(crate) async fn manifest(&self, partition: u32, name: &str) -> Result<Manifest, Error> {
@@ -256,7 +289,8 @@ impl Snapshots {
         before: Option<(Manifest, Vec<StoreKey>)>,
     ) -> Result<Manifest, Error> {
         let progress = view.progress(partition)?.unwrap_or_default();
-        let prefix = format!("rows-{:020}-{}", progress.next_offset, fresh_name());
+        let mark = format::mark(&self.log).map_or_else(String::new, |mark| format!("-{mark}"));
+        let prefix = format!("rows-{:020}-{}{mark}", progress.next_offset, fresh_name());
         let (mut files, whole, keys) = match before {
             Some((before, keys)) => (before.files, before.whole, Some(keys)),
             None => (Vec::new(), 0, None),
@@ -310,7 +344,7 @@ impl Snapshots {
         gathered?;
         files.extend(uploaded);
         let whole = if is_whole { files.len() as u32 } else { whole };
-        let manifest = Manifest::new(progress, files, whole);
+        let manifest = Manifest::new(progress, files, whole, self.log.clone());
         reach("snapshot.before");
         self.put(partition, &manifest.name(), manifest.encode_to_vec()).await?;
         reach("snapshot.written");
@@ -319,7 +353,9 @@ impl Snapshots {
 
     /// Deletes what neither the newest manifest nor the kept ones name.
     async fn tidy(&self, partition: u32, newest: &Manifest) -> Result<(), Error> {
-        let listed = self.list(partition).await?;
+        let mut listed = self.list(partition).await?;
+        // What another log's snapshots are made of is not known here.
+        listed.retain(|meta| !meta.location.filename().is_some_and(|name| self.is_anothers(name)));
         let manifests = Self::manifests(&listed);
         // Of this log's: others in the folder may be further.
         let offset = newest.progress.next_offset;

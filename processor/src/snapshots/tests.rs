@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use object_store::PutPayload;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use proptest::prelude::*;
 use sendtrail_schemas::ids::AccountId;
 use tempfile::TempDir;
@@ -33,7 +34,7 @@ async fn server(snapshots: &Arc<Snapshots>) -> (Server, bool) {
 }
 
 fn patient() -> Until {
-    Until { stop: CancellationToken::new(), deadline: tokio::time::Instant::now() + Duration::from_secs(600) }
+    Until::new(&CancellationToken::new(), Duration::from_secs(600))
 }
 
 fn key(n: u8) -> RowKey {
@@ -305,4 +306,104 @@ async fn what_nobody_names_goes_when_it_is_old() {
     let (next, restored) = super::tests::server(&snapshots).await;
     assert!(restored);
     assert_eq!(next.rows().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_state_may_take_long_and_a_store_that_hangs_may_not() {
+    let limits = Limits { file_bytes: 100, near: NEAR, ..LIMITS };
+    let (folder, snapshots) = with_limits(Duration::from_secs(3_600), limits.clone());
+    let mut first = server(&snapshots).await.0;
+    first.checkpoint(2 * NEAR, &(0..60u8).map(|n| (n, Some(1 + i64::from(n)))).collect());
+    first.finish();
+    assert!(names(&folder).len() > 15, "{:?}", names(&folder));
+    let slow = |wait_get_per_call| {
+        let config = ThrottleConfig { wait_get_per_call, ..ThrottleConfig::default() };
+        let objects = Arc::new(ThrottledStore::new(snapshots.objects.clone(), config));
+        Snapshots { objects, every: snapshots.every, limits: limits.clone(), log: String::new() }
+    };
+    let empty = TempDir::new().unwrap();
+    let store = Store::open(empty.path(), 2, 1 << 20).unwrap();
+    let views = Views::open(&store, Arc::default()).unwrap();
+    let offset = || store.progress(PARTITION).unwrap().unwrap().next_offset;
+
+    // All of it takes longer than any of it may.
+    let patience = Duration::from_secs(1);
+    let (begun, until) = (std::time::Instant::now(), Until::new(&CancellationToken::new(), patience));
+    let snail = slow(Duration::from_millis(50));
+    assert!(snail.restore(&store, &views, PARTITION, u64::MAX, false, &until).await.unwrap());
+    assert!(begun.elapsed() > patience);
+    assert_eq!(offset(), 2 * NEAR);
+
+    // What hangs is given up, once for all, and nothing else is: neither what is here nor the partition.
+    store.set_progress(PARTITION, &Progress { next_offset: 1, ..Progress::default() }).unwrap();
+    let (stop, hanging) = (CancellationToken::new(), slow(Duration::from_secs(3_600)));
+    let until = Until::new(&stop, Duration::from_millis(100));
+    let told = hanging.restore(&store, &views, PARTITION, u64::MAX, false, &until).await.unwrap_err().to_string();
+    assert!(told.contains("not read in time"), "{told}");
+    let told = until.read(hanging.list(PARTITION)).await.unwrap_err().to_string();
+    assert!(told.contains("not to be read any longer"), "{told}");
+    assert_eq!((offset(), stop.is_cancelled()), (1, false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_of_another_log_is_neither_taken_nor_built_on_nor_deleted() {
+    let (folder, unnamed) = in_folder(Duration::ZERO);
+    let of = |log: &str| {
+        let snapshots = Snapshots::open(&folder.path().into(), Duration::ZERO).unwrap().of(Some(log.into()));
+        Arc::new(Snapshots { limits: unnamed.limits.clone(), ..snapshots })
+    };
+    let logs = ["Kafka cluster one", "Kafka cluster two"].map(of);
+    for round in 1..=3u8 {
+        for (snapshots, own) in logs.iter().zip([10, 20]) {
+            // Both are at the same offsets, so that each finds the other's there.
+            let (mut server, restored) = server(snapshots).await;
+            assert_eq!(restored, round > 1);
+            let before = (1..round).map(|round| own + round);
+            assert_eq!(server.rows().into_keys().collect::<Vec<_>>(), before.collect::<Vec<_>>());
+            server.checkpoint(u64::from(round) * 2 * NEAR, &BTreeMap::from([(own + round, Some(1))]));
+            server.finish();
+        }
+        // What is old and named by nobody would be deleted in the next round.
+        let long_ago = std::time::UNIX_EPOCH + Duration::from_millis((Millis::wall().0 - 2 * HOUR) as u64);
+        for name in names(&folder) {
+            let path = folder.path().join(format!("partition-{PARTITION:05}")).join(name);
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+        }
+    }
+    // The first goes further on its own, and its files that are old go; the other's stay.
+    let mut first = server(&logs[0]).await.0;
+    for round in 4..=6u8 {
+        first.checkpoint(u64::from(round) * 2 * NEAR, &BTreeMap::from([(10 + round, Some(1))]));
+        first.finish();
+    }
+    let (second, restored) = server(&logs[1]).await;
+    assert!(restored);
+    assert_eq!((second.offset(), second.rows().into_keys().collect::<Vec<_>>()), (6 * NEAR, vec![21, 22, 23]));
+
+    let listed = names(&folder);
+    let newest = listed.iter().rfind(|name| name.starts_with("manifest")).unwrap();
+    let refused = logs[1].read(&second.store, &second.views, PARTITION, newest, &patient()).await.unwrap_err();
+    let told = refused.to_string();
+    assert!(told.contains("Kafka cluster one; this one is Kafka cluster two"), "{told}");
+    assert_eq!(second.offset(), 6 * NEAR, "what is here stays");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_does_not_say_whose_it_is_is_taken_and_gone_on_from() {
+    let (folder, unnamed) = in_folder(Duration::ZERO);
+    let mut before = server(&unnamed).await.0;
+    before.checkpoint(2 * NEAR, &BTreeMap::from([(1, Some(1))]));
+    before.finish();
+    let named = Snapshots::open(&folder.path().into(), Duration::ZERO).unwrap().of(Some("folder 1".into()));
+    let named = Arc::new(Snapshots { limits: unnamed.limits.clone(), ..named });
+    let (mut after, restored) = server(&named).await;
+    assert!(restored);
+    after.checkpoint(4 * NEAR, &BTreeMap::from([(2, Some(1))]));
+    after.finish();
+    // Whoever cannot tell takes it, too.
+    for snapshots in [&named, &unnamed] {
+        let (next, restored) = server(snapshots).await;
+        assert!(restored);
+        assert_eq!((next.offset(), next.rows().len()), (4 * NEAR, 2));
+    }
 }
