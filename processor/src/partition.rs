@@ -39,7 +39,7 @@ use crate::core::step::LOGIC_VERSION;
 use crate::snapshots::Taker;
 use crate::store::Writes;
 use crate::{Error, Snapshots, Store, Views};
-pub(crate) use applying::{load, step_safely};
+pub(crate) use applying::{load_for, step_safely};
 use completer::{Completer, note_durable};
 use prepare::newer_logic;
 pub(crate) use prepare::{Prepared, prepare};

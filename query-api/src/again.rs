@@ -1,10 +1,12 @@
 //! Events once more, the oldest first: what replays and recoveries are made of.
 //!
 //! Sources answer newest first, so time is cut into slices that hold no more than a page, each of which is turned round; a
-//! slice that holds more is cut again, and slices grow while little happens.
+//! slice that holds more is cut again, and slices grow while little happens. What comes while a replay is read is not of it
+//! ([`ReplayQuery::below`]), so a slice is the same whenever it is read again, and where it ends need not be remembered.
 
 use std::collections::{HashMap, HashSet};
 
+use sendtrail_schemas::block::Block;
 use sendtrail_schemas::destination::{Destination, ReplayQuery};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::ids::{AccountId, DestinationId};
@@ -131,6 +133,7 @@ impl Query {
         }
         let mut wanted = EventQuery::of(account, SLICE);
         wanted.kinds = query.event_types().filter(|kind| *kind != EventType::Unspecified).collect();
+        wanted.below = query.below;
         let OldestFirst { events, next } = match query.seq {
             Some(seq) => {
                 // Whoever asks for one event knows when it was received.
@@ -222,6 +225,7 @@ impl Query {
 fn would_get(to: &Destination, event: &Event, config: Option<&sendtrail_schemas::account::AccountConfig>) -> bool {
     let set = to.id().and_then(|id| config?.set_of(id)).and_then(|set| set.id());
     let of_set = set.is_none() || set == event.config_set();
+    let is_told = !matches!(&event.block, Some(Block::Subscription(change)) if !change.is_unsubscribe());
     // What is told once a call was told of another of its events.
-    of_set && to.wants(event.kind(), false)
+    of_set && is_told && to.wants(event.kind(), false)
 }

@@ -96,6 +96,8 @@ pub struct EventQuery {
     pub tag: Option<TagFilter>,
     /// This one only.
     pub place: Option<Place>,
+    /// Numbered below this in the account's partition.
+    pub below: Option<u64>,
     /// After this one, in the order of the page.
     pub before: Option<Position>,
     /// At most so many.
@@ -115,6 +117,7 @@ impl EventQuery {
             configuration_set_name: None,
             tag: None,
             place: None,
+            below: None,
             before: None,
             limit,
         }

@@ -255,6 +255,15 @@ block!(
     }
 );
 
+impl Subscription {
+    /// Whether the recipient left: every topic, or one by a link or header that is there for it. Otherwise the recipient came back,
+    /// or chose among topics. One that does not say is taken for leaving: whoever mails on after that is at fault.
+    pub fn is_unsubscribe(&self) -> bool {
+        let by = self.source.as_deref().unwrap_or_default();
+        self.unsubscribe_all != Some(false) || by.starts_with("Unsubscribe")
+    }
+}
+
 block!(
     /// A change of a webhook's health.
     WebhookChange {

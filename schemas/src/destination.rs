@@ -393,6 +393,9 @@ pub struct ReplayQuery {
     /// This event only, by its number in its partition.
     #[prost(uint64, optional, tag = "6")]
     pub seq: Option<u64>,
+    /// Numbered below this in their partition: what came after the replay was asked for is only delivered as new.
+    #[prost(uint64, optional, tag = "7")]
+    pub below: Option<u64>,
 }
 
 /// How much a replay has come to.

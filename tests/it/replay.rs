@@ -254,6 +254,29 @@ async fn a_replay_is_bounded_comes_behind_what_is_new_and_ends_when_its_owner_sa
 }
 
 #[tokio::test]
+async fn what_comes_after_a_replay_was_asked_for_is_not_of_it() {
+    let server = Server::start().await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("later").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    hook(&partner, &set, format!("{}/hook", receiver.base), json!({})).await;
+    let events = || (0..20).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>();
+    partner.stream(&events()).await;
+    receiver.wait("/hook", 20).await;
+    // Slowly, so that the rest comes while it is read, and into the very slice that it reads.
+    let started = partner.post("/events/replay", &json!({"from": "2026-01-01", "rate_per_second": 5})).await;
+    partner.stream(&events()).await;
+    let done = replay_done(&partner, &started).await;
+    assert_eq!((&done["status"], &done["events"], &done["deliveries"]), (&json!("done"), &json!(20), &json!(20)));
+    let ids = |posts: &[Post], again: bool| -> std::collections::HashSet<String> {
+        let of = posts.iter().filter(|post| post.header("x-sendtrail-replay").is_empty() != again);
+        of.map(|post| post.header("x-splashify-delivery-id").to_owned()).collect()
+    };
+    let posts = receiver.wait("/hook", 60).await;
+    assert_eq!((ids(&posts, false).len(), ids(&posts, true)), (40, ids(&posts[..20], false)));
+}
+
+#[tokio::test]
 async fn a_replay_goes_on_after_a_restart() {
     let server = Server::start().await;
     let receiver = Receiver::start_ok().await;

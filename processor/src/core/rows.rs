@@ -264,6 +264,9 @@ pub struct FactSeen {
     /// How long it is remembered, hours.
     #[prost(uint32, tag = "2")]
     pub horizon_hours: u32,
+    /// Of a call: the types of events by which it was heard of, one bit each; none where an earlier logic did not note them.
+    #[prost(uint32, tag = "3")]
+    pub kinds: u32,
 }
 
 impl FactSeen {
@@ -348,7 +351,7 @@ mod tests {
         let seen = Seen { send: Some(10 * DAY), click: Some(11 * DAY), ..Default::default() };
         let rows = [
             (RowKind::Seen, Row::Seen(Box::new(seen)), Some(26 * 24)),
-            (RowKind::Fact, Row::Fact(FactSeen { at: 10 * DAY, horizon_hours: 72 }), Some(13 * 24)),
+            (RowKind::Fact, Row::Fact(FactSeen { at: 10 * DAY, horizon_hours: 72, kinds: 0 }), Some(13 * 24)),
             (
                 RowKind::Suppressed,
                 Row::Suppressed(Box::new(Suppression { email: "a@b.co".into(), ..Default::default() })),

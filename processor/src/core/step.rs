@@ -11,6 +11,7 @@ mod webhook;
 pub use command::MAX_CONFIG_SETS;
 use sendtrail_schemas::account::{AccountConfig, ConfigSet};
 use sendtrail_schemas::codec;
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::{AccountId, event_id};
 use sendtrail_schemas::kind::EventType;
@@ -27,7 +28,7 @@ pub use webhook::{MAX_DESTINATIONS, MAX_WEBHOOKS};
 
 use super::effects::Effects;
 use super::overlay::{Keys, Overlay};
-use super::rows::RowKey;
+use super::rows::{Row, RowKey};
 use super::source::{Marks, Place};
 
 /// The logic that this program decides by. Older ones stay beside it until every snapshot has passed them:
@@ -39,6 +40,9 @@ use super::source::{Marks, Place};
 /// 5. The set that an event was found to be of says whom it suppresses, whatever set has its name by now. A destination that takes
 ///    one signature only from now on does not sign by a secret of before. An account has so many identities,
 ///    and remembers cancelled replays beside the others. What is known of a message is forgotten as a whole, whenever its row goes.
+///    A replay ends at the events that there are when it is asked for. Whoever is told once a call is so whatever other types the
+///    call had, whether an event names its call or takes it from its Send, and whether it came from outside or of our own sending.
+///    A change of a subscription is told as an unsubscribe only if it is one.
 pub const LOGIC_VERSION: u32 = 5;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
@@ -87,6 +91,22 @@ fn fact_keys(account: AccountId, fact: &EventFact, keys: &mut Keys) {
         keys.suppressed.push(RowKey::suppressed(account, &fact.recipient));
     }
     keys.call = fact.send_id.as_ref().and_then(|send_id| RowKey::call(account, kind, send_id));
+}
+
+/// The call that a fact takes from its Send, as is known once the rows of its [`keys`] are loaded: one more that [`step`] will
+/// want to read.
+pub fn inherited_call(overlay: &mut Overlay, record: &Record, keys: &Keys) -> Option<RowKey> {
+    let (Some(Body::Fact(fact)), Some(account), Some(seen)) = (&record.body, keys.account, &keys.seen) else {
+        return None;
+    };
+    let kind = fact.kind();
+    let is_since_5 = overlay.progress.settings.as_ref().is_some_and(|settings| settings.logic_version >= 5);
+    // A Send takes nothing, and the others are told of each recipient.
+    if !is_since_5 || fact.send_id.is_some() || !matches!(kind, EventType::Reject | EventType::RenderingFailure) {
+        return None;
+    }
+    let Some(Row::Seen(seen)) = overlay.row(seen) else { return None };
+    RowKey::call(account, kind, seen.sent.as_ref()?.send_id.as_deref()?)
 }
 
 /// Applies the record at `offset` to the state, appending what it gives rise to.
@@ -246,11 +266,16 @@ impl Step<'_> {
 }
 
 /// The destinations of a set, and the account's own, that take events of a type, sixteen bytes each. `first_of_call`: whether
-/// it is the first of its type for its call.
-fn destinations(config: &AccountConfig, set: Option<usize>, kind: EventType, first_of_call: bool) -> Vec<Vec<u8>> {
+/// it is the first of its call that one is told of.
+fn destinations(
+    config: &AccountConfig,
+    set: Option<usize>,
+    kind: EventType,
+    first_of_call: impl Fn(&Destination) -> bool,
+) -> Vec<Vec<u8>> {
     let of_set = set.and_then(|set| config.config_sets.get(set)).into_iter().flat_map(|set| &set.destinations);
     let all = of_set.chain(&config.webhooks);
-    all.filter(|dest| dest.takes(kind, first_of_call)).map(|dest| dest.destination_id.clone()).collect()
+    all.filter(|dest| dest.takes(kind, first_of_call(dest))).map(|dest| dest.destination_id.clone()).collect()
 }
 
 /// Every destination of an account that takes events of a type which belong to no set, sixteen bytes each.

@@ -18,7 +18,7 @@ use crate::core::effects::Effects;
 use crate::core::overlay::{Overlay, StoreKey};
 use crate::core::rows::is_expired;
 use crate::core::step::skip;
-use crate::partition::{Prepared, load, prepare, step_safely};
+use crate::partition::{Prepared, load_for, prepare, step_safely};
 use crate::snapshots::Until;
 use crate::store::{StoreView, Writes};
 use crate::{Error, Store, Views, blocking};
@@ -278,8 +278,8 @@ impl Fold {
         }
         let (offset, received_at) = (record.offset, Millis(record.received_at));
         match prepare(record, &self.skips) {
-            Prepared::Step(record, keys) => {
-                load(&self.store, &mut self.overlay, &keys)?;
+            Prepared::Step(record, mut keys) => {
+                load_for(&self.store, &mut self.overlay, &record, &mut keys)?;
                 let (overlay, effects) = (&mut self.overlay, &mut self.effects);
                 if step_safely(overlay, *record, &keys, offset, received_at, effects).is_err() {
                     // The overlay is in doubt: what was before it is in the store.

@@ -61,7 +61,7 @@ async fn a_row_that_is_other_than_it_was_is_named() {
     site.days(3, HOUR).await;
     let key = RowKey { account: AccountId(Uuid::from_u128(2)), kind: RowKind::Fact, hash: 7 };
     let mut overlay = Overlay::new(0, site.store.progress(0).unwrap().unwrap());
-    overlay.put_row(key, Some(Row::Fact(FactSeen { at: site.now, horizon_hours: 72 })));
+    overlay.put_row(key, Some(Row::Fact(FactSeen { at: site.now, horizon_hours: 72, kinds: 0 })));
     site.store.commit(0, Writes::take(&mut overlay)).unwrap();
     let found = site.rebuild(false).await.0.unwrap();
     let Verdict::Differs { rows, first } = found.verdict else { panic!("{found:?}") };

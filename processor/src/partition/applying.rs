@@ -18,7 +18,7 @@ use super::{Ended, READ_BYTES, Session, reached};
 use crate::core::effects::Effects;
 use crate::core::invariants::{Before, of_account};
 use crate::core::overlay::{Keys, Overlay};
-use crate::core::step::{skip, step};
+use crate::core::step::{inherited_call, skip, step};
 use crate::{Error, Store};
 
 impl Session<'_> {
@@ -30,7 +30,7 @@ impl Session<'_> {
         for record in records {
             let (offset, received_at) = (record.offset, Millis(record.received_at));
             match prepare(&record, &self.skips) {
-                Prepared::Step(record, keys) => self.step(*record, &keys, offset, received_at)?,
+                Prepared::Step(record, keys) => self.step(*record, keys, offset, received_at)?,
                 Prepared::Skip(payload, reason) => {
                     let reason = reason.to_owned();
                     skip(&mut self.overlay, payload.to_vec(), &reason, offset, received_at, &mut self.effects);
@@ -50,10 +50,10 @@ impl Session<'_> {
         self.emit()
     }
 
-    fn step(&mut self, record: Record, keys: &Keys, offset: u64, received_at: Millis) -> Result<(), Ended> {
-        load(&self.of.store, &mut self.overlay, keys)?;
+    fn step(&mut self, record: Record, mut keys: Keys, offset: u64, received_at: Millis) -> Result<(), Ended> {
+        load_for(&self.of.store, &mut self.overlay, &record, &mut keys)?;
         let waiting = record.reply_to;
-        step_safely(&mut self.overlay, record, keys, offset, received_at, &mut self.effects).map_err(|panic| {
+        step_safely(&mut self.overlay, record, &keys, offset, received_at, &mut self.effects).map_err(|panic| {
             // The overlay is in doubt, and so are the effects of this piece: both are thrown away.
             let reason = format!("the logic panicked: {panic}");
             if let Some(reply_to) = waiting {
@@ -158,7 +158,20 @@ pub(crate) fn step_safely(
     stepped.map_err(|panic| panic_text(&*panic))
 }
 
-/// Loads what a step reads.
+/// Loads what the step of a record reads; what a fact takes from its Send may name one row more.
+///
+/// # Errors
+/// Those of [`load`].
+pub(crate) fn load_for(store: &Store, overlay: &mut Overlay, record: &Record, keys: &mut Keys) -> Result<(), Error> {
+    load(store, overlay, keys)?;
+    if let Some(call) = inherited_call(overlay, record, keys) {
+        keys.call = Some(call);
+        load(store, overlay, keys)?;
+    }
+    Ok(())
+}
+
+/// Loads rows and an account.
 ///
 /// # Errors
 /// [`Error::Store`]; [`Error::Schema`] when a row is not what it should be.

@@ -50,7 +50,7 @@ impl Server {
         let progress = Progress { next_offset: offset, last_t: offset as i64, ..Progress::default() };
         let mut overlay = Overlay::new(PARTITION, progress);
         for (n, at) in changes {
-            overlay.put_row(key(*n), at.map(|at| Row::Fact(FactSeen { at, horizon_hours: 72 })));
+            overlay.put_row(key(*n), at.map(|at| Row::Fact(FactSeen { at, horizon_hours: 72, kinds: 0 })));
         }
         let writes = Writes::take(&mut overlay);
         let keys: Vec<_> = writes.keys().collect();

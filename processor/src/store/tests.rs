@@ -11,7 +11,7 @@ fn key(hash: u128) -> RowKey {
 
 fn write(store: &Store, partition: u32, hash: u128, at: i64, t: i64) {
     let mut overlay = Overlay::new(partition, Progress { next_offset: 5, last_t: t, ..Progress::default() });
-    overlay.put_row(key(hash), Some(Row::Fact(FactSeen { at, horizon_hours: 72 })));
+    overlay.put_row(key(hash), Some(Row::Fact(FactSeen { at, horizon_hours: 72, kinds: 0 })));
     store.commit(partition, Writes::take(&mut overlay)).unwrap();
 }
 

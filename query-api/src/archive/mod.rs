@@ -352,6 +352,7 @@ fn conditions(query: &EventQuery, part: Part) -> Vec<Expr> {
         let of = col("partition").eq(lit(i64::from(place.partition))).and(col("seq").eq(lit(place.seq as i64)));
         all.push(col("received_at").eq(time(place.received_at)).and(of));
     }
+    all.extend(query.below.map(|below| col("seq").lt(lit(below as i64))));
     if let Some(before) = &query.before {
         all.push(comes_after(before));
     }

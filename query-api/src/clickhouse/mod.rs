@@ -321,6 +321,10 @@ impl Filter {
             let seq = self.value("Int64", Value::Number(place.seq as i64));
             self.conditions.push(format!("received_at = {at} AND partition = {partition} AND seq = {seq}"));
         }
+        if let Some(below) = query.below {
+            let below = self.value("Int64", Value::Number(below as i64));
+            self.conditions.push(format!("seq < {below}"));
+        }
         if let Some(before) = &query.before {
             let at = self.time(before.occurred_at);
             let id = self.text_value(&before.event_id);

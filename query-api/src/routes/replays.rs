@@ -175,7 +175,7 @@ pub(super) async fn retry(
 pub(super) struct RecoverRequest {
     /// A day or a time of the events; needed.
     since: Option<String>,
-    /// Until when; now by default.
+    /// Until when; now by default. What comes after the request is not part of it.
     until: Option<String>,
     rate_per_second: Option<u32>,
 }
@@ -213,7 +213,8 @@ fn body_time(name: &str, text: &str) -> Result<Millis, Problem> {
     time(name, text).map_err(|problem| Problem { code: Code::InvalidRequest, ..problem })
 }
 
-/// Everything that has happened by now, when no end is given.
+/// Everything that has happened by now, when no end is given, also what is dated ahead: a replay ends at what was there when it was
+/// asked for ([`ReplayQuery::below`]).
 fn until(query: &Query, name: &str, text: Option<&str>) -> Result<Millis, Problem> {
     match text {
         Some(text) => body_time(name, text),
@@ -234,7 +235,7 @@ fn rate(asked: Option<u32>) -> Result<u32, Problem> {
 pub(super) struct ReplayRequest {
     /// Events that happened at or after: a day or a time.
     from: Option<String>,
-    /// And before.
+    /// And before. What comes after the request is not part of it, and is only delivered as new.
     to: Option<String>,
     /// Of these types; none: all.
     event_types: Option<Vec<String>>,
@@ -284,7 +285,7 @@ pub(super) async fn replay(
         event_types: request.event_types.iter().flatten().map(kind).collect::<Result<_, _>>()?,
         destination_ids: request.destination_ids.iter().flatten().map(destination).collect::<Result<_, _>>()?,
         statuses: request.statuses.iter().flatten().map(standing).collect::<Result<_, _>>()?,
-        seq: None,
+        ..ReplayQuery::default()
     };
     let rate = rate(request.rate_per_second)?;
     if request.dry_run {

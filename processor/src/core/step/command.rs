@@ -119,7 +119,10 @@ impl Step<'_> {
             Change::RotateSecret(rotate) => webhook::rotate(account, rotate, now),
             Change::SwitchSecret(name) => webhook::switch(account, &name),
             Change::WebhookHealth(health) => self.webhook_health(account, health),
-            Change::StartReplay(replay) => webhook::start_replay(account, replay, now, since_5),
+            Change::StartReplay(replay) => {
+                let below = since_5.then_some(self.overlay.progress.next_event);
+                webhook::start_replay(account, replay, now, since_5, below)
+            }
             Change::ReplayProgress(replay) => webhook::replay_progress(account, replay, now),
             Change::CancelReplay(replay) => webhook::cancel_replay(account, &replay, now),
             Change::Lifecycle(lifecycle) => self.lifecycle(account, lifecycle),

@@ -3,6 +3,7 @@
 use sendtrail_schemas::account::{AccountConfig, Suppression, SuppressionOptions};
 use sendtrail_schemas::block::Block;
 use sendtrail_schemas::codec;
+use sendtrail_schemas::destination::Destination;
 use sendtrail_schemas::event::{Event, EventFact, Tags};
 use sendtrail_schemas::ids::{AccountId, ConfigSetId};
 use sendtrail_schemas::kind::EventType;
@@ -46,6 +47,32 @@ struct Observed {
     sent_epoch: Option<u32>,
     /// The configuration set that it was sent through, unless the fact names another.
     sent_set: Option<ConfigSetId>,
+}
+
+/// Types of events by which a call was heard of, one bit each.
+#[derive(Clone, Copy, Default)]
+struct Heard(u32);
+
+impl Heard {
+    /// By one that is told once a call.
+    fn by(kind: EventType) -> Self {
+        Self(1_u32.checked_shl(kind as u32).unwrap_or_default())
+    }
+
+    /// What a row tells. One of an earlier logic may be of any type.
+    fn before(seen: &FactSeen) -> Self {
+        Self(if seen.kinds == 0 { u32::MAX } else { seen.kinds })
+    }
+
+    fn noted(self, t: Millis) -> FactSeen {
+        FactSeen { at: t.0, horizon_hours: (ONCE_HORIZON / HOUR) as u32, kinds: self.0 }
+    }
+
+    /// Whether none of them was one that a destination is told of.
+    fn is_news_for(self, to: &Destination) -> bool {
+        let told = [EventType::Send, EventType::Reject, EventType::RenderingFailure];
+        !told.into_iter().any(|kind| self.0 & Self::by(kind).0 != 0 && to.wants(kind, true))
+    }
 }
 
 impl Step<'_> {
@@ -115,7 +142,15 @@ impl Step<'_> {
             let from = fact.from.as_deref().unwrap_or_default();
             account.count(set, from, t, occurred_at.hour(), what, judged);
         }
-        let first_of_call = self.is_first_of_call(&config, kind, keys);
+        let heard = keys.call.filter(|_| fact.send_id.is_some()).map(|call| self.hear_of_call(&config, kind, &call));
+        let heard = heard.unwrap_or_default();
+        let mut destination_ids = destinations(&config, set, kind, |to| heard.is_news_for(to));
+        if self.settings().logic_version >= 5
+            && matches!(&fact.block, Some(Block::Subscription(change)) if !change.is_unsubscribe())
+        {
+            // Whoever has a name for the type calls it an unsubscribe.
+            destination_ids.clear();
+        }
         let erased = erasure::is_erased(account, fact, observed.sent_at, occurred_at, t);
         let mut event = Event {
             account_id: config.account_id.clone(),
@@ -137,7 +172,7 @@ impl Step<'_> {
             counted: what.is_some(),
             history,
             sent_at: observed.sent_at,
-            destination_ids: destinations(&config, set, kind, first_of_call),
+            destination_ids,
             config_set_id: of_set.map(|set| set.config_set_id.clone()),
             block: fact.block.take(),
             ..Event::default()
@@ -148,18 +183,35 @@ impl Step<'_> {
         Some(event)
     }
 
-    /// Whether a new fact is the first of its kind for its call, noted if somebody is told of such facts once a call.
-    fn is_first_of_call(&mut self, config: &AccountConfig, kind: EventType, keys: &Keys) -> bool {
-        let asked = || config.destinations().any(|dest| dest.dialect().is_once_a_call(kind));
-        let Some(key) = keys.call.as_ref().filter(|_| asked()) else { return true };
+    /// By what a call was heard of before a new fact, which is noted if somebody is told of such facts once a call.
+    fn hear_of_call(&mut self, config: &AccountConfig, kind: EventType, call: &RowKey) -> Heard {
+        if !config.destinations().any(|dest| dest.dialect().is_once_a_call(kind)) {
+            return Heard::default();
+        }
         let t = self.t;
-        self.overlay.edit_row(key, |row| {
-            if matches!(row, Some(Row::Fact(seen)) if seen.remembered(t)) {
-                return (false, false);
+        let now = if self.settings().logic_version >= 5 { Heard::by(kind) } else { Heard::default() };
+        self.overlay.edit_row(call, |row| match row {
+            Some(Row::Fact(seen)) if seen.remembered(t) => {
+                let before = Heard::before(seen);
+                let is_other = (before.0 | now.0) != before.0;
+                if is_other {
+                    seen.kinds = before.0 | now.0;
+                }
+                (is_other, before)
             }
-            *row = Some(Row::Fact(FactSeen { at: t.0, horizon_hours: (ONCE_HORIZON / HOUR) as u32 }));
-            (true, true)
+            _ => {
+                *row = Some(Row::Fact(now.noted(t)));
+                (true, Heard::default())
+            }
         })
+    }
+
+    /// A call of our own was heard of: facts that come of it later are not the first.
+    pub(super) fn note_call(&mut self, id: AccountId, config: &AccountConfig, kind: EventType, send_id: &str) {
+        let is_asked = config.destinations().any(|dest| dest.dialect().is_once_a_call(kind));
+        if let Some(call) = RowKey::call(id, kind, send_id).filter(|_| is_asked) {
+            self.overlay.put_row(call, Some(Row::Fact(Heard::by(kind).noted(self.t))));
+        }
     }
 
     fn is_repeated(&mut self, key: &RowKey) -> bool {
@@ -168,7 +220,7 @@ impl Step<'_> {
             if matches!(row, Some(Row::Fact(seen)) if seen.remembered(t)) {
                 return (false, true);
             }
-            *row = Some(Row::Fact(FactSeen { at: t.0, horizon_hours }));
+            *row = Some(Row::Fact(FactSeen { at: t.0, horizon_hours, kinds: 0 }));
             (true, false)
         })
     }

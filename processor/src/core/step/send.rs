@@ -171,6 +171,13 @@ impl Step<'_> {
                 rejected: reason.map(|(short, _)| short.into()),
             });
         }
+        if self.settings().logic_version >= 5 {
+            for (kind, is_told) in [(EventType::Send, !first_sent), (EventType::Reject, !first_rejected)] {
+                if is_told {
+                    self.note_call(id, &config, kind, &request.send_id);
+                }
+            }
+        }
         let send_id = request.send_id.clone();
         if !mailed.is_empty() {
             self.mail(Mail {
@@ -210,7 +217,7 @@ struct Destinations {
 
 impl Destinations {
     fn new(config: &AccountConfig, set: Option<usize>, kind: EventType) -> Self {
-        let of = |first| destinations(config, set, kind, first);
+        let of = |first| destinations(config, set, kind, |_| first);
         Self { first: of(true), further: of(false) }
     }
 

@@ -191,11 +191,21 @@ pub(super) fn switch(account: &mut Account, name: &DestinationName) -> Told {
     }
 }
 
-/// `keeps`: cancelled ones are counted apart.
-pub(super) fn start_replay(account: &mut Account, replay: Replay, now: i64, keeps: bool) -> Told {
+/// `keeps`: cancelled ones are counted apart. `below`: the number of the next event, where a replay ends.
+pub(super) fn start_replay(
+    account: &mut Account,
+    mut replay: Replay,
+    now: i64,
+    keeps: bool,
+    below: Option<u64>,
+) -> Told {
     let running = |replay: &&Replay| replay.state() == ReplayState::Running;
     if account.config.replays.iter().filter(running).count() >= MAX_RUNNING {
         return refused(Code::ReplayLimitReached, format!("at most {MAX_RUNNING} replays run at once"));
+    }
+    if let Some(query) = replay.query.as_mut().filter(|query| query.seq.is_none()) {
+        // No clock tells what was there before: some events are dated ahead, and others come late.
+        query.below = below;
     }
     let replays = &mut account.config_mut().replays;
     // Of one that was cancelled much may wait for long, which only the record of it holds back.

@@ -18,7 +18,7 @@ use crate::core::account::Account;
 use crate::core::effects::Effects;
 use crate::core::overlay::{Keys, Overlay, Progress, StoreKey};
 use crate::core::rows::Row;
-use crate::core::step::{keys, step, usual_settings};
+use crate::core::step::{inherited_call, keys, step, usual_settings};
 
 pub const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
 
@@ -52,8 +52,12 @@ impl Machine {
     }
 
     pub fn apply(&mut self, record: Record) -> Effects {
-        let keys = keys(&record);
+        let mut keys = keys(&record);
         self.load(&keys);
+        if let Some(call) = inherited_call(&mut self.overlay, &record, &keys) {
+            keys.call = Some(call);
+            self.load(&keys);
+        }
         let mut effects = Effects::default();
         let offset = self.overlay.progress.next_offset;
         step(&mut self.overlay, record, &keys, offset, self.now, &mut effects);

@@ -1,8 +1,10 @@
 //! Destinations: how they do, their secrets, replays, and who is told what.
 
-use sendtrail_schemas::account::Policy;
-use sendtrail_schemas::block::{Block, Lifecycle};
-use sendtrail_schemas::destination::{Destination, Dialect, Health, Replay, ReplayCounts, ReplayState, Surface};
+use sendtrail_schemas::account::{Policy, Suppression};
+use sendtrail_schemas::block::{Block, Lifecycle, Subscription};
+use sendtrail_schemas::destination::{
+    Destination, Dialect, Health, Replay, ReplayCounts, ReplayQuery, ReplayState, Surface,
+};
 use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{
@@ -261,4 +263,93 @@ fn zmailer_is_told_of_a_call_once_also_of_a_streamed_one() {
     assert_eq!(code(&decision), "ok");
     let told: Vec<Vec<u128>> = effects.events.iter().map(numbers).collect();
     assert_eq!(told, [vec![1, 2], vec![2], vec![2]]);
+}
+
+#[test]
+fn a_type_that_was_not_asked_for_does_not_use_up_what_is_told_once_a_call() {
+    let mut m = machine();
+    for (n, kinds) in [(1, vec![EventType::Reject]), (2, vec![]), (3, vec![EventType::RenderingFailure])] {
+        add(&mut m, n, Dialect::Zmailer, Surface::Zmailer);
+        let patch = DestinationPatch {
+            destination: Some(name(n)),
+            has_matching_event_types: true,
+            matching_event_types: kinds.into_iter().map(|kind| kind as i32).collect(),
+            ..DestinationPatch::default()
+        };
+        assert_eq!(code(&m.command(Change::PatchDestination(patch))), "ok");
+    }
+    let (reject, failure) = (EventType::Reject, EventType::RenderingFailure);
+    let told = [(failure, "m1"), (reject, "m2"), (reject, "m3"), (failure, "m4")].map(|(kind, message)| {
+        m.restart();
+        numbers(&m.fact(EventFact { send_id: Some("call".into()), ..fact(kind, message, "a@b.co") })[0])
+    });
+    assert_eq!(told, [vec![2, 3], vec![1], vec![], vec![]]);
+}
+
+#[test]
+fn a_call_is_told_of_once_also_when_its_events_take_it_from_their_sends() {
+    let mut m = machine();
+    add(&mut m, 1, Dialect::Zmailer, Surface::Zmailer);
+    for message in ["m1", "m2"] {
+        m.fact(EventFact { send_id: Some("call".into()), ..fact(EventType::Send, message, "a@b.co") });
+    }
+    let failed = |m: &mut Machine, kind, message: &str, to: &str| {
+        m.restart();
+        let events = m.fact(fact(kind, message, to));
+        (events[0].send_id.clone().unwrap_or_default(), numbers(&events[0]))
+    };
+    assert_eq!(failed(&mut m, EventType::Reject, "m1", "a@b.co"), ("call".into(), vec![1]));
+    assert_eq!(failed(&mut m, EventType::RenderingFailure, "m2", "a@b.co"), ("call".into(), vec![]));
+    // One of our own was told of when it was made.
+    super::scenarios::verify_domain(&mut m, "acme.com");
+    let no = Suppression { email: "no@y.co".into(), reason: "MANUAL".into(), ..Suppression::default() };
+    assert_eq!(code(&m.command(Change::PutSuppression(no))), "ok");
+    let (effects, decision) = m.send(send("s", &["x@y.co", "no@y.co"]));
+    assert_eq!(code(&decision), "ok");
+    let told: Vec<_> = effects.events.iter().map(|event| (event.kind(), numbers(event))).collect();
+    assert_eq!(told, [(EventType::Send, vec![1]), (EventType::Reject, vec![1])]);
+    assert_eq!(failed(&mut m, EventType::Reject, "s-0", "x@y.co"), ("s".into(), vec![]));
+    // What is remembered of a Send no longer says nothing of its call.
+    m.now = m.now.plus(16 * DAY);
+    assert_eq!(failed(&mut m, EventType::Reject, "m2", "a@b.co"), (String::new(), vec![1]));
+}
+
+#[test]
+fn only_an_unsubscribe_is_told_as_one() {
+    let mut m = machine();
+    add(&mut m, 1, Dialect::Nexuspromail, Surface::Sendcomms);
+    add(&mut m, 2, Dialect::Standard, Surface::Account);
+    let told = [
+        (None, None),
+        (Some(true), Some("SubscriptionManagementPage")),
+        (Some(false), Some("SubscriptionManagementPage")),
+        (Some(false), None),
+        (Some(false), Some("UnsubscribeHeader")),
+    ]
+    .map(|(unsubscribe_all, source)| {
+        let block = Subscription { unsubscribe_all, source: source.map(Into::into), ..Subscription::default() };
+        let block = Some(Block::Subscription(block));
+        numbers(&m.fact(EventFact { block, ..fact(EventType::Subscription, "m", "a@b.co") })[0])
+    });
+    assert_eq!(told, [vec![1, 2], vec![1, 2], vec![], vec![], vec![1, 2]]);
+    assert_eq!(numbers(&m.fact(fact(EventType::Subscription, "m", "a@b.co"))[0]), [1, 2], "one that says nothing more");
+}
+
+#[test]
+fn a_replay_ends_at_the_events_that_there_are_when_it_is_asked_for() {
+    let mut m = machine();
+    for message in ["m1", "m2", "m3"] {
+        m.fact(fact(EventType::Delivery, message, "a@b.co"));
+    }
+    let next = m.overlay.progress.next_event;
+    let whole = ReplayQuery { to: START.0 + DAY, ..ReplayQuery::default() };
+    let one = ReplayQuery { seq: Some(1), ..ReplayQuery::default() };
+    for (n, query) in [(1, whole), (2, one)] {
+        let replay = Replay { replay_id: id(n), query: Some(query), ..Replay::default() };
+        assert_eq!(code(&m.command(Change::StartReplay(replay))), "ok");
+        m.fact(fact(EventType::Delivery, &format!("later{n}"), "a@b.co"));
+    }
+    m.restart();
+    let below: Vec<_> = m.config().replays.iter().map(|replay| replay.query.as_ref().unwrap().below).collect();
+    assert_eq!(below, [Some(next), None]);
 }
