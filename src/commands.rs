@@ -234,6 +234,8 @@ async fn repair(args: &Serve) -> anyhow::Result<ExitCode> {
 }
 
 async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
+    // Nothing, but in builds for tests.
+    let _failpoints = fail::FailScenario::setup();
     let config = load(args)?;
     telemetry::log(&config.telemetry)?;
     let data = &config.data.dir;
@@ -242,7 +244,7 @@ async fn rebuild_projections(args: &Serve) -> anyhow::Result<()> {
     let folder = config.archive_folder();
     let events = archive::Table::open(&archive::EVENTS, &folder.join(archive::EVENTS.name())).await?;
     let attempts = archive::Table::open(&archive::ATTEMPTS, &folder.join(archive::ATTEMPTS.name())).await?;
-    let mut projections = Projections::open(store.database())?;
+    let mut projections = Projections::open_to_rebuild(store.database())?;
     let partitions = config.log.partitions;
     let rebuilt = sendtrail_processor::rebuild_projections(&events, &attempts, &mut projections, partitions).await?;
     println!(

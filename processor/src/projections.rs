@@ -6,6 +6,7 @@
 mod deliveries;
 mod erasures;
 mod reader;
+mod rebuilding;
 
 use std::collections::HashMap;
 
@@ -66,11 +67,11 @@ struct HourState {
 }
 
 impl Projections {
-    /// Opens the projections in a database.
+    /// Opens the projections in a database, whole or not, for a rebuild.
     ///
     /// # Errors
     /// [`Error::Store`].
-    pub fn open(database: &Database) -> Result<Self, Error> {
+    pub fn open_to_rebuild(database: &Database) -> Result<Self, Error> {
         let keyspace = |name: &str| database.keyspace(name, KeyspaceCreateOptions::default);
         let mut projections = Self {
             database: database.clone(),
@@ -132,22 +133,6 @@ impl Projections {
     pub fn mark(&self, of: TopicPartition) -> Result<u64, Error> {
         let value = self.marks.get(mark_key(of))?;
         Ok(value.and_then(|value| value[..].try_into().ok()).map_or(0, u64::from_be_bytes))
-    }
-
-    /// Forgets every sum and every delivery, and the marks of both, for a rebuild.
-    ///
-    /// # Errors
-    /// [`Error::Store`].
-    pub fn clear(&mut self, partitions: u32) -> Result<(), Error> {
-        self.rollups.clear()?;
-        self.deliveries.clear()?;
-        self.troubled.clear()?;
-        for partition in 0..partitions {
-            for topic in [Topic::Events, Topic::Attempts] {
-                self.marks.remove(mark_key(TopicPartition::new(topic, partition)))?;
-            }
-        }
-        Ok(())
     }
 
     /// Adds an event up; one before the mark is passed over by the caller.
@@ -261,11 +246,6 @@ impl Projections {
     pub fn add_dead_letter(&mut self, letter: &DeadLetter) {
         self.passed.insert(TopicPartition::new(Topic::DeadLetter, letter.partition), letter.seq + 1);
         self.pending_letters.push((letter_key(letter.partition, letter.seq), letter.encode_to_vec()));
-    }
-
-    /// Sets a mark, for a rebuild.
-    pub fn set_mark(&mut self, of: TopicPartition, next: u64) {
-        self.passed.insert(of, next);
     }
 
     /// Writes what was added and the marks, together. Durable when this returns if `durably`, else visible at least.

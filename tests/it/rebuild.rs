@@ -1,26 +1,35 @@
-//! A state that is lost or damaged, folded once more from the archived intake.
+//! A state that is lost or damaged, folded once more from the archived intake; and sums made anew, killed on the way.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use sendtrail::config::{Backend, Config};
 
-use super::binary::PROGRAM;
+use super::binary::{PROGRAM, refused};
 use super::support::*;
 
-fn sendtrail(command: &[&str], data: &Path, config: &Config) -> Output {
-    let kafka = [
+fn settings(config: &Config) -> [(&'static str, &str); 5] {
+    [
         ("SENDTRAIL__LOG__BACKEND", if config.log.backend == Backend::Kafka { "kafka" } else { "embedded" }),
         ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", &config.kafka.bootstrap_servers),
         ("SENDTRAIL__KAFKA__NAMESPACE", &config.kafka.namespace),
-    ];
+        ("SENDTRAIL__LOG__PARTITIONS", "3"),
+        ("SENDTRAIL__LOG__SIMULATED", "true"),
+    ]
+}
+
+fn sendtrail(command: &[&str], data: &Path, config: &Config) -> Output {
+    ended_at("", command, data, config)
+}
+
+/// The same, ended at a point if it gets there.
+fn ended_at(failpoints: &str, command: &[&str], data: &Path, config: &Config) -> Output {
     Command::new(PROGRAM)
         .args(command)
         .arg("--data")
         .arg(data)
-        .envs(kafka)
-        .env("SENDTRAIL__LOG__PARTITIONS", "3")
-        .env("SENDTRAIL__LOG__SIMULATED", "true")
+        .envs(settings(config))
+        .env("FAILPOINTS", failpoints)
         .output()
         .unwrap()
 }
@@ -123,4 +132,49 @@ async fn a_state_that_is_lost_is_folded_again_and_goes_on() {
     let server = stopped.start().await;
     assert!(!kept.exists());
     server.app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sums_of_which_some_are_missing_are_not_served() {
+    let server = Server::start().await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("halves").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    partner.destination(&set, json!({"webhook_url": format!("{}/hook", receiver.base)})).await;
+    let mut click = partner.event("Click");
+    click["configuration_set_name"] = "set".into();
+    partner.stream(&[click]).await;
+    partner.stream(&(0..300).map(|_| partner.event("Send")).collect::<Vec<_>>()).await;
+    let delivered = async |partner: &Partner| {
+        let clicks = partner.rows("/events?event_type=click", "events").await;
+        clicks[0]["deliveries"][0].clone()
+    };
+    eventually("it is delivered", async || delivered(&partner).await["status"] == "delivered").await;
+    let path = "/stats?from=2026-05-01&to=2026-05-02&granularity=hour&group_by=recipient_domain";
+    let before = (partner.get(path).await, delivered(&partner).await);
+    assert_eq!(before.0["totals"]["sends"], 300);
+    let stopped = server.stop().await;
+    let (data, config) = (stopped.config.data.dir.clone(), stopped.config.clone());
+    // Before whatever it makes durable, from when nothing was touched yet to when only the end is missing.
+    let mut killed = 0;
+    loop {
+        let point = format!("projections.before={killed}*off->return");
+        let rebuilt = ended_at(&point, &["rebuild-projections"], &data, &config);
+        if rebuilt.status.success() {
+            break;
+        }
+        assert_eq!(rebuilt.status.code(), None, "{}", told(&rebuilt));
+        if killed > 0 {
+            let why = refused(&data, &settings(&config)).await;
+            assert!(why.contains("run 'sendtrail rebuild-projections' again"), "after {killed}: {why}");
+        }
+        killed += 1;
+    }
+    // Its mark, a file of events, one of attempts, the end.
+    assert!(killed >= 4, "{killed}");
+    let server = stopped.start().await;
+    let partner = partner.on(&server);
+    assert_eq!((partner.get(path).await, delivered(&partner).await), before);
+    partner.stream(&[event("Send", "one-more")]).await;
+    assert_eq!(partner.get(path).await["totals"]["sends"], 301);
 }
