@@ -139,8 +139,8 @@ pub struct Status {
 /// A durable log of topics and partitions, each a sequence of records numbered from 0 without holes.
 ///
 /// Guarantees: an append that resolves is durable, in the order of its offset, and seen by the readers of this process;
-/// the records of a batch follow one another; readers see only what is durable, in order, each number of a dense
-/// sequence once. An append that fails has left nothing, unless it fails with [`Error::InDoubt`].
+/// the records of a batch follow one another, though other servers' may be in between; readers see only what is durable, in
+/// order, each number of a dense sequence once. An append that fails has left nothing, unless it fails with [`Error::InDoubt`].
 pub trait EventLog: Send + Sync + 'static {
     /// Appends a batch; resolves with the offset of its first record once it is durable.
     ///

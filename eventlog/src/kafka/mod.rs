@@ -342,11 +342,10 @@ impl EventLog for KafkaLog {
         }
         // Handed to the producer here and now, so that the order of calls is the order of the log.
         let written = self.writer.append(to, &batch);
-        let count = batch.len() as u64;
         Box::pin(async move {
-            let first = written?.await.unwrap_or_else(|_| Err(Error::InDoubt("the log was closed".into())))?;
+            let (first, next) = written?.await.unwrap_or_else(|_| Err(Error::InDoubt("the log was closed".into())))?;
             // It is durable, whatever keeps it from being seen here.
-            seen.await_next(first + count).await.map_err(|error| Error::InDoubt(error.to_string()))?;
+            seen.await_next(next).await.map_err(|error| Error::InDoubt(error.to_string()))?;
             Ok(first)
         })
     }

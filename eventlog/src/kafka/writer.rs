@@ -20,7 +20,8 @@ use super::numbers::{End, key};
 use super::{Options, PATIENCE};
 use crate::{Batch, Error};
 
-type Outcome = Result<u64, Error>;
+/// The first number of a batch, and the one after its last: where others write, too, theirs may be in between.
+type Outcome = Result<(u64, u64), Error>;
 type Written = BoxFuture<'static, Result<Outcome, oneshot::error::RecvError>>;
 
 /// See the module.
@@ -64,6 +65,7 @@ struct Order {
 struct Ticket {
     left: AtomicU32,
     first_offset: AtomicI64,
+    last_offset: AtomicI64,
     bytes: u64,
     numbers: Option<(u64, u64)>,
     failed: Mutex<Option<String>>,
@@ -76,7 +78,10 @@ struct Ticket {
 impl Ticket {
     fn settle(&self, outcome: Result<i64, String>) {
         match outcome {
-            Ok(offset) => drop(self.first_offset.fetch_min(offset, Ordering::AcqRel)),
+            Ok(offset) => {
+                self.first_offset.fetch_min(offset, Ordering::AcqRel);
+                self.last_offset.fetch_max(offset, Ordering::AcqRel);
+            }
             Err(why) => drop(self.failed.lock().get_or_insert(why)),
         }
         if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
@@ -95,7 +100,8 @@ impl Ticket {
                 if let Some((_, next)) = self.numbers {
                     self.lane.acknowledged.send_modify(|(number, _)| *number = (*number).max(Some(next)));
                 }
-                Ok(self.numbers.map_or(self.first_offset.load(Ordering::Acquire) as u64, |(first, _)| first))
+                let place = |offset: &AtomicI64| offset.load(Ordering::Acquire) as u64;
+                Ok(self.numbers.unwrap_or_else(|| (place(&self.first_offset), place(&self.last_offset) + 1)))
             }
         };
         if let Some(done) = self.done.lock().take() {
@@ -213,6 +219,7 @@ impl Writer {
         let ticket = Arc::new(Ticket {
             left: AtomicU32::new(count),
             first_offset: AtomicI64::new(i64::MAX),
+            last_offset: AtomicI64::new(i64::MIN),
             bytes,
             numbers,
             failed: Mutex::default(),
@@ -284,10 +291,10 @@ impl Lane {
     fn wait(&self, numbers: Option<(u64, u64)>, generation: u64) -> Written {
         let mut acknowledged = self.acknowledged.subscribe();
         async move {
-            let Some((first, next)) = numbers else { return Ok(Ok(0)) };
+            let Some((first, next)) = numbers else { return Ok(Ok((0, 0))) };
             let settled = |told: &(Option<u64>, u64)| told.0 >= Some(next) || told.1 > generation;
             let reached = acknowledged.wait_for(settled).await.is_ok_and(|told| told.0 >= Some(next));
-            Ok(if reached { Ok(first) } else { Err(Error::InDoubt("the producer failed".into())) })
+            Ok(if reached { Ok((first, next)) } else { Err(Error::InDoubt("the producer failed".into())) })
         }
         .boxed()
     }
@@ -296,6 +303,38 @@ impl Lane {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_ends_after_its_last_record_wherever_others_wrote() {
+        for (numbers, placed) in [(None, (7, 13)), (Some((2, 5)), (2, 5))] {
+            let lane = Lane {
+                name: "sendtrail.intake".into(),
+                partition: 0,
+                order: Mutex::new(Order { next: None, generation: 0 }),
+                acknowledged: watch::Sender::new((None, 0)),
+            };
+            let (done, mut wait) = oneshot::channel();
+            let ticket = Ticket {
+                left: AtomicU32::new(3),
+                first_offset: AtomicI64::new(i64::MAX),
+                last_offset: AtomicI64::new(i64::MIN),
+                bytes: 9,
+                numbers,
+                failed: Mutex::default(),
+                done: Mutex::new(Some(done)),
+                lane: Arc::new(lane),
+                generation: 1,
+                queued: Arc::new(AtomicU64::new(9)),
+            };
+            // Another server's records are at 8, 10 and 11.
+            for offset in [7, 12] {
+                ticket.settle(Ok(offset));
+                assert!(wait.try_recv().is_err(), "not all of it is acknowledged");
+            }
+            ticket.settle(Ok(9));
+            assert_eq!(wait.try_recv().unwrap().unwrap(), placed);
+        }
+    }
 
     #[test]
     fn a_partition_that_comes_back_empty_goes_on_with_whatever_number_comes() {

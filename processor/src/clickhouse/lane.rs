@@ -220,6 +220,9 @@ impl Lane {
         let sql = format!("INSERT INTO {table} ({}) FORMAT {}", columns.join(", "), format::FORMAT);
         let sent = rows.clone();
         let body = blocking("encode rows", move || format::encode(&sent)).await?;
+        if !self.claims.is_last(claim).await? {
+            return Err(Error::Missing(format!("another server inserts into the table {table}")));
+        }
         // One block, so that the token stands for all of it.
         let mut insert = self
             .client
@@ -306,7 +309,39 @@ fn share(ranges: &mut Ranges, rows: u64) {
 
 #[cfg(test)]
 mod tests {
+    use object_store::memory::InMemory;
+
+    use super::super::rows::EVENTS;
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_was_away_while_another_went_on_inserts_nothing() {
+        let database_id = Uuid::from_u128(1);
+        let lane = Lane {
+            number: 0,
+            count: 1,
+            feed: &EVENTS,
+            cell: Arc::default(),
+            // Nobody is there.
+            client: Client::default().with_url("http://127.0.0.1:1"),
+            claims: Claims::new(Arc::new(InMemory::new()), database_id, "events", 0),
+            clock: Clock::wall(),
+            database_id,
+            progress: Arc::default(),
+            options: ClickHouseOptions {
+                batch_rows: 1,
+                flush_every: Duration::from_secs(1),
+                timeout: Duration::from_secs(1),
+            },
+        };
+        let claim = |number| Claim { number, ranges: Ranges::new(), before: Marks::new(), first: Marks::new() };
+        let rows = RecordBatch::new_empty((EVENTS.layout.schema)());
+        for number in [0, 1] {
+            lane.claims.make(&claim(number)).await.unwrap();
+        }
+        assert!(matches!(lane.insert(&claim(0), &rows).await, Err(Error::Missing(_))));
+        assert!(matches!(lane.insert(&claim(1), &rows).await, Err(Error::ClickHouse(_))));
+    }
 
     #[test]
     fn short_ranges_are_whole_and_the_others_share() {

@@ -1,5 +1,7 @@
 //! What attempts came to: made durable first, then acted upon.
 
+use std::ops::Range;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use metrics::{counter, histogram};
@@ -81,9 +83,11 @@ impl Running {
     pub(super) fn settle_recorded(&mut self, first: u64) -> Result<(), Error> {
         let Some(Recording { decided, .. }) = self.recording.take() else { return Ok(()) };
         reach("attempt.recorded");
-        self.next_attempt = first + decided.len() as u64;
+        let end = *self.of.log.end(self.of.of(Topic::Attempts)).borrow();
+        let places = places(first, decided.len() as u64, end);
+        self.next_attempt = places.end;
         let mut over = Vec::new();
-        for (offset, (outcome, attempt)) in (first..).zip(decided) {
+        for (offset, (outcome, attempt)) in places.zip(decided) {
             self.settle(outcome, &attempt, offset, &mut over)?;
         }
         self.desk.book.remove_all(&over)?;
@@ -121,6 +125,14 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// Where attempts are taken to be that begin at an offset, in a log that now has so many records. A server that was replaced and does
+/// not know it may have recorded others in between; then none of these is thought to be before where it is, for whoever begins again
+/// would take it for a later one.
+fn places(first: u64, count: u64, end: u64) -> Range<u64> {
+    let end = end.max(first + count);
+    end - count..end
 }
 
 /// What an attempt is recorded as.
@@ -179,5 +191,20 @@ pub(super) fn judge(outcome: &Outcome, partition: u32, probe_after: i64) -> Atte
         event_type: waiting.event_type,
         spent,
         trigger: outcome.job.trigger as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_attempt_is_thought_to_be_before_where_it_is() {
+        assert_eq!(places(100, 3, 103), 100..103);
+        assert_eq!(places(100, 3, 0), 100..103, "of a log whose end is not known");
+        // Another server's are at 101 and 103.
+        for (thought, is) in places(100, 3, 105).zip([100, 102, 104]) {
+            assert!(thought >= is, "{thought} {is}");
+        }
     }
 }

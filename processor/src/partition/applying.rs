@@ -123,7 +123,7 @@ impl Session<'_> {
         let (decisions, suppressions) =
             (std::mem::take(&mut effects.decisions), std::mem::take(&mut effects.suppressions));
         effects.clear();
-        let outputs = Outputs { appends, announced, suppressions, decisions, reached };
+        let outputs = Outputs { appends, announced, suppressions, decisions, reached, told: None };
         self.completer.give(Work::Outputs(outputs))
     }
 }

@@ -15,7 +15,7 @@ use sendtrail_schemas::record::{Decision, ReplyTo};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::topic::TopicPartition;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::telling::Telling;
@@ -53,12 +53,21 @@ pub struct Outputs {
     pub decisions: Vec<(ReplyTo, Decision)>,
     /// How far the partition is then.
     pub reached: ProgressView,
+    /// Whoever asked for what is announced: told once it is durable. Dropped if it may not be, so that it is asked for again.
+    pub told: Option<oneshot::Sender<()>>,
 }
 
 impl Outputs {
     /// Of no record: the partition is where it was.
     pub fn nothing(reached: ProgressView) -> Self {
-        Self { appends: Vec::new(), announced: Vec::new(), suppressions: Vec::new(), decisions: Vec::new(), reached }
+        Self {
+            appends: Vec::new(),
+            announced: Vec::new(),
+            suppressions: Vec::new(),
+            decisions: Vec::new(),
+            reached,
+            told: None,
+        }
     }
 }
 
@@ -170,7 +179,7 @@ impl Task {
     }
 
     async fn complete(&mut self, outputs: Outputs) -> Result<(), Error> {
-        let Outputs { appends, announced, suppressions, decisions, reached } = outputs;
+        let Outputs { appends, announced, suppressions, decisions, reached, told } = outputs;
         reach("outputs.before");
         for appended in join_all(appends).await {
             appended?;
@@ -180,6 +189,10 @@ impl Task {
         let is_news = !announced.is_empty();
         for announced in join_all(announced).await {
             announced?;
+        }
+        if let Some(told) = told {
+            // Whoever asked may have gone.
+            let _ = told.send(());
         }
         for (account, change) in &suppressions {
             self.views.note(*account, change)?;

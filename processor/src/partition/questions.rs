@@ -37,7 +37,7 @@ pub enum Inquiry {
     Announce {
         /// Of these.
         views: Vec<ViewOf>,
-        /// Told when it is on its way.
+        /// Told when it is durable; dropped when it may not be.
         done: oneshot::Sender<()>,
     },
 }
@@ -80,18 +80,19 @@ impl Session<'_> {
                 Inquiry::Announce { views, done } if applied < self.began => {
                     self.waiting.push(Inquiry::Announce { views, done });
                 }
-                Inquiry::Announce { views, done } => {
-                    self.announce(views)?;
-                    let _ = done.send(());
-                }
+                Inquiry::Announce { views, done } => self.announce(views, done)?,
             }
         }
         Ok(())
     }
 
     /// Makes known what is true now. Nobody else does, so that the last word is the newest.
-    fn announce(&mut self, views: Vec<ViewOf>) -> Result<(), Ended> {
-        let Some(to) = self.of.announce.clone() else { return Ok(()) };
+    fn announce(&mut self, views: Vec<ViewOf>, done: oneshot::Sender<()>) -> Result<(), Ended> {
+        let Some(to) = self.of.announce.clone() else {
+            // There is nobody to know.
+            let _ = done.send(());
+            return Ok(());
+        };
         let (store, partition) = (self.of.store.clone(), self.of.number);
         let mut announced = Vec::new();
         // What is not in memory stays where it is: there may be many.
@@ -122,7 +123,7 @@ impl Session<'_> {
             announced.extend(seen.map(|seen| to.announce(self.of.number, seen)));
         }
         let reached = reached(&self.overlay.progress);
-        let outputs = Outputs { announced, ..Outputs::nothing(reached) };
+        let outputs = Outputs { announced, told: Some(done), ..Outputs::nothing(reached) };
         self.completer.give(Work::Outputs(outputs))
     }
 }

@@ -1,7 +1,9 @@
 //! A partition on a real log and a real store.
 
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
+use futures::future::BoxFuture;
 use sendtrail_eventlog::embedded::{EmbeddedLog, Options};
 use sendtrail_eventlog::{Batch, LocalReplies};
 use sendtrail_schemas::account::Mode;
@@ -18,6 +20,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::core::step::usual_settings;
+use crate::said::ViewOf;
 
 const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
 
@@ -25,6 +28,39 @@ const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
 pub(super) fn panic_if_asked(record: &Record) {
     if let Some(Body::Fact(fact)) = &record.body {
         assert!(fact.message_id != "panic", "asked to");
+    }
+}
+
+/// Other servers. What is made known of accounts is durable when a test says so.
+#[derive(Default)]
+struct Others {
+    hold: AtomicBool,
+    held: Mutex<Vec<oneshot::Sender<Result<(), LogError>>>>,
+}
+
+impl Announce for Others {
+    fn announce(&self, _: u32, seen: Seen) -> BoxFuture<'static, Result<(), LogError>> {
+        if !self.hold.load(Ordering::Acquire) || !matches!(seen, Seen::Account(_)) {
+            return Box::pin(async { Ok(()) });
+        }
+        let (say, told) = oneshot::channel();
+        self.held.lock().push(say);
+        Box::pin(async move { told.await.unwrap_or_else(|_| Err(LogError::Failed("closed".into()))) })
+    }
+}
+
+impl Others {
+    /// What is held next.
+    async fn next(&self) -> oneshot::Sender<Result<(), LogError>> {
+        let next = async {
+            loop {
+                if let Some(held) = self.held.lock().pop() {
+                    return held;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), next).await.expect("announced in time")
     }
 }
 
@@ -43,6 +79,17 @@ impl House {
     }
 
     fn begin(log: &Path, state: &Path, settings: Settings, drains: bool, stop: CancellationToken) -> Self {
+        Self::among(log, state, settings, drains, stop, None)
+    }
+
+    fn among(
+        log: &Path,
+        state: &Path,
+        settings: Settings,
+        drains: bool,
+        stop: CancellationToken,
+        others: Option<Arc<Others>>,
+    ) -> Self {
         let options = Options { partitions: 1, ..Options::default() };
         let log = Arc::new(EmbeddedLog::open(log, options).unwrap());
         let store = Store::open(state, 1, 1 << 20).unwrap();
@@ -55,7 +102,7 @@ impl House {
             store: store.clone(),
             views: Views::open(&store, directory.clone()).unwrap(),
             replies: replies.clone(),
-            announce: None,
+            announce: others.map(|others| others as Arc<dyn Announce>),
             snapshots: None,
             pulse: pulse.clone(),
             retention: Arc::new(Retention::new(log.clone(), false)),
@@ -153,6 +200,14 @@ impl House {
             _ => None,
         });
         told.collect()
+    }
+
+    /// Asks that an account is made known again.
+    async fn ask_for_view(&self) -> oneshot::Receiver<()> {
+        let (done, wait) = oneshot::channel();
+        let views = vec![ViewOf::Account(ACCOUNT)];
+        self.running.inquiries.send(Inquiry::Announce { views, done }).await.ok().unwrap();
+        wait
     }
 
     async fn sent(&self) -> u64 {
@@ -423,5 +478,34 @@ async fn a_log_that_is_not_the_states_halts_the_partition() {
     let why = house.halted().await;
     assert!(why.contains("not the log that the state was made from"), "{why}");
     assert!(house.messages().is_empty(), "nothing is written to it");
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_asked_to_be_made_known_is_done_once_it_is_durable() {
+    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (others, stop) = (Arc::new(Others::default()), CancellationToken::new());
+    let house = House::among(log.path(), state.path(), usual_settings(), true, stop, Some(others.clone()));
+    house.create_account().await;
+    let last = house.fact("m1").await;
+    house.applied(last).await;
+    others.hold.store(true, Ordering::Release);
+    let mut asked = house.ask_for_view().await;
+    let held = others.next().await;
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
+    assert!(early.is_err(), "nobody has it yet");
+    held.send(Ok(())).unwrap();
+    tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().unwrap();
+
+    // The brokers do not take it: whoever asked learns that, and asks again.
+    let asked = house.ask_for_view().await;
+    let held = others.next().await;
+    others.hold.store(false, Ordering::Release);
+    held.send(Err(LogError::InDoubt("no answer".into()))).unwrap();
+    assert!(tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().is_err());
+    let again = async { while house.ask_for_view().await.await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(20), again).await.unwrap();
+    let last = house.fact("m2").await;
+    house.applied(last).await;
     house.close().await;
 }
