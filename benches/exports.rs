@@ -133,7 +133,7 @@ async fn export(folder: &Path, format: Format) {
     let rows = Rows {
         events: analytics.clone(),
         attempts: Arc::new(ArchivedAttempts::new(Arc::new(ArchiveCell::default()), 2)),
-        sums: (analytics.clone(), analytics),
+        sums: analytics,
         suppressions: Arc::new(NoSuppressions),
         directory: Arc::default(),
         accounts: Arc::new(AllSeen),

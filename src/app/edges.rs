@@ -161,7 +161,7 @@ impl Edges {
         let rows = Rows {
             events: self.archive.clone(),
             attempts: self.attempts.clone(),
-            sums: (self.source.rollups.clone(), self.source.analytics.clone()),
+            sums: self.source.rollups.clone(),
             suppressions: Arc::new(SuppressionRows(Arc::new(shared.suppressions(config)))),
             directory: shared.directory.clone(),
             accounts: self.accounts.clone(),

@@ -1,6 +1,8 @@
 //! Attempts at webhooks from their archive and its tail: every one of a delivery, and how deliveries stand where nobody
 //! keeps that at hand.
 
+mod newest;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use futures::stream::BoxStream;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::attempts::{LoggedAttempt, read_attempts, schema};
 use sendtrail_schemas::ids::AccountId;
-use sendtrail_schemas::mail::Attempt;
+use sendtrail_schemas::mail::{Attempt, DeliveryStatus};
 use sendtrail_schemas::time::{DAY, Millis};
 use uuid::Uuid;
 
@@ -23,11 +25,14 @@ use super::exporting::{exporting, one_by_one, tail_of};
 use super::provider::{ArchiveTable, Chosen};
 use super::{context, every, time};
 use crate::{Deliveries, DeliveriesQuery, DeliveryOf, DeliveryPage, DeliveryRow, DeliveryState, Error};
+use newest::Newest;
 
 /// How far clocks may be apart, milliseconds.
 const CLOCKS: i64 = 60_000;
 /// How far back deliveries are listed from here, milliseconds.
 const LISTED: i64 = 30 * DAY;
+/// Deliveries that are held at once where those that stand in some way are looked for among them.
+const HELD: usize = 50_000;
 
 /// See the module.
 pub struct ArchivedAttempts {
@@ -87,34 +92,92 @@ impl ArchivedAttempts {
         Ok(found)
     }
 
-    /// The last attempt of each delivery of those that match.
-    async fn last(
+    /// Hands on each attempt of an account that matches, in no order.
+    async fn each(
         &self,
+        view: &ArchiveView,
         account: AccountId,
         since: Millis,
         wanted: Expr,
-    ) -> Result<HashMap<(u32, u64, Vec<u8>), LoggedAttempt>, Error> {
-        let view = self.cell.load();
-        let mut last: HashMap<_, LoggedAttempt> = HashMap::new();
+        mut take: impl FnMut(LoggedAttempt) + Send,
+    ) -> Result<(), Error> {
         if view.files.is_empty() && view.tail.is_empty() {
-            return Ok(last);
+            return Ok(());
         }
         // What was answered may be large, and is not asked for.
         let none = || lit(ScalarValue::Utf8(None));
-        let rows = self.table(&view, account, since)?.filter(wanted)?;
+        let rows = self.table(view, account, since)?.filter(wanted)?;
         let rows = rows.with_column("response", none())?.with_column("error", none())?;
         let mut batches = rows.execute_stream().await?;
         let read = |batch: RecordBatch| Ok::<_, Error>(read_attempts(&batch)?);
         while let Some(batch) = batches.try_next().await? {
             for logged in read(batch)? {
-                let Attempt { event_seq, destination_id, .. } = &logged.attempt;
-                let key = (logged.partition, *event_seq, destination_id.clone());
-                if last.get(&key).is_none_or(|kept| kept.offset < logged.offset) {
-                    last.insert(key, logged);
+                take(logged);
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest deliveries of a destination. Of those that stand in some way, `held` are looked through at once.
+    async fn list(&self, account: AccountId, query: &DeliveriesQuery, held: usize) -> Result<DeliveryPage, Error> {
+        let view = self.cell.load();
+        let since = query.now.plus(-LISTED);
+        // One more tells that there is a next page.
+        let enough = query.limit + 1;
+        let mut rows: Vec<DeliveryRow> = Vec::new();
+        match query.status {
+            None => {
+                let mut newest = Newest::new(enough);
+                let wanted = of_destination(query, query.before);
+                self.each(&view, account, since, wanted, |logged| newest.take(&logged)).await?;
+                rows.extend(newest.into_rows());
+            }
+            Some(status) => {
+                let mut before = query.before;
+                loop {
+                    // A delivery that stands so has an attempt that left it so; what came after that one is read then.
+                    let mut newest = Newest::new(held);
+                    let once = of_destination(query, before).and(left_it(status));
+                    self.each(&view, account, since, once, |logged| newest.take(&logged)).await?;
+                    let Some(least) = newest.least() else { break };
+                    let of_these = of_destination(query, before).and(col("event_seq").gt_eq(lit(least as i64)));
+                    let renew = |logged: LoggedAttempt| {
+                        newest.renew(&logged);
+                    };
+                    self.each(&view, account, since, of_these, renew).await?;
+                    let goes_on = newest.is_full();
+                    rows.extend(newest.into_rows().filter(|row| row.status == status));
+                    if rows.len() >= enough || !goes_on {
+                        break;
+                    }
+                    // All of an account's events are in one partition: none of this number is left.
+                    before = Some(least);
                 }
             }
         }
-        Ok(last)
+        let next = rows.get(query.limit).and_then(|_| rows.get(query.limit - 1)).map(|row| row.seq);
+        rows.truncate(query.limit);
+        Ok(DeliveryPage { rows, next })
+    }
+}
+
+/// Attempts at a destination, of events before a number.
+fn of_destination(query: &DeliveriesQuery, before: Option<u64>) -> Expr {
+    let of = col("destination_id").eq(lit(query.destination.to_string()));
+    match before {
+        Some(before) => of.and(col("event_seq").lt(lit(i64::try_from(before).unwrap_or(i64::MAX)))),
+        None => of,
+    }
+}
+
+/// Attempts that left a delivery so. A name that is not known here is read as pending.
+fn left_it(status: DeliveryStatus) -> Expr {
+    let others = [DeliveryStatus::Failed, DeliveryStatus::Delivered, DeliveryStatus::GaveUp];
+    match status {
+        DeliveryStatus::Pending => {
+            col("status").in_list(others.iter().map(|status| lit(status.name())).collect(), true)
+        }
+        status => col("status").eq(lit(status.name())),
     }
 }
 
@@ -127,7 +190,17 @@ impl Deliveries for ArchivedAttempts {
     ) -> Result<Option<HashMap<DeliveryOf, DeliveryState>>, Error> {
         let since = wanted.iter().map(|of| of.received_at).min().unwrap_or(Millis(0)).plus(-CLOCKS);
         let numbers = wanted.iter().map(|of| lit(of.seq as i64)).collect();
-        let last = self.last(account, since, col("event_seq").in_list(numbers, false)).await?;
+        let numbers = col("event_seq").in_list(numbers, false);
+        let view = self.cell.load();
+        let mut last: HashMap<(u32, u64, Vec<u8>), LoggedAttempt> = HashMap::new();
+        let keep = |logged: LoggedAttempt| {
+            let Attempt { event_seq, destination_id, .. } = &logged.attempt;
+            let key = (logged.partition, *event_seq, destination_id.clone());
+            if last.get(&key).is_none_or(|kept| kept.offset < logged.offset) {
+                last.insert(key, logged);
+            }
+        };
+        self.each(&view, account, since, numbers, keep).await?;
         let state = |of: &DeliveryOf| {
             let attempt = &last.get(&(of.partition, of.seq, of.destination.bytes().to_vec()))?.attempt;
             let state = DeliveryState {
@@ -142,32 +215,9 @@ impl Deliveries for ArchivedAttempts {
     }
 
     async fn page(&self, account: AccountId, query: &DeliveriesQuery) -> Result<Option<DeliveryPage>, Error> {
-        let mut wanted = col("destination_id").eq(lit(query.destination.to_string()));
-        if let Some(before) = query.before {
-            wanted = wanted.and(col("event_seq").lt(lit(i64::try_from(before).unwrap_or(i64::MAX))));
-        }
-        let last = self.last(account, query.now.plus(-LISTED), wanted).await?;
-        let mut rows: Vec<DeliveryRow> = last.into_values().map(|logged| row(&logged)).collect();
-        rows.retain(|row| query.status.is_none_or(|status| row.status == status));
-        rows.sort_by_key(|row| std::cmp::Reverse(row.seq));
-        let next = rows.get(query.limit).and_then(|_| rows.get(query.limit - 1)).map(|row| row.seq);
-        rows.truncate(query.limit);
-        Ok(Some(DeliveryPage { rows, next }))
+        Ok(Some(self.list(account, query, HELD).await?))
     }
 }
 
-fn row(logged: &LoggedAttempt) -> DeliveryRow {
-    let attempt = &logged.attempt;
-    let received = if attempt.event_received_at > 0 { attempt.event_received_at } else { attempt.first_started_at };
-    DeliveryRow {
-        partition: logged.partition,
-        seq: attempt.event_seq,
-        status: attempt.status(),
-        attempts: attempt.number,
-        last_status_code: attempt.status_code,
-        created_at: Millis(received),
-        event_type: attempt.event_type(),
-        finished_at: Some(Millis(attempt.finished_at)),
-        next_due_at: attempt.next_due_at.map(Millis),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -4,12 +4,13 @@ pub mod attempts;
 mod exporting;
 mod lookup;
 mod provider;
+mod sums;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::{Array, AsArray, RecordBatch};
+use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::compute::min;
 use datafusion::arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use datafusion::common::ScalarValue;
@@ -21,10 +22,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use sendtrail_schemas::archive::{ArchiveCell, ArchiveView, ArchivedFile};
 use sendtrail_schemas::columns::read_events;
-use sendtrail_schemas::event::{Event, Tags};
-use sendtrail_schemas::ids::{AccountId, ConfigSetId};
-use sendtrail_schemas::kind::EventType;
-use sendtrail_schemas::rollup::{Added, Apart, Dims, HourRows, Rollup, Sums, TagsApart};
+use sendtrail_schemas::event::Event;
+use sendtrail_schemas::ids::AccountId;
+use sendtrail_schemas::rollup::{Apart, HourRows, Rollup};
 use sendtrail_schemas::time::{Day, Hour, Millis};
 
 use crate::analytics::{Analytics, EventQuery, Position, UNASKED};
@@ -36,8 +36,6 @@ use provider::ArchiveTable;
 
 /// Files of the first round of a page; each round takes twice as many.
 const FIRST_FILES: usize = 4;
-/// Rows of sums that are told apart at once: as many as ClickHouse is asked for.
-const MAX_APART: usize = 1_000_000;
 
 /// Which events are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -236,47 +234,6 @@ impl DataFusionAnalytics {
             }
         }
     }
-
-    /// Sums of the events of a part.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn scan_in(
-        &self,
-        account: AccountId,
-        from: Millis,
-        to: Millis,
-        part: Part,
-        apart: &Apart,
-    ) -> Result<Vec<(Hour, Rollup)>, Error> {
-        let view = self.cell.load();
-        let query = EventQuery { from: Some(from), to: Some(to), ..EventQuery::of(account, 0) };
-        let files = self.choose(&view, &query, part).await?;
-        let tail = part.of_tail(&view);
-        if files.is_empty() && tail.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut columns = vec!["occurred_at", "event_type", "unique", "bounce"];
-        for (names, is_asked) in [
-            (&["configuration_set_name", "config_set_id"][..], apart.config_set),
-            (&["from_domain"], apart.from_domain),
-            (&["recipient_domain"], apart.recipient_domain),
-            (&["tags"], apart.tags != TagsApart::None),
-        ] {
-            columns.extend(names.iter().filter(|_| is_asked));
-        }
-        let rows = self.table(&view, files, tail)?.filter(predicate(&query, part))?.select_columns(&columns)?;
-        let mut stream = rows.execute_stream().await?;
-        let mut sums: BTreeMap<Hour, Added> = BTreeMap::new();
-        while let Some(batch) = stream.next().await {
-            add_up(&batch?, apart, &mut sums)?;
-            if sums.values().map(Added::len).sum::<usize>() > MAX_APART {
-                return Err(Error::Excess(format!("more than {MAX_APART} different rows: ask for less at once")));
-            }
-        }
-        let rows = sums.iter_mut().flat_map(|(hour, added)| added.take().into_iter().map(|row| (*hour, row)));
-        Ok(rows.collect())
-    }
 }
 
 #[async_trait]
@@ -377,60 +334,4 @@ fn comes_after(position: &Position) -> Expr {
     }
     // Said once more by itself, so that files and pages can be told apart by it.
     col("occurred_at").lt_eq(time(position.occurred_at)).and(after)
-}
-
-/// Adds the rows of a batch up, by what is told apart; the other columns need not be there.
-fn add_up(batch: &RecordBatch, apart: &Apart, sums: &mut BTreeMap<Hour, Added>) -> Result<(), Error> {
-    let mistyped = |name: &str| Error::Port(format!("column {name:?} is missing or of another type"));
-    let column = |name: &str| batch.column_by_name(name).ok_or_else(|| mistyped(name));
-    let text = |name: &'static str| column(name)?.as_string_opt::<i32>().ok_or_else(|| mistyped(name));
-    let occurred = column("occurred_at")?.as_primitive_opt::<TimestampMicrosecondType>();
-    let occurred = occurred.ok_or_else(|| mistyped("occurred_at"))?;
-    let unique = column("unique")?.as_boolean_opt().ok_or_else(|| mistyped("unique"))?;
-    let tags = match &apart.tags {
-        TagsApart::None => None,
-        _ => Some(column("tags")?.as_map_opt().ok_or_else(|| mistyped("tags"))?),
-    };
-    let bounce = column("bounce")?.as_struct_opt().ok_or_else(|| mistyped("bounce"))?;
-    let bounce_type = bounce.column_by_name("bounceType").and_then(|column| column.as_string_opt::<i32>());
-    let bounce_type = bounce_type.ok_or_else(|| mistyped("bounce"))?;
-    let asked = |name, is_asked: bool| if is_asked { text(name).map(Some) } else { Ok(None) };
-    let kinds = text("event_type")?;
-    let sets = asked("configuration_set_name", apart.config_set)?;
-    let set_ids = asked("config_set_id", apart.config_set)?;
-    let from = asked("from_domain", apart.from_domain)?;
-    let to = asked("recipient_domain", apart.recipient_domain)?;
-    for row in 0..batch.num_rows() {
-        let permanent = bounce.is_valid(row)
-            && bounce_type.is_valid(row)
-            && bounce_type.value(row).eq_ignore_ascii_case("Permanent");
-        let kind = EventType::parse(kinds.value(row)).unwrap_or(EventType::Unspecified);
-        let added = Sums::of(kind, permanent, unique.value(row));
-        if added == Sums::default() {
-            continue;
-        }
-        let some = |column: Option<&datafusion::arrow::array::StringArray>| {
-            column.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned())
-        };
-        let dims = Dims {
-            configuration_set_name: some(sets),
-            from_domain: some(from),
-            recipient_domain: some(to),
-            tags: apart.tags.of(tags.map(|tags| read_tags(tags, row)).unwrap_or_default()),
-            config_set_id: some(set_ids).and_then(|id| Some(id.parse::<ConfigSetId>().ok()?.bytes().to_vec())),
-        };
-        let hour = Millis(occurred.value(row).div_euclid(1_000)).hour();
-        sums.entry(hour).or_default().add(dims, &added);
-    }
-    Ok(())
-}
-
-fn read_tags(tags: &datafusion::arrow::array::MapArray, row: usize) -> Tags {
-    if tags.is_null(row) {
-        return Tags::new();
-    }
-    let entries = tags.value(row);
-    let (keys, values) = (entries.column(0).as_string_opt::<i32>(), entries.column(1).as_string_opt::<i32>());
-    let (Some(keys), Some(values)) = (keys, values) else { return Tags::new() };
-    (0..keys.len()).map(|at| (keys.value(at).to_owned(), values.value(at).to_owned())).collect()
 }

@@ -22,7 +22,7 @@ use super::job::{Dataset, Job, Part};
 use crate::analytics::{EventQuery, TagFilter, UNASKED};
 use crate::archive::DataFusionAnalytics;
 use crate::archive::attempts::ArchivedAttempts;
-use crate::{Accounts, Analytics, Error, Rollups};
+use crate::{Accounts, Error, Rollups};
 
 /// Accounts, and rows of a suppression list, that are looked up at once.
 const PAGE: usize = 1_000;
@@ -47,12 +47,12 @@ pub trait SuppressionPages: Send + Sync + 'static {
 
 /// Where rows come from.
 pub struct Rows {
-    /// Events.
+    /// Events; also for hours that no sums are kept of.
     pub events: Arc<DataFusionAnalytics>,
     /// Attempts at webhooks.
     pub attempts: Arc<ArchivedAttempts>,
-    /// Sums, and events for hours that have none.
-    pub sums: (Arc<dyn Rollups>, Arc<dyn Analytics>),
+    /// Sums.
+    pub sums: Arc<dyn Rollups>,
     /// Suppression lists.
     pub suppressions: Arc<dyn SuppressionPages>,
     /// Every account.
@@ -145,24 +145,28 @@ impl Rows {
     fn stats(&self, account: AccountId, from: Hour, to: Hour) -> BoxStream<'_, Result<RecordBatch, Error>> {
         let some = stream::iter((from..to).step_by(HOURS as usize));
         let of = move |first: Hour| async move {
-            let mut batches = Vec::new();
-            let mut rows: Vec<(Hour, Rollup)> = Vec::new();
-            for hour in self.sums.0.rows(account, first, to.min(first + HOURS), &Apart::ALL).await? {
-                match hour {
-                    HourRows::Exact(hour, of_hour) => rows.extend(of_hour.into_iter().map(|row| (hour, row))),
-                    HourRows::Overflowing(hour) => {
-                        let (from, to) = (Millis::of_hour(hour), Millis::of_hour(hour + 1));
-                        let scanned = self.sums.1.scan(account, from, to, &Apart::ALL).await?;
-                        for rows in scanned.chunks(ROWS) {
-                            batches.push(Ok(stats(account, rows)?));
+            let until = to.min(first + HOURS);
+            let mut kept: Vec<(Hour, Rollup)> = Vec::new();
+            let mut scanned: Vec<(Hour, Hour)> = Vec::new();
+            match self.sums.rows(account, first, until, &Apart::ALL).await {
+                Ok(hours) => {
+                    for hour in hours {
+                        match hour {
+                            HourRows::Exact(hour, rows) => kept.extend(rows.into_iter().map(|row| (hour, row))),
+                            HourRows::Overflowing(hour) => scanned.push((hour, hour + 1)),
                         }
                     }
                 }
+                // Where none are kept they are counted, and there may be more than are held at once.
+                Err(Error::Excess(_)) => scanned.push((first, until)),
+                Err(error) => return Err(error),
             }
-            for rows in rows.chunks(ROWS) {
-                batches.push(Ok(stats(account, rows)?));
-            }
-            Ok::<_, Error>(stream::iter(batches))
+            let scan = move |(from, to): (Hour, Hour)| {
+                self.events.scan_in_pieces(account, Millis::of_hour(from), Millis::of_hour(to))
+            };
+            let kept = stream::once(std::future::ready(Ok::<_, Error>(kept)));
+            let pieces = kept.chain(stream::iter(scanned).flat_map(scan));
+            Ok::<_, Error>(pieces.map_ok(move |rows| stream::iter(batches(account, rows))).try_flatten())
         };
         some.then(of).try_flatten().boxed()
     }
@@ -201,6 +205,15 @@ fn suppressions<'a>(account: AccountId, rows: impl Iterator<Item = &'a Suppressi
     }
     let [account, email, reason, details, event] = texts.map(|mut column| Arc::new(column.finish()) as ArrayRef);
     finish(schema, vec![account, email, reason, details, Arc::new(created.finish()), event])
+}
+
+/// Hourly sums, some thousand at once.
+fn batches(account: AccountId, rows: Vec<(Hour, Rollup)>) -> impl Iterator<Item = Result<RecordBatch, Error>> {
+    let mut rows = rows.into_iter();
+    std::iter::from_fn(move || {
+        let some: Vec<(Hour, Rollup)> = rows.by_ref().take(ROWS).collect();
+        (!some.is_empty()).then(|| stats(account, &some))
+    })
 }
 
 /// The columns of hourly sums.
@@ -245,3 +258,6 @@ fn stats(account: AccountId, rows: &[(Hour, Rollup)]) -> Result<RecordBatch, Err
     columns.extend(sums.map(|mut column| Arc::new(column.finish()) as ArrayRef));
     finish(Arc::new(Schema::new(fields)), columns)
 }
+
+#[cfg(test)]
+mod tests;
