@@ -34,6 +34,20 @@ pub struct Chunk {
     pub messages: u64,
 }
 
+/// In which order partitions are asked where they end: those that did not answer come last.
+struct Turns(Vec<u32>);
+
+impl Turns {
+    /// Asks one after the other until one does not answer: that was waited for, and nothing is read meanwhile. Those after it have
+    /// their turn the next time.
+    fn ask(&mut self, mut answers: impl FnMut(u32) -> bool) {
+        let silent = self.0.iter().position(|partition| !answers(*partition));
+        if let Some(silent) = silent {
+            self.0[silent..].rotate_left(1);
+        }
+    }
+}
+
 /// See the module.
 pub struct Reading {
     topic: SourceTopic,
@@ -85,6 +99,7 @@ impl Reading {
 
     fn read(&self, chunks: &mpsc::Sender<Result<Chunk, Error>>) -> Result<(), Error> {
         let mut looked = Instant::now();
+        let mut turns = Turns(self.settled.lock().keys().copied().collect());
         while !chunks.is_closed() {
             let (mut chunk, mut bytes) = (Chunk::default(), 0);
             self.topic.read(PATIENCE, |message| {
@@ -104,7 +119,7 @@ impl Reading {
             let mut next = (!chunk.reached.is_empty()).then_some(Ok(chunk));
             loop {
                 if looked.elapsed() >= LOOK {
-                    self.look()?;
+                    self.look(&mut turns)?;
                     looked = Instant::now();
                 }
                 // What is not taken must not keep it from telling how far there is to go.
@@ -120,7 +135,7 @@ impl Reading {
     }
 
     /// Tells how far it has come, and how far there is to go.
-    fn look(&self) -> Result<(), Error> {
+    fn look(&self, turns: &mut Turns) -> Result<(), Error> {
         let settled = self.settled.lock().clone();
         let partitions = match self.topic.partitions() {
             Ok(partitions) => partitions,
@@ -134,11 +149,13 @@ impl Reading {
         if partitions != self.partitions {
             return Err(Error::Port(format!("the topic now has {partitions} partitions; beginning anew")));
         }
-        for (partition, offset) in &settled {
+        turns.ask(|partition| {
             // One that nobody leads for a moment is no reason to stop.
-            let Ok((_, end)) = self.topic.bounds(*partition) else { continue };
-            self.status.tell_lag(&self.name, *partition, end.saturating_sub(*offset));
-        }
+            let Ok((_, end)) = self.topic.bounds(partition) else { return false };
+            let offset = settled.get(&partition).copied().unwrap_or(end);
+            self.status.tell_lag(&self.name, partition, end.saturating_sub(offset));
+            true
+        });
         self.topic.note(settled);
         Ok(())
     }
@@ -164,4 +181,46 @@ fn resume(source: &Source, partition: u32, settled: u64, first: u64, end: u64) -
     }
     tracing::error!(source = source.name, partition, lost, "messages were deleted unread; going on without them");
     Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_waits_for_one_silent_partition_and_tells_of_all_others() {
+        let mut turns = Turns((0..12).collect());
+        // Ten are silent, then two of these answer again, then all.
+        let times: [fn(u32) -> bool; 3] = [|of| of < 10, |of| (2..10).contains(&of), |_| false];
+        for is_silent in times {
+            for _ in 0..10 {
+                look(&mut turns, is_silent);
+            }
+            let (mut told, _) = look(&mut turns, is_silent);
+            told.sort_unstable();
+            assert_eq!(told, (0..12).filter(|of| !is_silent(*of)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn every_silent_partition_has_its_turn() {
+        let mut turns = Turns((0..5).collect());
+        let silent: Vec<Option<u32>> = (0..6).map(|_| look(&mut turns, |of| [1, 2, 4].contains(&of)).1).collect();
+        assert_eq!(silent, [1, 2, 4, 1, 2, 4].map(Some));
+    }
+
+    /// Those that answered, and the one that did not.
+    fn look(turns: &mut Turns, is_silent: fn(u32) -> bool) -> (Vec<u32>, Option<u32>) {
+        let (mut told, mut waited) = (Vec::new(), None);
+        turns.ask(|partition| {
+            assert_eq!(waited, None, "it is waited for one only");
+            if is_silent(partition) {
+                waited = Some(partition);
+            } else {
+                told.push(partition);
+            }
+            waited.is_none()
+        });
+        (told, waited)
+    }
 }
