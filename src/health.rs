@@ -63,16 +63,12 @@ impl Health {
         let told = |failure: Option<String>| failure.unwrap_or_else(|| "ok".into());
         let status = self.log.status();
         let full = (status.disk_bytes >= status.disk_budget).then(|| "the disk budget is used up".to_owned());
-        let mut stuck = self.pulses.iter().enumerate();
-        let stuck = stuck.find_map(|(number, pulse)| {
-            Some(format!("partition {number}: {}", pulse.halted().or_else(|| pulse.troubled())?))
-        });
         let mut checks = BTreeMap::from([
-            // S4 names these two.
+            // S4 names these two. Nothing has to be set up for mail to go out; why it waits, if it does, is told apart.
             ("database", told(self.sink.as_ref().and_then(|sink| sink.failure()))),
             ("ses_configured", "ok".to_owned()),
             ("log", told(status.failed.or(full))),
-            ("processor", told(stuck)),
+            ("processor", told(first_of(&self.pulses, Pulse::stuck))),
         ]);
         let mut well = checks.values().all(|check| check == "ok");
         if let Some((clickhouse, needed)) = &self.clickhouse {
@@ -84,10 +80,7 @@ impl Health {
         if let Some(delivery) = &self.delivery {
             checks.insert("delivery", told(delivery.failure()));
         }
-        let mut waiting = self.pulses.iter().enumerate();
-        let waiting =
-            waiting.find_map(|(number, pulse)| Some(format!("partition {number}: {}", pulse.webhooks_waiting()?)));
-        if let Some(waiting) = waiting {
+        if let Some(waiting) = first_of(&self.pulses, Pulse::webhooks_waiting) {
             checks.insert("webhooks", waiting);
         }
         if !self.sources.is_empty() {
@@ -97,6 +90,12 @@ impl Health {
         }
         (checks, well)
     }
+}
+
+/// What the first partition tells that tells anything.
+fn first_of(pulses: &[Arc<Pulse>], why: fn(&Pulse) -> Option<String>) -> Option<String> {
+    let mut pulses = pulses.iter().enumerate();
+    pulses.find_map(|(number, pulse)| Some(format!("partition {number}: {}", why(pulse)?)))
 }
 
 /// 200 when all is well, 503 with the part that fails.
@@ -125,4 +124,20 @@ pub async fn not_found(uri: Uri) -> Problem {
 /// Something is at this path, but not with this method.
 pub async fn method_not_allowed(uri: Uri) -> Problem {
     Problem::new(Code::MethodNotAllowed, format!("{} does not take this method", uri.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_partition_that_tells_something_is_named() {
+        let pulses: Vec<Arc<Pulse>> = (0..3).map(|_| Arc::default()).collect();
+        assert_eq!(first_of(&pulses, Pulse::stuck), None);
+        pulses[2].halt("broken".into());
+        pulses[1].trouble(Some("full".into()));
+        pulses[0].webhooks_wait(Some("slow".into()));
+        assert_eq!(first_of(&pulses, Pulse::stuck).as_deref(), Some("partition 1: full"));
+        assert_eq!(first_of(&pulses, Pulse::webhooks_waiting).as_deref(), Some("partition 0: slow"));
+    }
 }

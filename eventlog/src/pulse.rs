@@ -11,28 +11,25 @@ use tokio::sync::watch;
 pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// The pulse of one partition. Written by its processor, or by whoever hears of it; read by the edge.
+#[derive(Default)]
 pub struct Pulse {
     applied: watch::Sender<u64>,
     /// The log's time at the last record that is applied, milliseconds since the epoch.
     applied_at: AtomicI64,
     /// Up to where there is something that is not applied yet, as far as is known, and since when by the wall clock.
     pending: Mutex<Option<(u64, i64)>>,
-    halted: Mutex<Option<String>>,
-    troubled: Mutex<Option<String>>,
-    webhooks: Mutex<Option<String>>,
+    told: Mutex<Told>,
 }
 
-impl Default for Pulse {
-    fn default() -> Self {
-        Self {
-            applied: watch::Sender::new(0),
-            applied_at: AtomicI64::new(0),
-            pending: Mutex::default(),
-            halted: Mutex::default(),
-            troubled: Mutex::default(),
-            webhooks: Mutex::default(),
-        }
-    }
+/// What keeps a partition, if anything does.
+#[derive(Default)]
+struct Told {
+    /// Why nothing more will be applied.
+    halted: Option<String>,
+    /// Why it went back to its checkpoint, and has not got past that.
+    troubled: Option<String>,
+    /// Why webhooks wait.
+    webhooks: Option<String>,
 }
 
 impl Pulse {
@@ -76,36 +73,57 @@ impl Pulse {
 
     /// Notes why nothing more will be applied.
     pub fn halt(&self, why: String) {
-        *self.halted.lock() = Some(why);
+        self.told.lock().halted = Some(why);
     }
 
     /// Notes that records are applied again.
     pub fn resume(&self) {
-        *self.halted.lock() = None;
-    }
-
-    /// Notes why it went back to its checkpoint; `None`: it is past that.
-    pub fn trouble(&self, why: Option<String>) {
-        *self.troubled.lock() = why;
-    }
-
-    /// Why it went back to its checkpoint, if it has not got past that.
-    pub fn troubled(&self) -> Option<String> {
-        self.troubled.lock().clone()
-    }
-
-    /// Notes why webhooks of the partition wait; `None`: they do not.
-    pub fn webhooks_wait(&self, why: Option<String>) {
-        *self.webhooks.lock() = why;
-    }
-
-    /// Why webhooks of the partition wait, if they do.
-    pub fn webhooks_waiting(&self) -> Option<String> {
-        self.webhooks.lock().clone()
+        self.told.lock().halted = None;
     }
 
     /// Why nothing more will be applied, if so.
     pub fn halted(&self) -> Option<String> {
-        self.halted.lock().clone()
+        self.told.lock().halted.clone()
+    }
+
+    /// Notes why it went back to its checkpoint; `None`: it is past that.
+    pub fn trouble(&self, why: Option<String>) {
+        self.told.lock().troubled = why;
+    }
+
+    /// Why it does not get on, if it does not: nothing more will be applied, or it went back and has not got past that.
+    pub fn stuck(&self) -> Option<String> {
+        let told = self.told.lock();
+        told.halted.as_ref().or(told.troubled.as_ref()).cloned()
+    }
+
+    /// Notes why webhooks of the partition wait; `None`: they do not.
+    pub fn webhooks_wait(&self, why: Option<String>) {
+        self.told.lock().webhooks = why;
+    }
+
+    /// Why webhooks of the partition wait, if they do.
+    pub fn webhooks_waiting(&self) -> Option<String> {
+        self.told.lock().webhooks.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_keeps_it_is_told_and_what_is_for_good_first() {
+        let pulse = Pulse::default();
+        pulse.webhooks_wait(Some("slow".into()));
+        assert_eq!((pulse.halted(), pulse.stuck()), (None, None), "webhooks keep no records");
+        pulse.trouble(Some("full".to_owned()));
+        assert_eq!((pulse.halted(), pulse.stuck()), (None, Some("full".to_owned())));
+        pulse.halt("broken".into());
+        assert_eq!((pulse.halted(), pulse.stuck()), (Some("broken".to_owned()), Some("broken".to_owned())));
+        pulse.resume();
+        assert_eq!((pulse.halted(), pulse.stuck()), (None, Some("full".to_owned())), "that is another matter");
+        pulse.trouble(None);
+        assert_eq!((pulse.stuck(), pulse.webhooks_waiting()), (None, Some("slow".to_owned())));
     }
 }
