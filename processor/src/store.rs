@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use fjall::compaction::filter::{CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot, UserValue};
 use prost::Message;
+use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::exchange::Seen;
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::time::Millis;
@@ -132,9 +133,9 @@ impl Store {
             |key: AccountRowKey| Ok::<_, Error>(self.accounts.get(full_key(partition, &key))?.map(|row| (key, row)));
         let Some((_, config)) = look(config_key(id))? else { return Ok(None) };
         let config = read_config(&config)?;
-        let all = || read_account(self.accounts.prefix([&prefix(partition)[..], id.bytes()].concat()));
+        let all = |config| read_account(config, self.accounts.prefix([&prefix(partition)[..], id.bytes()].concat()));
         if config.config_sets.len() + config.identities.len() > ONE_BY_ONE {
-            return all();
+            return all(Some(config));
         }
         for key in other_keys(&config) {
             rows.extend(look(key)?);
@@ -143,7 +144,7 @@ impl Store {
             // They are numbered without gaps.
             let Some(row) = look(profile_key(id, number))? else { break };
             if number as usize > ONE_BY_ONE {
-                return all();
+                return all(Some(config));
             }
             rows.push(row);
         }
@@ -331,10 +332,13 @@ fn suppressed(key: &[u8; 33], value: &[u8]) -> Result<Option<Seen>, Error> {
     }
 }
 
-fn read_account(rows: impl Iterator<Item = fjall::Guard>) -> Result<Option<Account>, Error> {
+fn read_account(
+    config: Option<AccountConfig>,
+    rows: impl Iterator<Item = fjall::Guard>,
+) -> Result<Option<Account>, Error> {
     let rows = rows.map(|row| row.into_inner()).collect::<Result<Vec<_>, _>>()?;
     let rows = rows.iter().filter_map(|(key, value)| Some((key.get(2..)?, &value[..])));
-    Ok(Account::restore(rows)?)
+    Ok(Account::restore_with(config, rows)?)
 }
 
 fn read_progress(value: Option<UserValue>) -> Result<Option<Progress>, Error> {

@@ -410,7 +410,7 @@ impl Account {
         Self::restore_with(None, rows)
     }
 
-    /// The same when the configuration was read before.
+    /// The same when the configuration was read before: its row may be there, and is not read again.
     ///
     /// # Errors
     /// [`Error::Malformed`] when a row is not what its key says.
@@ -427,7 +427,9 @@ impl Account {
             };
             let name = u128::from_be_bytes(name);
             if part == Part::Config as u8 {
-                config = Some(read_config(value)?);
+                if config.is_none() {
+                    config = Some(read_config(value)?);
+                }
             } else if part == Part::Usage as u8 {
                 usage = Usage::decode(value).map_err(malformed)?;
             } else if part == Part::Profile as u8 {

@@ -147,7 +147,7 @@ fn an_account_is_the_same_whether_its_rows_are_looked_up_or_gone_through() {
         overlay.put_account(id, account);
         store.commit(0, Writes::take(&mut overlay)).unwrap();
         let one = store.account(0, id).unwrap().unwrap();
-        let other = read_account(store.accounts.prefix([&prefix(0)[..], id.bytes()].concat())).unwrap().unwrap();
+        let other = read_account(None, store.accounts.prefix([&prefix(0)[..], id.bytes()].concat())).unwrap().unwrap();
         let shown = |account: &Account| format!("{:?} {:?}", account.reputation(), account.judged);
         assert_eq!(shown(&one), shown(&other));
         for number in 1..=parts as u32 + 1 {
@@ -156,6 +156,18 @@ fn an_account_is_the_same_whether_its_rows_are_looked_up_or_gone_through() {
         }
     }
     assert!(store.account(0, AccountId(Uuid::from_u128(99))).unwrap().is_none());
+}
+
+#[test]
+fn a_configuration_that_was_read_is_not_read_again() {
+    let id = AccountId(Uuid::from_u128(1));
+    let config = AccountConfig { account_id: id.bytes().to_vec(), epoch: 3, ..AccountConfig::default() };
+    // What cannot be read shows whether it is.
+    let key = config_key(id);
+    let rows = [(&key[..], &b"\xff"[..])];
+    assert!(Account::restore(rows).is_err());
+    let account = Account::restore_with(Some(config.clone()), rows).unwrap().unwrap();
+    assert_eq!(*account.config, config);
 }
 
 #[test]
