@@ -156,7 +156,8 @@ pub trait EventLog: Send + Sync + 'static {
     /// [`Error::Trimmed`] below what is kept; [`Error::Corrupt`] when the device does not return what was written.
     fn read(&self, of: TopicPartition, from: u64, max_bytes: usize) -> Result<Vec<StoredBatch>, Error>;
 
-    /// The offset after the last durable record, as it moves.
+    /// The offset after the last durable record, as it moves. Of a partition that this process does not follow it stays at what was
+    /// seen last, 0 at first, which says nothing of whether there are records: [`EventLog::survey`] tells.
     fn end(&self, of: TopicPartition) -> watch::Receiver<u64>;
 
     /// The offset after the last durable record as it is now, also where this process does not follow the partition as it
