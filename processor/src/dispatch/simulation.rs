@@ -1,6 +1,10 @@
 //! The desk on simulated time, with crashes, beside a plain model that looks at everything anew each time: what may begin
 //! must begin, nothing else may, and everybody takes turns.
 
+mod befalling;
+mod history;
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,11 +20,13 @@ use sendtrail_schemas::time::SECOND;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use self::history::{Receiver, op, receiver};
+use self::model::{Came, Delivery, Known, State};
 use super::attempt::Outcome;
 use super::book::{Book, DeliveryKey, Marks, Waiting};
 use super::client::Answer;
 use super::desk::Desk;
-use super::lane::{Job, Limits, Takes};
+use super::lane::{Job, Limits};
 use super::outcome::judge;
 use crate::core::webhook::breaker::Patience;
 
@@ -34,171 +40,6 @@ const PATIENCE: Patience = Patience {
 /// Attempts at once, of all.
 const TURNS: usize = 5;
 const BEGIN: i64 = 1_000_000;
-
-#[derive(Clone, Debug)]
-struct Receiver {
-    account: u128,
-    concurrency: usize,
-    rate: Option<u32>,
-    ordered: bool,
-    /// How long it takes, milliseconds.
-    takes: i64,
-    /// When it fails, seconds after the beginning.
-    bad: (i64, i64),
-    /// From when on it says that it is gone, seconds after the beginning.
-    gone: Option<i64>,
-    schedule: Vec<u32>,
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    /// An event of an account: its message, and for which of the account's receivers it is.
-    Event {
-        account: u128,
-        message: u64,
-        receivers: u8,
-    },
-    Wait(i64),
-    Replay(usize),
-    Cancel,
-    Revive(usize),
-    /// Its owner wants nothing for now.
-    Disable(usize),
-    Checkpoint,
-    /// What is committed after so many commits is what the device has after the next power loss.
-    Flush(usize),
-    /// The process ends, with so many attempts recorded and not acted upon.
-    Kill(usize),
-    PowerLoss(usize),
-}
-
-fn receiver() -> impl Strategy<Value = Receiver> {
-    let bad = prop_oneof![2 => Just((0, 0)), 2 => (0i64..60, 1i64..120).prop_map(|(from, long)| (from, from + long)), 1 => Just((0, 2_000))];
-    (
-        0..3u128,
-        1..4usize,
-        prop_oneof![3 => Just(None), 1 => (1..20u32).prop_map(Some)],
-        any::<bool>(),
-        prop_oneof![0..30i64, 0..3_000i64],
-        bad,
-        prop_oneof![8 => Just(None), 1 => (0..60i64).prop_map(Some)],
-        prop::collection::vec(1..20u32, 0..4),
-    )
-        .prop_map(|(account, concurrency, rate, ordered, takes, bad, gone, schedule)| Receiver {
-            account,
-            concurrency,
-            rate,
-            ordered,
-            takes,
-            bad,
-            gone,
-            // No schedule of its own would be the dialect's: hours.
-            schedule: if schedule.is_empty() { vec![1] } else { schedule },
-        })
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        12 => (0..3u128, 0..3u64, any::<u8>()).prop_map(|(account, message, receivers)| Op::Event { account, message, receivers }),
-        4 => (0..4_000i64).prop_map(Op::Wait),
-        4 => (0..100i64).prop_map(Op::Wait),
-        1 => (10_000..200_000i64).prop_map(Op::Wait),
-        2 => any::<usize>().prop_map(Op::Replay),
-        1 => Just(Op::Cancel),
-        1 => any::<usize>().prop_map(Op::Revive),
-        1 => any::<usize>().prop_map(Op::Disable),
-        1 => Just(Op::Checkpoint),
-        2 => (0..12usize).prop_map(Op::Flush),
-        1 => (0..4usize).prop_map(Op::Kill),
-        2 => (0..4usize).prop_map(Op::PowerLoss),
-    ]
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum State {
-    Waits { due: i64 },
-    UnderWay,
-    Done,
-}
-
-/// What the model knows of a delivery.
-#[derive(Clone, Debug)]
-struct Delivery {
-    receiver: usize,
-    /// What it comes in order of; 0: nothing.
-    group: u64,
-    state: State,
-    attempts: u32,
-    is_replay: bool,
-    cancelled: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Came {
-    Delivered,
-    Failed,
-    Gone,
-}
-
-/// What the model knows of a receiver.
-struct Known {
-    of: Receiver,
-    enabled: bool,
-    revival: u32,
-    /// How attempts ended since it was enabled.
-    history: Vec<(i64, Came)>,
-    /// When the last attempt began.
-    last_start: Option<i64>,
-    /// Attempts since the last replay while one could have been made.
-    without_replay: u32,
-}
-
-impl Known {
-    /// How it is doing, the failures since the last success, and when it is probed: by looking at all that ever happened.
-    fn health(&self) -> (Health, usize, i64) {
-        let successes = self.history.iter().rposition(|(_, came)| *came == Came::Delivered);
-        let failures = &self.history[successes.map_or(0, |at| at + 1)..];
-        let Some((since, _)) = failures.first() else { return (Health::Working, 0, 0) };
-        let failing = failures
-            .iter()
-            .enumerate()
-            .position(|(n, (at, _))| n + 1 >= PATIENCE.failures as usize && at - since >= PATIENCE.lasting);
-        let gone = failures.iter().position(|(_, came)| *came == Came::Gone);
-        let Some(failing) = failing.filter(|failing| gone.is_none_or(|gone| gone > *failing)) else {
-            return (if gone.is_some() { Health::Disabled } else { Health::Working }, failures.len(), 0);
-        };
-        let mut probe_at = failures[failing].0 + PATIENCE.first_probe;
-        for (probe, (at, _)) in failures[failing + 1..].iter().enumerate() {
-            if gone.is_some() || at - since >= PATIENCE.disabled_after {
-                return (Health::Disabled, failures.len(), 0);
-            }
-            let wait = PATIENCE.first_probe * 2i64.pow(probe as u32 + 1);
-            probe_at = probe_at.max(at + wait.min(PATIENCE.last_probe));
-        }
-        (Health::Failing, failures.len(), probe_at)
-    }
-
-    fn limits(&self) -> Limits {
-        let (concurrency, rate_per_second) = (self.of.concurrency, self.of.rate);
-        let takes = if self.enabled { Takes::Events } else { Takes::Nothing };
-        Limits { concurrency, rate_per_second, revival: self.revival, takes }
-    }
-
-    /// How many attempts may be under way by now.
-    fn room(&self, now: i64) -> usize {
-        match self.health() {
-            (Health::Working, failures, _) => (self.of.concurrency >> failures.min(10)).max(1),
-            (Health::Failing, _, probe_at) => usize::from(now >= probe_at || !self.enabled),
-            (Health::Disabled, ..) => 1,
-        }
-    }
-
-    /// Whether its owner's rate allows an attempt by now.
-    fn is_paced(&self, now: i64) -> bool {
-        let Some((rate, last)) = self.of.rate.zip(self.last_start).filter(|_| self.enabled) else { return true };
-        now * 1_000 >= last * 1_000 + 1_000_000 / i64::from(rate)
-    }
-}
 
 fn id(receiver: usize) -> DestinationId {
     DestinationId(Uuid::from_u128(100 + receiver as u128))
@@ -469,129 +310,6 @@ impl World {
         }
         self.now = end.max(self.now);
         self.start();
-    }
-
-    fn checkpoint(&mut self) {
-        self.desk.spill(self.now - SECOND).unwrap();
-        let kept = |key: &&DeliveryKey| self.under_way.keys().all(|(_, other)| other != *key);
-        let stuck = self.deliveries.iter().filter(|(key, of)| {
-            let young = self.events_at[key.seq as usize] >= self.now - SECOND;
-            of.state != State::Done && !young && kept(key) && self.book.get(**key).unwrap().is_none()
-        });
-        assert_eq!(stuck.count(), 0, "what waits for long is in the book");
-        self.book.checkpoint(self.desk.marks(self.events.len() as u64, self.attempts.len() as u64)).unwrap();
-        self.book.flush_after(0);
-    }
-
-    /// Begins anew with what the device has; some attempts may be in the log that were not acted upon.
-    fn crash(&mut self, recorded: usize) {
-        for (n, ((_, key), (started_at, job))) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
-            if n >= recorded || self.deliveries[&key].cancelled {
-                self.deliveries.get_mut(&key).unwrap().state = State::Waits { due: self.now };
-            } else if let Some(attempt) = self.record(started_at, &job)
-                && attempt.failure() == FailureClass::Gone
-            {
-                let receiver = self.deliveries[&key].receiver;
-                self.receivers[receiver].enabled = false;
-            }
-        }
-        let Marks { event, attempt } = self.book.marks().unwrap();
-        self.desk = Desk::open(self.book.clone(), PATIENCE).unwrap();
-        for (offset, attempt) in self.attempts.clone().into_iter().enumerate().skip(attempt as usize) {
-            self.desk.fold(attempt, offset as u64, event).unwrap();
-        }
-        self.read_events(event as usize);
-        for (receiver, known) in self.receivers.iter_mut().enumerate() {
-            (known.last_start, known.without_replay) = (None, 0);
-            // Its owner is told once more.
-            if self.desk.health(id(receiver)) == Health::Disabled
-                && self.desk.lane_of(id(receiver)).unwrap().standing.breaker.revival == known.revival
-            {
-                known.enabled = false;
-            }
-        }
-        (self.passed, self.passed_within) = Default::default();
-    }
-
-    fn step(&mut self, op: &Op) {
-        match op {
-            Op::Event { account, message, receivers } => {
-                let theirs = (0..self.receivers.len()).filter(|n| self.receivers[*n].of.account == *account);
-                let wanted: Vec<usize> = theirs.filter(|n| receivers >> n & 1 == 1).collect();
-                let seq = self.events.len() as u64;
-                for receiver in &wanted {
-                    let delivery = Delivery {
-                        receiver: *receiver,
-                        group: self.waiting(*receiver, *message).in_order_of,
-                        state: State::Waits { due: self.now },
-                        attempts: 0,
-                        is_replay: false,
-                        cancelled: false,
-                    };
-                    self.deliveries.insert(DeliveryKey { seq, destination: id(*receiver) }, delivery);
-                }
-                self.events.push((*account, *message, wanted));
-                self.read_events(seq as usize);
-                self.start();
-            }
-            Op::Wait(millis) => self.run_until(self.now + millis),
-            Op::Replay(n) => {
-                let Some(key) = self.deliveries.keys().nth(n % self.deliveries.len().max(1)).copied() else { return };
-                let delivery = self.deliveries[&key].clone();
-                let again = Waiting {
-                    attempts: delivery.attempts,
-                    in_order_of: 0,
-                    replay_id: vec![1],
-                    since_attempt: self.attempts.len() as u64,
-                    ..self.waiting(delivery.receiver, 0)
-                };
-                let of = account(self.receivers[delivery.receiver].of.account);
-                // It may have come back with the device.
-                let was_cancelled = delivery.cancelled;
-                let is_new = self.desk.replay(of, key, again, self.now).unwrap();
-                assert!(is_new == (delivery.state == State::Done) || was_cancelled);
-                let known = self.deliveries.get_mut(&key).unwrap();
-                match delivery.state {
-                    State::Done if is_new => {
-                        (known.state, known.group) = (State::Waits { due: self.now }, 0);
-                        (known.is_replay, known.cancelled) = (true, false);
-                    }
-                    State::Waits { due } => known.state = State::Waits { due: due.min(self.now) },
-                    _ => {}
-                }
-                self.checkpoint();
-                self.start();
-            }
-            Op::Cancel => {
-                for delivery in self.deliveries.values_mut().filter(|delivery| delivery.is_replay) {
-                    delivery.cancelled |= delivery.state != State::Done;
-                }
-            }
-            Op::Revive(n) => {
-                let receivers = self.receivers.len();
-                let known = &mut self.receivers[n % receivers];
-                known.revival += 1;
-                known.enabled = true;
-                known.of.gone = None;
-                self.start();
-            }
-            Op::Disable(n) => {
-                let receivers = self.receivers.len();
-                self.receivers[n % receivers].enabled = false;
-                self.start();
-            }
-            Op::Checkpoint => self.checkpoint(),
-            Op::Flush(commits) => self.book.flush_after(*commits),
-            Op::Kill(recorded) => {
-                self.crash(*recorded);
-                self.start();
-            }
-            Op::PowerLoss(recorded) => {
-                self.book.restore(&self.book.on_device());
-                self.crash(*recorded);
-                self.start();
-            }
-        }
     }
 
     /// Everybody is well again: everything ends, and nothing is left.

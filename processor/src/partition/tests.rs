@@ -1,5 +1,8 @@
 //! A partition on a real log and a real store.
 
+mod state;
+mod versions;
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +15,7 @@ use sendtrail_schemas::event::{Event, EventFact};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::mail::DeadLetter;
-use sendtrail_schemas::record::{AccountFields, Change, Command, Outcome, SourcePosition, Tick, Unreadable};
+use sendtrail_schemas::record::{AccountFields, Change, Command, Outcome, SourcePosition, Unreadable};
 use sendtrail_schemas::time::Millis;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -353,131 +356,6 @@ async fn a_request_whose_record_panics_is_told_so() {
     house.put_bytes(&codec::encode(&record)).await;
     let decision = waiting.answer().await.unwrap();
     assert!(matches!(decision.outcome, Some(Outcome::Refused(refusal)) if refusal.code == "INTERNAL_ERROR"));
-    house.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_of_a_newer_version_halts_the_partition() {
-    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.create_account().await;
-    let before = house.fact("m1").await;
-    house
-        .put_bytes(&codec::encode(&Record { version: <Record as codec::Wire>::NEWEST + 1, ..Record::default() }))
-        .await;
-    house.fact("m2").await;
-    house.applied(before).await;
-    let why = house.halted().await;
-    assert!(why.contains("upgrade"), "{why}");
-    house.tells(&["m1"]).await;
-    house.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_logic_halts_the_partition_also_after_a_restart() {
-    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.create_account().await;
-    house.fact("m1").await;
-    // A partition that begins only now would apply nothing.
-    house.tells(&["m1"]).await;
-    let settings = Settings { logic_version: LOGIC_VERSION + 1, ..usual_settings() };
-    let body = Some(Body::Settings(settings));
-    house.put_bytes(&codec::encode(&Record { version: codec::VERSION, body, ..Record::default() })).await;
-    house.fact("m2").await;
-    let why = house.halted().await;
-    assert!(why.contains("logic"), "{why}");
-    house.tells(&["m1"]).await;
-    house.close().await;
-    let house = House::open(log.path(), state.path());
-    house.halted().await;
-    house.tells(&["m1"]).await;
-    house.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_settings_become_a_record() {
-    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.applied(0).await;
-    assert_eq!(house.settings(), [usual_settings()]);
-    house.close().await;
-    let house = House::open(log.path(), state.path());
-    assert_eq!(house.settings().len(), 1, "the same settings are not told again");
-    house.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_is_never_decided_by_older_logic_again() {
-    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let by = |logic_version| Settings { logic_version, ..usual_settings() };
-    for (logic, told) in [(2, &[2][..]), (LOGIC_VERSION, &[2, LOGIC_VERSION]), (2, &[2, LOGIC_VERSION])] {
-        let house = House::begin(log.path(), state.path(), by(logic), true, CancellationToken::new());
-        let last = house.put(Body::Tick(Tick {})).await;
-        house.applied(last).await;
-        assert_eq!(house.settings().iter().map(|settings| settings.logic_version).collect::<Vec<_>>(), told);
-        house.close().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_left_is_applied_before_the_end_only_where_nobody_else_does() {
-    let (log, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.create_account().await;
-    let last = house.fact("m1").await;
-    house.applied(last).await;
-    // The settings became a record meanwhile, before the others or after them.
-    let end = *house.log.end(TopicPartition::new(Topic::Intake, 0)).borrow();
-    house.close().await;
-    let over = CancellationToken::new();
-    over.cancel();
-    // With another state everything in the log is left.
-    for (drains, applied) in [(false, 0), (true, end)] {
-        let state = TempDir::new().unwrap();
-        let house = House::begin(log.path(), state.path(), usual_settings(), drains, over.clone());
-        let pulse = house.pulse.clone();
-        house.close().await;
-        assert_eq!(*pulse.applied().borrow(), applied);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_restore_left_that_did_not_end_is_no_state() {
-    let (log, other, state) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.create_account().await;
-    let last = house.fact("m1").await;
-    house.applied(last).await;
-    house.close().await;
-    let store = Store::open(state.path(), 1, 1 << 20).unwrap();
-    let view = store.view();
-    let rows = view.rows(0).map(|row| row.map(|(key, value)| (key, Some(value.to_vec()))));
-    let rows = rows.collect::<Result<Vec<_>, _>>().unwrap();
-    assert!(rows.len() > 1);
-    store.empty(0).unwrap();
-    store.put(0, rows).unwrap();
-    drop((view, store));
-    let house = House::open(other.path(), state.path());
-    house.create_account().await;
-    let last = house.fact("m1").await;
-    house.applied(last).await;
-    assert_eq!(house.messages(), ["m1"], "it is no copy");
-    house.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_is_not_the_states_halts_the_partition() {
-    let (log, state, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
-    let house = House::open(log.path(), state.path());
-    house.create_account().await;
-    let last = house.fact("m1").await;
-    house.applied(last).await;
-    house.close().await;
-    let house = House::open(other.path(), state.path());
-    let why = house.halted().await;
-    assert!(why.contains("not the log that the state was made from"), "{why}");
-    assert!(house.messages().is_empty(), "nothing is written to it");
     house.close().await;
 }
 
