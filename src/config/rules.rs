@@ -43,7 +43,8 @@ impl Config {
         );
         need(self.intake.max_events > 0, "intake.max_events: at least 1");
         need(self.intake.inline_bytes <= 512 << 10, "intake.inline_bytes: at most 512 KiB");
-        need((1..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 1 to 360");
+        // What a request is repeated with has to be known for longer than its `Idempotency-Key`, which is a day.
+        need((25..=360).contains(&self.dedup.repeatable_horizon_hours), "dedup.repeatable_horizon_hours: 25 to 360");
         let sender = &self.sending.system_sender;
         let reads = sendtrail_schemas::address::parse_mailbox(sender).is_ok();
         need(sender.is_empty() || reads, "sending.system_sender: not an e-mail address");

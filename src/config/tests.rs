@@ -24,16 +24,25 @@ fn every_error_is_told_at_once() {
         [log]
         partitions = 0
         colour = "blue"
+        [dedup]
+        repeatable_horizon_hours = 24
         [nonsense]
         x = 1
         "#,
     )
     .unwrap_err();
     let all = errors.join("\n");
-    for part in ["server.listen", "server.max_connections", "log.partitions", "log.colour", "nonsense.x"] {
+    for part in [
+        "server.listen",
+        "server.max_connections",
+        "log.partitions",
+        "log.colour",
+        "dedup.repeatable_horizon_hours",
+        "nonsense.x",
+    ] {
         assert!(all.contains(part), "{part} is not told in:\n{all}");
     }
-    assert_eq!(errors.len(), 5, "{all}");
+    assert_eq!(errors.len(), 6, "{all}");
 }
 
 #[test]

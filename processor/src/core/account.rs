@@ -120,8 +120,9 @@ impl Account {
     }
 
     /// Counts one event of an hour in the account's windows, those of its set and of its From's identities. `judge`
-    /// says whether the policy's own window, if there is one, counts it too.
-    pub fn count(&mut self, set: Option<usize>, from: &str, t: Millis, hour: Hour, what: Counted, judge: bool) {
+    /// says whether the policy's own window, if there is one, counts it too. Whether it is in what the policy judges at `t`:
+    /// one of the next hour is not, yet.
+    pub fn count(&mut self, set: Option<usize>, from: &str, t: Millis, hour: Hour, what: Counted, judge: bool) -> bool {
         self.touched = true;
         self.window.count(t, hour, what);
         if let Some(judged) = self.judged.as_mut().filter(|_| judge) {
@@ -139,6 +140,7 @@ impl Account {
                 }
             }
         }
+        judge && hour <= t.hour()
     }
 
     /// What the policy judges at `t`.

@@ -46,6 +46,21 @@ impl Usage {
             self.full_at_micros = self.full_at_micros.max(now).saturating_add(token.saturating_mul(recipients as i64));
         }
     }
+
+    /// Notes at `t` that the rate is another one from now on. A debt stays as many tokens as it is, which take as long as the new
+    /// rate says; a bucket that is not in debt stays as full as it is, in parts.
+    pub fn change_rate(&mut self, t: Millis, from: u32, to: u32) {
+        // At a rate of nothing a debt goes as at one a second.
+        let (Some(from), Some(to)) = (token_micros(from.max(1)), token_micros(to.max(1))) else { return };
+        let empty = (t.0 + SECOND) * 1_000;
+        let debt = self.full_at_micros.saturating_sub(empty);
+        if debt > 0 {
+            // Rounded up, so that changing it to and fro forgives nothing.
+            let (debt, from, to) = (i128::from(debt), i128::from(from), i128::from(to));
+            let debt = i64::try_from((debt * to + from - 1) / from).unwrap_or(i64::MAX);
+            self.full_at_micros = empty.saturating_add(debt);
+        }
+    }
 }
 
 fn token_micros(per_second: u32) -> Option<i64> {
@@ -87,6 +102,28 @@ mod tests {
     }
 
     #[test]
+    fn a_debt_is_of_sends_and_not_of_time() {
+        let t = Millis(1_000_000);
+        let mut usage = Usage::default();
+        usage.take(t, 1, 50);
+        assert_eq!(usage.check_rate(t, 1), Err(50));
+        // 49 in debt, and one more needed.
+        usage.change_rate(t, 1, 14);
+        assert_eq!(usage.check_rate(t, 14), Err(4));
+        assert_eq!(usage.check_rate(t.plus(3571), 14), Err(1));
+        assert_eq!(usage.check_rate(t.plus(3572), 14), Ok(()));
+        usage.change_rate(t, 14, 0);
+        usage.change_rate(t, 0, 1);
+        assert_eq!(usage.check_rate(t, 1), Err(50));
+        // One that is not in debt is as full as before.
+        let mut usage = Usage::default();
+        usage.take(t, 10, 5);
+        let before = usage;
+        usage.change_rate(t, 10, 1);
+        assert_eq!(usage, before);
+    }
+
+    #[test]
     fn a_rate_of_nothing_lets_nothing_pass() {
         assert!(Usage::default().check_rate(Millis(0), 0).is_err());
     }
@@ -101,6 +138,32 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever the rates in between.
+        #[test]
+        fn a_debt_is_paid_off_at_the_rate_of_the_time(
+            debt in 0i64..500,
+            rates in prop::collection::vec((0usize..10, 0i64..40), 1..20),
+        ) {
+            // Rates that divide a second's milliseconds.
+            let rate = |at: usize| [1u32, 2, 4, 5, 8, 10, 20, 25, 40, 50][at];
+            let mut t = Millis(1_000_000_000);
+            let mut usage = Usage::default();
+            let (mut now, mut debt) = (rate(rates[0].0), debt);
+            // All that the bucket holds, and more.
+            usage.take(t, now, u64::from(now) + debt as u64);
+            for (at, paid) in rates {
+                usage.change_rate(t, now, rate(at));
+                now = rate(at);
+                let token = 1_000 / i64::from(now);
+                let wait = (debt + 1) * token;
+                prop_assert!(usage.check_rate(t.plus(wait - 1), now).is_err());
+                prop_assert_eq!(usage.check_rate(t.plus(wait), now), Ok(()));
+                // Never out of debt: what a bucket has is told in parts, and not in tokens.
+                let paid = paid.min(debt);
+                (t, debt) = (t.plus(paid * token), debt - paid);
+            }
+        }
+
         /// Against a bucket counted in exact fractions.
         #[test]
         fn equals_a_plain_bucket(rate in 1u32..50, calls in prop::collection::vec((0i64..900, 1u64..20), 1..60)) {

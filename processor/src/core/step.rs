@@ -42,7 +42,8 @@ use super::source::{Marks, Place};
 ///    and remembers cancelled replays beside the others. What is known of a message is forgotten as a whole, whenever its row goes.
 ///    A replay ends at the events that there are when it is asked for. Whoever is told once a call is so whatever other types the
 ///    call had, whether an event names its call or takes it from its Send, and whether it came from outside or of our own sending.
-///    A change of a subscription is told as an unsubscribe only if it is one.
+///    A change of a subscription is told as an unsubscribe only if it is one. An account is judged after what its policy counts, which
+///    is the evidence, and not after other events. What was sent ahead of a rate stays as many sends when the rate is changed.
 pub const LOGIC_VERSION: u32 = 5;
 
 /// What the partition's logic reads besides records, until a record says otherwise.

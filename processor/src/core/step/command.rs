@@ -51,10 +51,15 @@ impl Step<'_> {
         let Some(mut account) = self.overlay.take_account(id) else {
             return refused(Code::PartnerNotFound, "no such account");
         };
+        let rate = account.config.peak_rate();
         let told = match change {
             Change::EraseRecipient(erase) => self.erase_recipient(id, &mut account, erase, keys),
             change => self.change_account(id, &mut account, change),
         };
+        let new_rate = account.config.peak_rate();
+        if new_rate != rate && self.settings().logic_version >= 5 {
+            account.usage_mut().change_rate(self.t, rate, new_rate);
+        }
         if matches!(told.0, Outcome::Done(Done { changed: true })) {
             account.config_mut().version = self.offset;
             self.changed(id);

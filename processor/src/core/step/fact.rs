@@ -93,19 +93,19 @@ impl Step<'_> {
             };
             return self.dead_letter(codec::encode(&record).to_vec(), reason);
         };
-        if let Some(event) = self.canonical(&mut account, fact, keys) {
+        if let Some((event, is_judged)) = self.canonical(&mut account, fact, keys) {
             self.suppress_by(&account, id, &event, keys);
-            let counted = event.counted;
             self.emit(event);
-            if counted {
+            if is_judged {
                 self.judge(id, &mut account);
             }
         }
         self.overlay.put_account(id, account);
     }
 
-    /// The event of a new fact, counted by the windows that it belongs to; `None` for a duplicate.
-    fn canonical(&mut self, account: &mut Account, fact: &mut EventFact, keys: &Keys) -> Option<Event> {
+    /// The event of a new fact, counted by the windows that it belongs to, and whether the account is judged after it; `None` for
+    /// a duplicate.
+    fn canonical(&mut self, account: &mut Account, fact: &mut EventFact, keys: &Keys) -> Option<(Event, bool)> {
         let (t, kind, permanent) = (self.t, fact.kind(), fact.is_permanent_bounce());
         if let Some(key) = &keys.fact
             && self.is_repeated(key)
@@ -136,12 +136,14 @@ impl Step<'_> {
             _ => None,
         };
         let what = what.filter(|_| tracked && !history);
-        if let Some(what) = what {
+        let is_judged = what.is_some_and(|what| {
             // A bounce or complaint of a message sent before the last resume says nothing about what came after.
             let judged = what == Counted::Send || observed.sent_epoch.is_none_or(|epoch| epoch == config.epoch);
             let from = fact.from.as_deref().unwrap_or_default();
-            account.count(set, from, t, occurred_at.hour(), what, judged);
-        }
+            let is_in_sum = account.count(set, from, t, occurred_at.hour(), what, judged);
+            // What the policy does not count cannot be what crossed its limit. Earlier logics judged after it, too.
+            is_in_sum || self.settings().logic_version < 5
+        });
         let heard = keys.call.filter(|_| fact.send_id.is_some()).map(|call| self.hear_of_call(&config, kind, &call));
         let heard = heard.unwrap_or_default();
         let mut destination_ids = destinations(&config, set, kind, |to| heard.is_news_for(to));
@@ -180,7 +182,7 @@ impl Step<'_> {
         if erased {
             personal::strip(&mut event);
         }
-        Some(event)
+        Some((event, is_judged))
     }
 
     /// By what a call was heard of before a new fact, which is noted if somebody is told of such facts once a call.

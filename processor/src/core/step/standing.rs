@@ -25,7 +25,7 @@ pub(super) struct Change {
 }
 
 impl Step<'_> {
-    /// Judges an account after a counted record, whose last counted event is the evidence.
+    /// Judges an account after a record that its policy counts, whose last counted event is the evidence.
     pub(super) fn judge(&mut self, id: AccountId, account: &mut Account) {
         let counts = account.judged_counts(self.t);
         let config = &account.config;

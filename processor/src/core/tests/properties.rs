@@ -294,6 +294,11 @@ proptest! {
                         }
                         let changes: Vec<Status> = effects.events[1..].iter().filter_map(|event| status_of(event.kind())).collect();
                         prop_assert_eq!(changes, status.into_iter().collect::<Vec<_>>());
+                        for change in &effects.events[1..] {
+                            if let Some(Block::StatusChange(told)) = &change.block {
+                                prop_assert_eq!(&told.event_id, &event.event_id);
+                            }
+                        }
                     }
                 },
                 _ => {

@@ -185,7 +185,9 @@ impl Model {
         if let Some(reason) = reason.filter(|_| !erased) {
             self.suppressed.entry(recipient).or_insert(reason.into());
         }
-        let status = if counted { self.judge(&config.policy()) } else { None };
+        // What the policy does not count, or not yet, moves no status.
+        let is_judged = kept.judged_in.is_some() && occurred_at.div_euclid(HOUR) <= t.div_euclid(HOUR);
+        let status = if is_judged { self.judge(&config.policy()) } else { None };
         Some((kept, status))
     }
 

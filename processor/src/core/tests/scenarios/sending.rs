@@ -1,6 +1,7 @@
 //! Sends: what is checked in which order, quotas, and keys that make them safe to repeat.
 
-use sendtrail_schemas::record::{AccountFields, Idempotency, Outcome, Resume};
+use sendtrail_schemas::account::Mode;
+use sendtrail_schemas::record::{AccountFields, Claim, Idempotency, Outcome, Resume};
 use sendtrail_schemas::time::SECOND;
 
 use super::*;
@@ -104,4 +105,58 @@ fn a_key_makes_a_send_safe_to_repeat_for_a_day() {
     assert_eq!(code(&m.send(request("seven", 7, "p")).1), "SENDING_PAUSED");
     m.command(Change::Resume(Resume { reason: "x".into(), mode: None }));
     assert_eq!(code(&m.send(request("eight", 7, "p")).1), "ok");
+}
+
+#[test]
+fn a_request_that_is_repeated_moves_no_rate_however_late() {
+    let mut m = machine();
+    let named = |fact: EventFact| EventFact { event_id: Some("e".into()), ..fact };
+    let request = [
+        named(fact(EventType::Send, "m", "a@b.co")),
+        named(bounce("m", "a@b.co", "Permanent")),
+        named(fact(EventType::Complaint, "m", "a@b.co")),
+        named(fact(EventType::Open, "m", "a@b.co")),
+    ];
+    let tell = |m: &mut Machine| {
+        let key = Idempotency { route: "events".into(), key: "k".into(), body_hash: vec![1; 32] };
+        let told = m.command(Change::Claim(Claim { idempotency: Some(key), response: b"{}".to_vec() }));
+        let events: Vec<Event> = request.iter().flat_map(|fact| m.fact(fact.clone())).collect();
+        (told.replayed, events)
+    };
+    assert_eq!(tell(&mut m).1.len(), 4);
+    m.now = START.plus(DAY - 1);
+    assert_eq!(tell(&mut m), (true, Vec::new()));
+    // The key is over, and what the events are is not.
+    m.now = START.plus(72 * HOUR - 1);
+    assert_eq!(tell(&mut m), (false, Vec::new()));
+    // An open is one more, of a message that was opened before; what is judged stays as it is.
+    m.now = START.plus(72 * HOUR);
+    let (_, events) = tell(&mut m);
+    assert_eq!(kinds(&events), [EventType::Open]);
+    assert!(!events[0].unique && !events[0].counted);
+    assert_eq!(sums(&mut m), (1, 1, 1));
+}
+
+#[test]
+fn a_debt_of_sends_outlives_a_change_of_the_rate() {
+    let mut m = machine();
+    let limits = |rate| AccountFields { peak_send_rate_per_second: Some(rate), ..Default::default() };
+    let wait = |m: &mut Machine, send_id: &str| {
+        let decision = m.send(send(send_id, &["x@y.co"])).1;
+        let Some(Outcome::Refused(refusal)) = &decision.outcome else { panic!("{decision:?}") };
+        (refusal.code.clone(), refusal.retry_after_seconds)
+    };
+    m.command(Change::PatchAccount(limits(1)));
+    assert_eq!(code(&m.send(send("many", &["x@y.co"; 41])).1), "ok");
+    assert_eq!(wait(&mut m, "a"), ("RATE_LIMITED".into(), Some(41)));
+    // 40 in debt, and one more needed.
+    m.command(Change::PatchAccount(limits(20)));
+    m.restart();
+    assert_eq!(wait(&mut m, "b"), ("RATE_LIMITED".into(), Some(3)));
+    // A resume into the sandbox has the sandbox's rate.
+    m.command(Change::Pause(Pause { reason: "x".into() }));
+    m.command(Change::Resume(Resume { reason: "x".into(), mode: Some(Mode::Sandbox as i32) }));
+    assert_eq!(wait(&mut m, "c"), ("RATE_LIMITED".into(), Some(41)));
+    m.now = m.now.plus(41 * SECOND);
+    assert_eq!(code(&m.send(send("d", &["x@y.co"])).1), "ok");
 }

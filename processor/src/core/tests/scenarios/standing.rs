@@ -2,7 +2,7 @@
 
 use sendtrail_schemas::account::{Mode, Status, SuppressionOptions};
 use sendtrail_schemas::block::Subscription;
-use sendtrail_schemas::record::Resume;
+use sendtrail_schemas::record::{AccountFields, Resume};
 
 use super::*;
 
@@ -213,4 +213,32 @@ fn the_contact_is_mailed_at_risk_and_when_paused() {
         change: Some(Change::Resume(Resume { reason: "ok".into(), mode: None })),
     }));
     assert!(resumed.0.mail.is_empty());
+}
+
+#[test]
+fn what_the_policy_does_not_count_is_no_evidence() {
+    let mut m = machine();
+    sends(&mut m, 0..100);
+    m.command(Change::Pause(Pause { reason: "x".into() }));
+    m.command(Change::Resume(Resume { reason: "x".into(), mode: None }));
+    sends(&mut m, 200..300);
+    for n in 200..210 {
+        m.fact(bounce(&format!("m{n}"), "a@b.co", "Permanent"));
+    }
+    // A tenth bounced, which is no longer allowed: the account is judged with the next record that counts.
+    let policy = Some(Policy { pause_bounce_ppm: 80_000, ..Policy::splashify() });
+    m.command(Change::PatchAccount(AccountFields { policy, ..Default::default() }));
+    // A bounce of a message of before the resume, and one that waits for its hour.
+    m.now = Millis::of_hour(START.hour() + 1).plus(-MINUTE);
+    let ahead = at(bounce("m210", "a@b.co", "Permanent"), m.now.plus(2 * MINUTE));
+    for other in [bounce("m5", "a@b.co", "Permanent"), ahead] {
+        let events = m.fact(other);
+        assert!(events.len() == 1 && events[0].counted);
+        assert_eq!(m.config().status(), Status::AtRisk);
+    }
+    let events = m.fact(bounce("m211", "a@b.co", "Permanent"));
+    assert_eq!(kinds(&events), [EventType::Bounce, EventType::Paused]);
+    let evidence = m.config().paused.unwrap();
+    assert_eq!((evidence.numerator, evidence.denominator), (11, 100));
+    assert_eq!(evidence.event_id, events[0].event_id);
 }
