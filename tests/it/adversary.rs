@@ -27,7 +27,12 @@ async fn attempts(partner: &Partner, delivery: &Value) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
-    let server = Server::start().await;
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        // Nobody is spared because it fails.
+        config.webhooks.failing_after_seconds = 36_000;
+    })
+    .await;
     let receiver = Receiver::start_ok().await;
     let mut partners = HashMap::new();
     let mut kept = Vec::new();
@@ -38,20 +43,23 @@ async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
         // Five seconds of time-out, and no second attempt while the test looks.
         let fields = json!({"webhook_url": format!("{}/x", adversary.base), "dialect": "sendcomms", "retry_schedule_seconds": [600]});
         partner.destination(&set, fields).await;
-        partner
-            .destination(&set, json!({"name": "good", "webhook_url": format!("{}/{manner:?}", receiver.base)}))
-            .await;
+        let good = json!({"name": "good", "webhook_url": format!("{}/{manner:?}", receiver.base), "matching_event_types": ["delivered"]});
+        partner.destination(&set, good).await;
         partners.insert(manner, partner);
         kept.push(adversary);
     }
     let begun = Instant::now();
-    for partner in partners.values() {
-        partner.stream(&(0..40).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
+    for (manner, partner) in &partners {
+        // Those that keep a place for the whole time-out have far more to keep it with, all of it before what is good.
+        let ahead = if matches!(manner, Manner::Hang | Manner::DripHead) { 360 } else { 0 };
+        let kinds = std::iter::repeat_n("Open", ahead).chain(std::iter::repeat_n("Delivery", 40));
+        partner.stream(&kinds.map(|kind| in_set(partner.event(kind))).collect::<Vec<_>>()).await;
     }
     for manner in MANNERS {
         receiver.wait(&format!("/{manner:?}"), 40).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    // Whoever shared places with them would take 225 seconds, eight places being kept for five seconds each time.
+    assert!(begun.elapsed() < Duration::from_secs(180), "{:?}", begun.elapsed());
     for (manner, partner) in &partners {
         let bad = async || {
             let log = partner.log().await;
@@ -60,10 +68,6 @@ async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
             let destination = all[0]["destination_id"].clone();
             all.into_iter().filter(|delivery| delivery["destination_id"] == destination).collect::<Vec<_>>()
         };
-        let tried = async || bad().await.iter().any(|delivery| delivery["attempts"] == 1);
-        eventually("it was tried", tried).await;
-        let first = bad().await.into_iter().find(|delivery| delivery["attempts"] == 1).unwrap();
-        let attempt = attempts(partner, &first).await.remove(0);
         let (status, failure) = match manner {
             Manner::Hang | Manner::DripHead => ("failed", "timeout"),
             Manner::Reset | Manner::Garbage | Manner::Half => ("failed", "connection"),
@@ -72,12 +76,23 @@ async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
             Manner::DripBody | Manner::HugeOk => ("delivered", "none"),
             Manner::SlowAccept => ("delivered", "none"),
         };
-        assert_eq!((&first["status"], &attempt["failure"]), (&json!(status), &json!(failure)), "{manner:?}: {attempt}");
+        let mut attempt = Value::Null;
+        eventually("it was tried", async || {
+            for tried in bad().await.iter().filter(|delivery| delivery["attempts"] == 1) {
+                attempt = attempts(partner, tried).await.remove(0);
+                let told = tried["status"] == status && attempt["failure"] == failure;
+                // Where the machine stalled for longer than an attempt may take, the next one tells.
+                assert!(told || attempt["failure"] == "timeout", "{manner:?}: {attempt}");
+                if told && attempt["latency_ms"].as_i64().unwrap() < 9_000 {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
         if *manner == Manner::Huge {
             assert_eq!(attempt["response"].as_str().unwrap().len(), 4_096, "no more of it is kept");
         }
-        let latency = attempt["latency_ms"].as_i64().unwrap();
-        assert!(latency < 9_000, "{manner:?}: {latency}");
     }
 }
 
@@ -212,11 +227,21 @@ async fn one_that_fails_for_too_long_is_disabled_and_its_owner_brings_it_back() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_one_message_come_in_order_where_that_is_asked_for() {
     let server = Server::start().await;
-    // The first event of the first message fails twice; everything of that message waits for it.
-    let receiver = Receiver::start(|_, before| Answer::status(if before == 0 { 500 } else { 200 })).await;
+    // The first message that comes fails until everything of the others was taken; all of that message waits for it.
+    let failing = parking_lot::Mutex::new((None, 0));
+    let receiver = Receiver::start_reading(move |post, _| {
+        let message = post.json()["mail"]["messageId"].as_str().unwrap().to_owned();
+        let (first, others) = &mut *failing.lock();
+        if *first.get_or_insert_with(|| message.clone()) != message {
+            *others += 1;
+            return Answer::status(200);
+        }
+        Answer::status(if *others < 12 { 500 } else { 200 })
+    })
+    .await;
     let partner = server.partner("order").await;
     let set = partner.set(json!({"name": "set"})).await;
-    let fields = json!({"webhook_url": format!("{}/ordered", receiver.base), "ordering": "per_message", "retry_schedule_seconds": [1, 1]});
+    let fields = json!({"webhook_url": format!("{}/ordered", receiver.base), "ordering": "per_message", "retry_schedule_seconds": [1, 2, 4, 8, 16, 32, 64]});
     let id = partner.destination(&set, fields).await;
     let mut events = Vec::new();
     for message in ["m0", "m1", "m2", "m3"] {
@@ -232,18 +257,25 @@ async fn events_of_one_message_come_in_order_where_that_is_asked_for() {
     eventually("all are delivered", async || delivered().await == 16).await;
     let mut taken: HashMap<String, Vec<String>> = HashMap::new();
     let posts = receiver.posts("/ordered");
-    assert_eq!(posts.len(), 17, "one failed once");
     let failed = posts[0].json()["mail"]["messageId"].as_str().unwrap().to_owned();
-    for post in &posts[1..] {
+    let mut failures = posts.len() - 16;
+    assert!((1..=7).contains(&failures), "one failed, and no other: {failures}");
+    for post in &posts {
         let body = post.json();
         let (message, kind) = (body["mail"]["messageId"].as_str().unwrap(), body["eventType"].as_str().unwrap());
+        if message == failed && failures > 0 {
+            assert_eq!(kind, "Send", "what comes after it waits");
+            failures -= 1;
+            continue;
+        }
         taken.entry(message.to_owned()).or_default().push(kind.to_owned());
     }
     for (message, kinds) in &taken {
         assert_eq!(kinds, &["Send", "Delivery", "Open", "Click"], "{message}");
     }
     let last_of_others = posts.iter().rposition(|post| post.json()["mail"]["messageId"] != json!(failed)).unwrap();
-    assert!(last_of_others <= 12, "the others did not wait: {last_of_others}");
+    let of_it = posts[last_of_others..].iter().filter(|post| post.json()["mail"]["messageId"] == json!(failed));
+    assert!(of_it.count() >= 4, "the others did not wait: {last_of_others} of {}", posts.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,12 +309,14 @@ async fn rates_and_concurrency_are_what_the_owner_says_and_retry_after_is_honour
         }
         partner.destination(&set, fields).await;
     }
+    let begun = Instant::now();
     partner.stream(&(0..20).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
     partner.stream(&[in_set(partner.event("SoftBounce"))]).await;
     let one = receiver.wait("/one", 20).await;
     assert!(one.windows(2).all(|pair| pair[1].at - pair[0].at >= Duration::from_millis(45)), "one at a time");
     let slow = receiver.wait("/slow", 20).await;
-    assert!(slow[19].at - slow[0].at >= Duration::from_millis(1_850), "{:?}", slow[19].at - slow[0].at);
+    // From the beginning: where the machine stalls the first may be seen late, and the others close behind.
+    assert!(slow[19].at - begun >= Duration::from_millis(1_850), "{:?}", slow[19].at - begun);
     let later = receiver.wait("/later", 2).await;
     assert!(later[1].at - later[0].at >= Duration::from_millis(2_900), "{:?}", later[1].at - later[0].at);
     let date = receiver.wait("/date", 2).await;
@@ -463,8 +497,9 @@ async fn what_waits_for_one_that_its_owner_disables_ends_and_is_kept() {
     let receiver = Receiver::start(|_, _| Answer::status(500)).await;
     let partner = server.partner("unwanted").await;
     let set = partner.set(json!({"name": "set"})).await;
-    let url = format!("{}/unwanted", receiver.base);
-    let id = partner.destination(&set, json!({"webhook_url": url, "retry_schedule_seconds": [600]})).await;
+    // One at a time, so that none is under way once it is known to fail.
+    let fields = json!({"webhook_url": format!("{}/unwanted", receiver.base), "retry_schedule_seconds": [600], "concurrency": 1});
+    let id = partner.destination(&set, fields).await;
     partner.stream(&(0..40).map(|_| in_set(partner.event("Delivery"))).collect::<Vec<_>>()).await;
     eventually("it is known to fail", async || health(&partner, &id).await == "failing").await;
     let failed = receiver.posts("/unwanted").len();

@@ -1,6 +1,6 @@
 //! Connections of callers who do not say what they want.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use sendtrail::client::Api;
@@ -59,9 +59,13 @@ async fn who_asks_nothing_keeps_nobody_out() {
     for said in [b"", &PREFACE[..9], PREFACE, request, &request[..20], &untaken] {
         let silent = three(&process, said).await;
         let api = Api::new(&process.base, "");
-        let asked = api.call(Method::GET, "/health", &[("connection", "close")], "");
-        let reply = tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nobody is kept out").unwrap();
-        assert_eq!(reply.status, 200);
+        // Whoever is too slow to ask, as the machine may be, asks again.
+        eventually("somebody is heard", async || {
+            let asked = api.call(Method::GET, "/health", &[("connection", "close")], "");
+            let reply = tokio::time::timeout(Duration::from_secs(60), asked).await.expect("nobody is kept out");
+            reply.is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
         for mut stream in silent {
             let mut rest = Vec::new();
             // An end or a reset, after what was answered.
@@ -71,26 +75,36 @@ async fn who_asks_nothing_keeps_nobody_out() {
     }
 }
 
-#[tokio::test]
-async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
-    let folder = tempfile::TempDir::new().unwrap();
-    let process = start(&folder, "1000", "30000");
-    let address = process.base.strip_prefix("http://").unwrap();
-    // One connection, far longer than it may be silent.
+/// Asks by one connection, far longer than it may be silent; whether that could be done without a silence of our own.
+async fn asks_for_four_seconds(address: &str) -> bool {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let until = std::time::Instant::now() + Duration::from_secs(4);
-    let mut answers = 0;
-    while std::time::Instant::now() < until {
-        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let begun = Instant::now();
+    let (mut asked, mut answers) = (begun, 0);
+    while begun.elapsed() < Duration::from_secs(4) {
+        let written = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let is_silent = asked.elapsed() > Duration::from_millis(900);
+        asked = Instant::now();
         let (mut told, mut part) = (Vec::new(), [0; 4096]);
         while !told.ends_with(b"}") {
-            let read = stream.read(&mut part).await.unwrap();
-            assert!(read > 0, "it was closed after {answers} answers");
+            let read = if written.is_ok() { stream.read(&mut part).await.unwrap_or(0) } else { 0 };
+            if read == 0 {
+                assert!(is_silent, "it was closed after {answers} answers");
+                return false;
+            }
             told.extend_from_slice(&part[..read]);
         }
         assert!(told.starts_with(b"HTTP/1.1 200"));
         answers += 1;
     }
+    true
+}
+
+#[tokio::test]
+async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let process = start(&folder, "1000", "30000");
+    let address = process.base.strip_prefix("http://").unwrap();
+    eventually("a machine that does not stall meanwhile", async || asks_for_four_seconds(address).await).await;
     // One answer, read piece by piece.
     let admin = Api::new(&process.base, ADMIN_KEY);
     let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});

@@ -104,15 +104,23 @@ async fn a_record_of_a_newer_version_halts_its_partition_with_503() {
     poison(&stopped, &[&[8, <Record as Wire>::NEWEST as u8 + 1]]).await;
     let server = stopped.start().await;
     let partner = partner.on(&server);
-    let health = server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();
-    assert_eq!(health.status, 503);
-    let told = health.json()["checks"]["processor"].as_str().unwrap().to_owned();
-    assert!(told.contains("version"), "{told}");
+    eventually("it says so", async || {
+        let health = server.admin.call(http::Method::GET, "/health", &[], "").await.unwrap();
+        let told = health.json()["checks"]["processor"].as_str().unwrap().to_owned();
+        health.status == 503 && told.contains("version")
+    })
+    .await;
     let (status, reply) = partner.try_send(&["success@inbox.example"]).await;
     assert_eq!(status, 503, "{reply}");
     let reply = partner.call(http::Method::POST, "/events", &[], partner.event("Send").to_string()).await;
     assert_eq!(reply.status, 503, "{}", reply.json());
-    assert_eq!(partner.log().await.len(), 1, "what was applied can still be read");
+    // No answer lacks nothing from now on: there is something that is not applied.
+    eventually("what was applied can still be read", async || {
+        let rows = partner.api.rows(&format!("{PARTNER}/events?from=2000-01-01"), "events").await.unwrap();
+        assert!(rows.len() <= 1, "{rows:?}");
+        rows.len() == 1
+    })
+    .await;
     let letters = server.admin.rows(&format!("{ADMIN}/dead-letters"), "dead_letters").await.unwrap();
     assert!(letters.is_empty(), "it is not poison");
 }

@@ -380,7 +380,7 @@ impl Client {
             all["erasures"].as_array().unwrap().iter().all(|erasure| erasure["status"] == "ERASED")
         };
         eventually("whoever is erased is erased everywhere", erased).await;
-        let log = events().await;
+        let log = whole_rows(&api, "/events", "events").await;
         for event in log.iter().filter(|event| event["recipient"].is_null()) {
             let named = |(kind, message): &(&str, String)| {
                 event["event_type"] == *kind && event["message_id"] == message.as_str()
@@ -409,15 +409,15 @@ impl Client {
             assert_eq!(found, messages, "{name}: every {kind} once");
         }
         let count = |kind: &str| json!(wanted.get(kind).map_or(0, Vec::len));
-        let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+        let reputation = whole(&api, "/reputation").await;
         let shown = ["sent", "bounced", "complained"].map(|field| reputation[field].clone());
         assert_eq!(shown, ["Send", "Bounce", "Complaint"].map(count), "{name}");
         assert_eq!(reputation["status"] == "PAUSED", self.paused, "{name}: {reputation}");
-        let totals = api.get(&format!("{PARTNER}/stats")).await.unwrap()["totals"].take();
+        let totals = whole(&api, "/stats").await["totals"].take();
         let shown =
             ["sends", "deliveries", "permanent_bounces", "complaints", "rejects"].map(|field| totals[field].clone());
         assert_eq!(shown, ["Send", "Delivery", "Bounce", "Complaint", "Reject"].map(count), "{name}");
-        let listed = api.rows(&format!("{PARTNER}/suppression"), "suppressions").await.unwrap();
+        let listed = whole_rows(&api, "/suppression", "suppressions").await;
         let listed: BTreeSet<String> = listed.iter().map(|row| row["email"].as_str().unwrap().to_owned()).collect();
         assert_eq!(listed, self.suppressed, "{name}");
         // Posted at least once each, under one identifier.
@@ -428,7 +428,7 @@ impl Client {
         let mails: usize = wanted.values().map(Vec::len).sum();
         eventually("every event is posted", async || posted() >= mails).await;
         assert_eq!(posted(), mails, "{name}: nothing else is");
-        let activity = api.rows(&format!("{PARTNER}/activity"), "activity").await.unwrap();
+        let activity = whole_rows(&api, "/activity", "activity").await;
         let all = log.iter().chain(&activity);
         all.map(|event| (event["partition"].as_u64().unwrap(), event["seq"].as_u64().unwrap())).collect()
     }

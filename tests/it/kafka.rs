@@ -43,7 +43,7 @@ pub fn consume(address: &str, topic: &str, partitions: i32) -> Vec<(i32, Vec<u8>
     let mut found = Vec::new();
     let mut ended = 0;
     while ended < partitions {
-        match consumer.poll(Duration::from_secs(10)).expect("the broker answers") {
+        match consumer.poll(Duration::from_secs(60)).expect("the broker answers") {
             Ok(message) => found.push((
                 message.partition(),
                 message.key().unwrap_or_default().to_vec(),
@@ -130,7 +130,8 @@ async fn a_broker_that_is_away_is_503_and_nothing_is_lost() {
         config.kafka.allow_single_replica = true;
         config.kafka.properties =
             vec!["socket.timeout.ms=2000".into(), "socket.connection.setup.timeout.ms=2000".into()];
-        config.sending.decision_timeout_ms = 5_000;
+        // As long as a broker may stall that nobody stopped.
+        config.sending.decision_timeout_ms = 20_000;
     })
     .await;
     let partner = server.partner("away").await;
@@ -255,8 +256,9 @@ async fn whoever_loses_the_log_ends_and_a_folder_without_its_state_is_refused() 
     let mut first = Process::start(&own, &settings);
     let second = Process::start(&copy, &settings);
     assert_eq!(first.wait().code(), Some(1), "it ends by itself");
-    let health = sendtrail::client::Api::new(&second.base, "").get("/health").await.unwrap();
-    assert_eq!(health["status"], "ok");
+    let api = sendtrail::client::Api::new(&second.base, "");
+    eventually("the other one goes on", async || api.get("/health").await.is_ok_and(|health| health["status"] == "ok"))
+        .await;
     drop(second);
 
     let told = refused(&other, &settings).await;
@@ -279,8 +281,7 @@ async fn an_idle_server_notices_that_the_broker_is_back_and_stops_while_it_is_aw
     eventually("health is back without a request", async || status().await == 200).await;
     broker.signal("-STOP");
     process.signal("-TERM");
-    let begun = std::time::Instant::now();
-    process.wait();
-    assert!(begun.elapsed() < Duration::from_secs(60));
+    // The broker stays away: one that waited for it would never end.
+    eventually("it ends", async || process.has_ended()).await;
     broker.signal("-CONT");
 }

@@ -59,6 +59,8 @@ async fn what_comes_meanwhile_is_no_difference() {
     let server = Server::start_with(|config| {
         config.log.simulated = true;
         config.archive.commit_seconds = 1;
+        // Traffic is held back, so that there are moments at which everything is everywhere.
+        config.intake.max_lag_ms = 250;
         use_clickhouse(config);
     })
     .await;
@@ -69,24 +71,22 @@ async fn what_comes_meanwhile_is_no_difference() {
             busy.stream(&(0..50).map(|_| busy.event("Send")).collect::<Vec<_>>()).await;
         }
     });
-    let (mut last, mut compared) = (0, 0);
-    for _ in 0..60 {
-        if compared == 4 {
-            break;
-        }
+    let mut compared = 0;
+    eventually("it was compared four times", async || {
         let path = format!("{ADMIN}/reconciliation?from=2026-05-01&to=2026-05-03&account_id={}", partner.account_id);
         let reply = server.admin.call(http::Method::GET, &path, &[], "").await.unwrap();
         if reply.status == 503 {
             // It does not say what it does not know.
-            continue;
+            return false;
         }
         let found = reply.json();
         assert_eq!(found["equal"], true, "{found}");
-        last = found["hours"][0]["archive"].as_u64().unwrap();
+        let last = found["hours"][0]["archive"].as_u64().unwrap();
         compared += 1;
-    }
+        compared >= 4 && last > 50
+    })
+    .await;
     traffic.abort();
-    assert!(compared == 4 && last > 50, "{compared}, {last}");
 }
 
 #[tokio::test]

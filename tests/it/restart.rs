@@ -81,6 +81,7 @@ async fn stopping_in_the_middle_of_a_stream_keeps_what_was_acknowledged() {
             }
         });
     }
+    eventually("events are acknowledged", async || acknowledged.lock().len() > 100).await;
     tokio::time::sleep(std::time::Duration::from_millis(700)).await;
     let server = server.restart().await;
     streams.join_all().await;

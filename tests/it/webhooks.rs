@@ -142,10 +142,12 @@ async fn a_failure_is_tried_again_with_the_same_identifier_and_a_new_signature()
 async fn an_attempt_that_is_due_survives_a_restart() {
     let server = Server::start().await;
     let receiver = Receiver::start(|_, before| Answer::status(if before == 0 { 500 } else { 200 })).await;
-    let (partner, _) = hooked(&server, "due", &receiver, "splashify", json!({"retry_schedule_seconds": [2]})).await;
+    let (partner, _) = hooked(&server, "due", &receiver, "splashify", json!({"retry_schedule_seconds": [5]})).await;
     partner.stream(&[in_set(partner.event("Send"))]).await;
     receiver.wait("/due", 1).await;
-    eventually("the failure is known", async || partner.log().await[0]["deliveries"][0]["status"] == "failed").await;
+    // Where the machine is slow it may be more than that by now.
+    let attempts = async || partner.log().await[0]["deliveries"][0]["attempts"].as_u64();
+    eventually("the failure is known", async || attempts().await >= Some(1)).await;
     let server = server.restart().await;
     let partner = partner.on(&server);
     let posts = receiver.wait("/due", 2).await;
@@ -216,11 +218,15 @@ async fn one_that_hangs_delays_nobody_else() {
     .await;
     let (partner, set) = hooked(&server, "hang", &receiver, "splashify", json!({})).await;
     partner.destination(&set, json!({"name": "well", "webhook_url": format!("{}/well", receiver.base)})).await;
+    let begun = std::time::Instant::now();
     partner.stream(&(0..200).map(|_| in_set(partner.event("Send"))).collect::<Vec<_>>()).await;
     let posts = receiver.wait("/well", 200).await;
     let ids: HashSet<&str> = posts.iter().map(|post| post.header("x-splashify-delivery-id")).collect();
     assert_eq!(ids.len(), 200);
-    assert!(receiver.posts("/hang").len() <= server.config.webhooks.concurrency_per_destination);
+    // After ten seconds others take the place of those that hang.
+    let mut hanging = receiver.posts("/hang");
+    hanging.retain(|post| post.at < begun + Duration::from_secs(10));
+    assert!(hanging.len() <= server.config.webhooks.concurrency_per_destination);
 }
 
 #[tokio::test]

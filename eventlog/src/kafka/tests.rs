@@ -1,6 +1,7 @@
 //! The suite on a real broker, and what only a broker can do.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -8,6 +9,8 @@ use super::*;
 use crate::contract::Subject;
 
 const EVENTS: TopicPartition = TopicPartition { topic: Topic::Events, partition: 0 };
+/// Longer than the slowest machine needs, also when a broker stalls.
+const WITHIN: Duration = Duration::from_secs(120);
 
 struct Namespace(Option<Options>);
 
@@ -45,7 +48,7 @@ crate::contract_suite!(Namespace);
 /// Waits until readers see what was appended.
 async fn seen(log: &KafkaLog, of: TopicPartition, next: u64) {
     let mut end = log.end(of);
-    let reached = tokio::time::timeout(PATIENCE, end.wait_for(|end| *end >= next)).await;
+    let reached = tokio::time::timeout(WITHIN, end.wait_for(|end| *end >= next)).await;
     assert!(reached.is_ok(), "{of} did not reach {next} but {}", *log.end(of).borrow());
 }
 
@@ -68,12 +71,10 @@ pub fn values(log: &KafkaLog, of: TopicPartition, from: u64) -> Vec<(u64, Vec<u8
     }
 }
 
-/// Waits until something holds, for ten seconds at most.
+/// Waits until something holds, but not for ever.
 pub async fn soon(holds: impl Fn() -> bool) {
-    for _ in 0..1_000 {
-        if holds() {
-            return;
-        }
+    let until = Instant::now() + WITHIN;
+    while !holds() && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -99,7 +100,7 @@ fn zombie(options: &Options, numbers: impl Iterator<Item = u64>) {
         let record = BaseRecord::to(&topic).partition(0).key(&key).payload(&value);
         producer.send(record).unwrap();
     }
-    producer.flush(PATIENCE).unwrap();
+    producer.flush(WITHIN).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -204,7 +205,7 @@ async fn a_second_server_waits_until_the_first_is_gone() {
     first.append(EVENTS, numbered(10, 10)).await.unwrap();
     assert_eq!(first.status().failed, None, "one that waits takes nothing away");
     tokio::task::block_in_place(|| drop(first));
-    let second = tokio::time::timeout(Duration::from_secs(30), second).await.expect("it takes over").unwrap().unwrap();
+    let second = tokio::time::timeout(WITHIN, second).await.expect("it takes over").unwrap().unwrap();
     assert_eq!(*second.end(EVENTS).borrow(), 20);
     second.append(EVENTS, numbered(20, 1)).await.unwrap();
 }

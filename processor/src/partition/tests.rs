@@ -26,6 +26,8 @@ use crate::core::step::usual_settings;
 use crate::said::ViewOf;
 
 const ACCOUNT: AccountId = AccountId(Uuid::from_u128(0xacc));
+/// Longer than a slow machine needs, also when its disk stalls.
+const WITHIN: Duration = Duration::from_secs(120);
 
 /// Lets a test stand in for a fault of the logic.
 pub(super) fn panic_if_asked(record: &Record) {
@@ -158,7 +160,7 @@ impl House {
     async fn applied(&self, offset: u64) {
         let mut applied = self.pulse.applied();
         let wait = applied.wait_for(|next| *next > offset);
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("applied in time").unwrap();
+        tokio::time::timeout(WITHIN, wait).await.expect("applied in time").unwrap();
     }
 
     async fn halted(&self) -> String {
@@ -170,7 +172,7 @@ impl House {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), halted).await.unwrap()
+        tokio::time::timeout(WITHIN, halted).await.unwrap()
     }
 
     fn all<W: codec::Wire>(&self, topic: Topic) -> Vec<W> {
@@ -185,7 +187,7 @@ impl House {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let in_time = tokio::time::timeout(Duration::from_secs(20), told).await;
+        let in_time = tokio::time::timeout(WITHIN, told).await;
         assert!(in_time.is_ok(), "{:?}", self.messages());
     }
 

@@ -35,11 +35,18 @@ async fn what_is_cut_off_is_answered_by_the_archive_and_made_up_for() {
             server = server.restart().await;
             partner = partner.on(&server);
         }
-        let reply = partner.call(Method::GET, "/stats", &[], "").await;
-        assert_eq!(reply.json()["totals"]["sends"], told, "round {round}");
+        let mut is_dated = false;
+        eventually("all of it is shown", async || {
+            let reply = partner.call(Method::GET, "/stats", &[], "").await;
+            is_dated = reply.headers.contains_key("sendtrail-as-of");
+            let is_whole = reply.json()["totals"]["sends"] == told;
+            assert!(is_whole || is_dated, "round {round}: {}", reply.json());
+            is_whole
+        })
+        .await;
         if round % 3 == 2 {
-            assert!(reply.headers.contains_key("sendtrail-as-of"), "the archive answers, and says so");
-            let health = server.admin.get("/health").await.unwrap();
+            assert!(is_dated, "the archive answers, and says so");
+            let health = server.admin.call(Method::GET, "/health", &[], "").await.unwrap().json();
             assert_ne!(health["checks"]["clickhouse"], "ok");
         }
     }
@@ -50,7 +57,11 @@ async fn what_is_cut_off_is_answered_by_the_archive_and_made_up_for() {
         !reply.headers.contains_key("sendtrail-as-of")
     })
     .await;
-    assert_eq!(server.admin.get("/health").await.unwrap()["checks"]["clickhouse"], "ok");
+    eventually("and is well", async || {
+        let health = server.admin.call(Method::GET, "/health", &[], "").await.unwrap().json();
+        health["checks"]["clickhouse"] == "ok"
+    })
+    .await;
     // And the set and its webhook.
     assert_eq!(audit(&direct, "events").await, told as u64 + CALLS + 2);
     let sums = direct.query("SELECT sum(sends) FROM stats_hourly").fetch_one::<u64>().await.unwrap();
@@ -89,7 +100,7 @@ async fn one_that_does_not_answer_is_waited_for_once() {
     let stats = async || partner.call(Method::GET, "/stats", &[], "").await;
     eventually("ClickHouse answers", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
     proxy.set(Line::Silent);
-    // Each would take two seconds if it asked.
+    // Each would take ten seconds if it asked.
     let twenty = async {
         for _ in 0..20 {
             let reply = stats().await;
@@ -97,15 +108,16 @@ async fn one_that_does_not_answer_is_waited_for_once() {
             assert!(reply.headers.contains_key("sendtrail-as-of"));
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), twenty).await.expect("only the first waits");
-    assert_ne!(server.admin.get("/health").await.unwrap()["checks"]["clickhouse"], "ok");
+    tokio::time::timeout(Duration::from_secs(150), twenty).await.expect("only the first waits");
+    let health = server.admin.call(Method::GET, "/health", &[], "").await.unwrap().json();
+    assert_ne!(health["checks"]["clickhouse"], "ok");
     proxy.set(Line::Up);
     partner.stream(&[partner.event("Send")]).await;
     eventually("ClickHouse answers again", async || !stats().await.headers.contains_key("sendtrail-as-of")).await;
     assert_eq!(stats().await.json()["totals"]["sends"], 2);
 }
 
-/// A server that waits two seconds for an answer of ClickHouse.
+/// A server that waits ten seconds for an answer of ClickHouse: the archive's own answers must come within that, too.
 async fn with_silence(change: impl FnOnce(&mut Config)) -> Option<(Server, Proxy)> {
     let proxy = Proxy::to(sendtrail_test_servers::clickhouse()?).await;
     let server = Server::start_with(|config| {
@@ -113,8 +125,8 @@ async fn with_silence(change: impl FnOnce(&mut Config)) -> Option<(Server, Proxy
         use_clickhouse(config);
         config.clickhouse.url = format!("http://{}", proxy.address);
         config.clickhouse.fallback = Fallback::Archive;
-        config.clickhouse.insert_timeout_ms = 3_000;
-        config.query.timeout_ms = 2_000;
+        config.clickhouse.insert_timeout_ms = 10_000;
+        config.query.timeout_ms = 10_000;
         change(config);
     })
     .await;
@@ -138,22 +150,25 @@ async fn a_query_whose_turn_does_not_come_is_refused_and_nobody_is_blamed_for_it
     let mut blamed = Value::Null;
     for _ in 0..5 {
         proxy.set(Line::Silent);
-        // The first has the only turn until ClickHouse was silent for too long.
-        let (first, (second, waited)) = tokio::join!(stats(), async {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            (stats().await, server.admin.get("/health").await)
-        });
-        assert_eq!(
-            (second.status.as_u16(), second.json()["error"].as_str()),
-            (503, Some("UNAVAILABLE")),
-            "{}",
-            second.json()
-        );
-        assert!(second.headers.contains_key("retry-after"));
-        assert_eq!((first.status.as_u16(), first.json()["totals"]["sends"].as_u64()), (200, Some(1)));
-        blamed = waited.unwrap()["checks"]["clickhouse"].take();
-        if blamed == "ok" {
-            return;
+        // One has the only turn until ClickHouse was silent for too long.
+        let ask = async |wait: u64| {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+            let reply = stats().await;
+            (reply, server.admin.call(Method::GET, "/health", &[], "").await.unwrap().json())
+        };
+        let (first, second) = tokio::join!(ask(0), ask(300));
+        let ((answered, _), (refused, mut meanwhile)) =
+            if first.0.status == 200 { (first, second) } else { (second, first) };
+        assert_eq!((answered.status.as_u16(), answered.json()["totals"]["sends"].as_u64()), (200, Some(1)));
+        // Unless the machine stalled until the turn was free again.
+        if refused.status != 200 {
+            let told = refused.json();
+            assert_eq!((refused.status.as_u16(), told["error"].as_str()), (503, Some("UNAVAILABLE")), "{told}");
+            assert!(refused.headers.contains_key("retry-after"));
+            blamed = meanwhile["checks"]["clickhouse"].take();
+            if blamed == "ok" {
+                return;
+            }
         }
         // What the sink asked was under way when the line fell silent, and that it tells.
         proxy.set(Line::Up);

@@ -9,35 +9,41 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
     let receiver = Receiver::start_ok().await;
     let partner = server.partner("rotate").await;
     const OLD: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-    let set = partner.set(json!({"name": "set"})).await;
+    const DIALECTS: [&str; 4] = ["standard", "securesmtp", "splashify", "zmailer"];
+    // Of one set the overlap is not over while the test looks, however slow the machine is; of the other it is.
     let mut hooks = std::collections::HashMap::new();
-    for dialect in ["standard", "securesmtp", "splashify", "zmailer"] {
-        let fields =
-            json!({"webhook_url": format!("{}/{dialect}", receiver.base), "webhook_secret": OLD, "dialect": dialect});
-        hooks.insert(dialect, partner.destination(&set, fields).await);
+    for name in ["long", "brief"] {
+        let set = partner.set(json!({"name": name})).await;
+        for dialect in DIALECTS {
+            let url = format!("{}/{name}-{dialect}", receiver.base);
+            let fields = json!({"webhook_url": url, "webhook_secret": OLD, "dialect": dialect});
+            hooks.insert((name, dialect), partner.destination(&set, fields).await);
+        }
     }
-    let mut count = 0;
-    let mut round = async |partner: &Partner| {
-        count += 1;
+    let round = async |set: &str| {
         let mut event = partner.event("Delivery");
-        event["configuration_set_name"] = json!("set");
+        event["configuration_set_name"] = json!(set);
+        let before = receiver.posts(&format!("/{set}-standard")).len();
         partner.stream(&[event]).await;
         let mut posts = std::collections::HashMap::new();
-        for dialect in ["standard", "securesmtp", "splashify", "zmailer"] {
-            posts.insert(dialect, receiver.wait(&format!("/{dialect}"), count).await.remove(count - 1));
+        for dialect in DIALECTS {
+            posts.insert(dialect, receiver.wait(&format!("/{set}-{dialect}"), before + 1).await.remove(before));
         }
         posts
     };
-    round(&partner).await;
+    round("long").await;
+    round("brief").await;
     let mut new = std::collections::HashMap::new();
-    for (dialect, id) in &hooks {
-        let told = partner.post(&format!("/destinations/{id}/rotate-secret"), &json!({"overlap_seconds": 2})).await["destination"].clone();
-        new.insert(*dialect, told["webhook_secret"].as_str().unwrap().to_owned());
+    for ((name, dialect), id) in &hooks {
+        let overlap = json!({"overlap_seconds": if *name == "long" { 36_000 } else { 1 }});
+        let told = partner.post(&format!("/destinations/{id}/rotate-secret"), &overlap).await["destination"].clone();
+        new.insert((*name, *dialect), told["webhook_secret"].as_str().unwrap().to_owned());
         let signing = if ["standard", "securesmtp"].contains(dialect) { "both" } else { "previous" };
-        assert_eq!(told["rotation"]["signing"], signing);
+        // Where a second was over by then, it says so.
+        assert!(*name == "brief" || told["rotation"]["signing"] == signing, "{told}");
     }
-    let posts = round(&partner).await;
-    for secret in [OLD, &new["standard"]] {
+    let posts = round("long").await;
+    for secret in [OLD, &new[&("long", "standard")]] {
         standardwebhooks::Webhook::new(secret)
             .unwrap()
             .verify(&posts["standard"].body, &posts["standard"].headers)
@@ -50,15 +56,15 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
     );
     verify_zmailer(&posts["zmailer"], OLD);
     // Once the overlap is over, only the new one; the others wait until they are asked.
-    tokio::time::sleep(std::time::Duration::from_millis(2_100)).await;
-    let posts = round(&partner).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let posts = round("brief").await;
     assert!(
         standardwebhooks::Webhook::new(OLD)
             .unwrap()
             .verify(&posts["standard"].body, &posts["standard"].headers)
             .is_err()
     );
-    standardwebhooks::Webhook::new(&new["standard"])
+    standardwebhooks::Webhook::new(&new[&("brief", "standard")])
         .unwrap()
         .verify(&posts["standard"].body, &posts["standard"].headers)
         .unwrap();
@@ -67,16 +73,16 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
         let told = partner.post(&format!("/destinations/{id}/switch-secret"), &json!({})).await;
         assert_eq!(told["destination"]["rotation"], Value::Null);
     }
-    let posts = round(&partner).await;
+    let posts = round("brief").await;
     assert_eq!(
         posts["splashify"].header("x-splashify-signature"),
-        format!("sha256={}", hmac_hex(&new["splashify"], &posts["splashify"].body))
+        format!("sha256={}", hmac_hex(&new[&("brief", "splashify")], &posts["splashify"].body))
     );
-    verify_zmailer(&posts["zmailer"], &new["zmailer"]);
+    verify_zmailer(&posts["zmailer"], &new[&("brief", "zmailer")]);
     let reply = partner
         .call(
             Method::POST,
-            &format!("/destinations/{}/rotate-secret", hooks["standard"]),
+            &format!("/destinations/{}/rotate-secret", hooks[&("long", "standard")]),
             &[],
             r#"{"webhook_secret":"x"}"#,
         )
@@ -92,7 +98,7 @@ async fn what_cannot_be_signed_is_tried_again() {
     let receiver = Receiver::start_ok().await;
     let partner = server.partner("unsigned").await;
     let set = partner.set(json!({"name": "set"})).await;
-    let fields = json!({"webhook_url": format!("{}/u", receiver.base), "webhook_secret": "first", "retry_schedule_seconds": [3, 3, 3]});
+    let fields = json!({"webhook_url": format!("{}/u", receiver.base), "webhook_secret": "first", "retry_schedule_seconds": [3, 6, 12, 24, 48, 96]});
     let id = partner.destination(&set, fields).await;
     let mut stopped = server.stop().await;
     stopped.config.secrets.key = encoded(2);
@@ -104,7 +110,7 @@ async fn what_cannot_be_signed_is_tried_again() {
     let deliveries = format!("/destinations/{id}/deliveries");
     let first =
         async |partner: &Partner| partner.rows(&deliveries, "deliveries").await.first().cloned().unwrap_or_default();
-    eventually("it was tried", async || first(&partner).await["attempts"] == 1).await;
+    eventually("it was tried", async || first(&partner).await["attempts"].as_u64() >= Some(1)).await;
     let delivery = first(&partner).await;
     assert_eq!(delivery["status"], "failed", "it is not given up: {delivery}");
     let of = format!("/deliveries/{}", delivery["delivery_id"].as_str().unwrap());

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sendtrail::client::Api;
 
-use super::fleet::{Fleet, partner};
+use super::fleet::{Fleet, partner, told};
 use crate::support::*;
 
 /// A dispatcher on an empty folder goes on with what another one's webhooks waited for: attempts go on counting, nothing that
@@ -34,7 +34,9 @@ async fn another_dispatcher_goes_on_with_retries_failures_and_replays() {
         let set = api.post(&format!("{PARTNER}/configuration-sets"), &json!({"name": path})).await.unwrap();
         let set = set["configuration_set"]["config_set_id"].as_str().unwrap().to_owned();
         let hook = json!({"name": path, "destination_type": "WEBHOOK", "webhook_url": format!("{}/{path}", receiver.base),
-            "dialect": "standard", "retry_schedule_seconds": [if path == "late" { 12 } else { 600 }, 600, 600, 600]});
+            "dialect": "standard", "retry_schedule_seconds": [if path == "late" { 12 } else { 600 }, 600, 600, 600],
+            // So that no other attempt is under way once it is known to fail.
+            "concurrency": if path == "bad" { 1 } else { 8 }});
         let made = api.post(&format!("{PARTNER}/configuration-sets/{set}/event-destinations"), &hook).await.unwrap();
         ids.insert(path, made["event_destination"]["destination_id"].as_str().unwrap().to_owned());
     }
@@ -46,9 +48,8 @@ async fn another_dispatcher_goes_on_with_retries_failures_and_replays() {
                 format!("{event}\n")
             })
             .collect();
-        let headers = [("content-type", "application/x-ndjson")];
-        let reply = api.call(http::Method::POST, &format!("{PARTNER}/events"), &headers, lines).await.unwrap();
-        assert_eq!(reply.status, 200, "{}", reply.json());
+        let told = stream(&api, lines).await;
+        assert_eq!(told["rejected"], json!([]), "{told}");
     };
     tell("late", 0..2).await;
     tell("bad", 0..20).await;
@@ -59,11 +60,19 @@ async fn another_dispatcher_goes_on_with_retries_failures_and_replays() {
     eventually("it is known to fail", async || destination("bad").await["destination"]["health"] == "failing").await;
     let failed = receiver.posts("/bad").len();
     // A replay in the middle of which the dispatcher dies.
-    let replay = json!({"from": "2026-01-01", "destination_ids": [ids["again"]], "rate_per_second": 60});
+    let replay = json!({"from": "2026-01-01", "destination_ids": [ids["again"]], "rate_per_second": 30});
     api.post(&format!("{PARTNER}/events/replay"), &replay).await.unwrap();
     receiver.wait("/again", 360).await;
-    // A checkpoint, and a snapshot.
-    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    // Two snapshots, of which the second was begun after now, and has the checkpoint of by then.
+    let mut bytes = told(&one, "sendtrail_snapshot_bytes_total").await;
+    for _ in 0..2 {
+        let before = bytes;
+        eventually("a snapshot is taken", async || {
+            bytes = told(&one, "sendtrail_snapshot_bytes_total").await;
+            bytes > before
+        })
+        .await;
+    }
     one.signal("-KILL");
     one.wait();
     std::fs::remove_dir_all(fleet.data("one")).unwrap();

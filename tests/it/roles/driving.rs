@@ -77,9 +77,9 @@ pub async fn check(query: &Process, front: &Process, key: &str, acknowledged: &A
         ["sends", "permanent_bounces", "deliveries"].map(|name| totals[name].as_u64().unwrap() as usize)
     };
     eventually("every message is delivered", async || totals().await == expected).await;
-    let reputation = api.get(&format!("{PARTNER}/reputation")).await.unwrap();
+    let reputation = whole(&api, "/reputation").await;
     assert_eq!((&reputation["sent"], &reputation["bounced"]), (&json!(expected[0]), &json!(expected[1])));
-    let mut events = api.rows(&format!("{PARTNER}/events"), "events").await.unwrap();
+    let mut events = whole_rows(&api, "/events", "events").await;
     events.sort_by_key(|event| event["seq"].as_u64());
     let seq = |event: &Value| event["seq"].as_u64().unwrap();
     assert!(events.windows(2).all(|pair| seq(&pair[0]) < seq(&pair[1])), "each number once");
@@ -91,8 +91,8 @@ pub async fn check(query: &Process, front: &Process, key: &str, acknowledged: &A
     assert_eq!(of("Send"), all.sends.iter().chain(&all.mail).cloned().collect());
     assert_eq!(of("Bounce"), all.bounces.iter().cloned().collect());
     assert_eq!(of("Delivery"), all.mail.iter().cloned().collect());
-    let suppressed = Api::new(&front.base, key).rows(&format!("{PARTNER}/suppression"), "suppressions").await;
-    assert_eq!(suppressed.unwrap().len(), all.bounces.len());
+    let suppressed = whole_rows(&Api::new(&front.base, key), "/suppression", "suppressions").await;
+    assert_eq!(suppressed.len(), all.bounces.len());
 }
 
 /// Webhooks of mail only: what was streamed names no set. At least once, each with an identifier of its own.

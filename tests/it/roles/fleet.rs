@@ -37,7 +37,8 @@ impl Fleet {
         let mut settings: Vec<(String, String)> = environment(kafka, &namespace)
             .into_iter()
             .chain([
-                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=6000"]"#),
+                // Shorter than usual, for those that are killed, and as long as a broker may stall that nobody stopped.
+                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=20000"]"#),
                 ("SENDTRAIL__CLICKHOUSE__URL", &config.clickhouse.url),
                 ("SENDTRAIL__CLICKHOUSE__DATABASE", &database),
                 ("SENDTRAIL__CLICKHOUSE__FLUSH_MS", "100"),

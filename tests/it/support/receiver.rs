@@ -47,7 +47,7 @@ impl Post {
     }
 }
 
-type Script = dyn Fn(&str, usize) -> Answer + Send + Sync;
+type Script = dyn Fn(&Post, usize) -> Answer + Send + Sync;
 
 /// The receiver. Ends with its test's runtime.
 pub struct Receiver {
@@ -58,6 +58,11 @@ pub struct Receiver {
 impl Receiver {
     /// Answers each post by its path and how many came to that path before.
     pub async fn start(script: impl Fn(&str, usize) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_reading(move |post, before| script(&post.path, before)).await
+    }
+
+    /// The same by all that is in the post.
+    pub async fn start_reading(script: impl Fn(&Post, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let posts: Arc<Mutex<Vec<Post>>> = Arc::default();
@@ -107,8 +112,10 @@ async fn receive(
     let answer = {
         let mut posts = posts.lock();
         let before = posts.iter().filter(|post| post.path == path).count();
-        posts.push(Post { path: path.clone(), headers: parts.headers, body, at: std::time::Instant::now() });
-        script(&path, before)
+        let post = Post { path, headers: parts.headers, body, at: std::time::Instant::now() };
+        let answer = script(&post, before);
+        posts.push(post);
+        answer
     };
     tokio::time::sleep(answer.after).await;
     let mut response = Response::builder().status(answer.status);

@@ -28,7 +28,6 @@ fn given(log: &KafkaLog) -> BTreeSet<u32> {
 /// Waits for something that may take as long as a session.
 async fn in_time(holds: impl Fn() -> bool) {
     soon(&holds).await;
-    soon(&holds).await;
     assert!(holds());
 }
 
@@ -51,7 +50,7 @@ async fn a_partition_goes_to_another_server_once_it_is_finished_and_both_go_on_w
     let noted = || {
         let mut places = TopicPartitionList::new();
         places.add_partition(&options.topic(Topic::Intake), 1);
-        let noted = auditor.committed_offsets(places, PATIENCE).unwrap();
+        let noted = auditor.committed_offsets(places, 6 * PATIENCE).unwrap();
         noted.elements()[0].offset()
     };
     in_time(|| tokio::task::block_in_place(noted) == Offset::Offset(7)).await;
