@@ -13,7 +13,8 @@ pub fn parse(given: &[String]) -> impl Iterator<Item = (String, String)> {
 
 /// Hides the values of those that are secret by their names.
 pub fn hide(given: &mut [String]) {
-    let secret = |name: &str| ["password", "secret", "token", "pem"].iter().any(|word| name.contains(word));
+    let words = ["password", "passphrase", "secret", "token", "pem", "oauthbearer.config"];
+    let secret = |name: &str| words.iter().any(|word| name.contains(word));
     for property in given {
         if let Some((name, _)) = property.split_once('=').filter(|(name, _)| secret(name)) {
             *property = format!("{name}=(set)");

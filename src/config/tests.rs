@@ -63,7 +63,7 @@ fn secrets_are_not_shown() {
         [[sources.kafka]]
         topic = "events"
         account_header = "account"
-        properties = ["sasl.password=hush6"]
+        properties = ["sasl.password=hush6", "sasl.oauthbearer.assertion.private.key.passphrase=hush8", "sasl.oauthbearer.config=extension_key=hush9"]
         "#
     ))
     .unwrap();

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use sendtrail_schemas::time::Millis;
 use tokio::sync::watch;
 
-use super::Options;
+use super::{Options, bearer};
 use crate::Error;
 
 /// Bytes of the largest batch of records.
@@ -89,6 +90,9 @@ pub struct Context {
 }
 
 impl ClientContext for Context {
+    // What librdkafka renews by itself it does not ask for.
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
@@ -100,6 +104,10 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.health.failed(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        Ok(bearer::unsigned(config.unwrap_or_default(), Millis::wall())?)
     }
 }
 
@@ -171,8 +179,25 @@ pub fn admin(options: &Options) -> ClientConfig {
 /// # Errors
 /// [`Error::Settings`] when librdkafka does not know a setting or its value.
 pub fn create<T: FromClientConfigAndContext<Context>>(config: &ClientConfig, health: &Arc<Health>) -> Result<T, Error> {
-    let made = config.create_with_context(Context { health: health.clone() });
-    made.map_err(|cause| Error::Settings(format!("Kafka: {cause}")))
+    create_with(config, Context { health: health.clone() })
+}
+
+/// Makes a client with a context of its own.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with<C, T>(config: &ClientConfig, context: C) -> Result<T, Error>
+where
+    C: ClientContext,
+    T: FromClientConfigAndContext<C>,
+{
+    bearer::check(config).map_err(|why| Error::Settings(format!("Kafka: {why}")))?;
+    let made = config.create_with_context(context);
+    made.map_err(|cause| match cause {
+        // With the value, which may be a secret, it would be told everywhere.
+        KafkaError::ClientConfig(_, why, name, _) => Error::Settings(format!("Kafka: {name}: {why}")),
+        cause => Error::Settings(format!("Kafka: {cause}")),
+    })
 }
 
 /// Ends a client, which takes a moment that nobody should wait for.

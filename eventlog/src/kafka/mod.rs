@@ -14,6 +14,7 @@
 //! [`EventLog::trim`] does nothing.
 
 mod backlog;
+mod bearer;
 mod connect;
 mod exchange;
 mod numbers;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -123,6 +123,8 @@ impl Joining {
 }
 
 impl ClientContext for Joining {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Context::ENABLE_REFRESH_OAUTH_TOKEN;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.usual.log(level, facility, message);
     }
@@ -132,6 +134,10 @@ impl ClientContext for Joining {
             self.lost(reason);
         }
         self.usual.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.usual.generate_oauth_token(config)
     }
 }
 
@@ -164,8 +170,7 @@ impl Owner {
         let (state, mut told) = watch::channel(State::Waiting);
         let stop = Arc::<AtomicBool>::default();
         let context = Joining { usual: Context { health: health.clone() }, stop: stop.clone(), state };
-        let consumer: BaseConsumer<Joining> =
-            config.create_with_context(context).map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
+        let consumer: BaseConsumer<Joining> = connect::create_with(&config, context)?;
         consumer.subscribe(&[&options.owner_topic()]).map_err(io("ask Kafka for the log"))?;
         let mut saying = Saying::default();
         let mut last = None;
@@ -310,6 +315,8 @@ impl Asking {
     }
 
     fn is_there(&self, group: &str, which: impl Fn(bool) -> bool) -> Option<bool> {
+        // Nothing is read here: what the client has to tell, and to ask for, is heard.
+        self.client.poll(Duration::ZERO);
         let found = self.client.fetch_group_list(Some(group), PATIENCE).ok()?;
         let mut members = found.groups().iter().flat_map(|group| group.members());
         Some(members.any(|member| which(member.id().starts_with(&self.own))))

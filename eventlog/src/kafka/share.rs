@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sendtrail_schemas::topic::Topic;
 use tokio::sync::watch;
 
-use super::connect::{Context, Health, io};
+use super::connect::{self, Context, Health, io};
 use super::owner::{self, Asking, Membership, Part, Saying};
 use super::{Options, PATIENCE};
 use crate::Error;
@@ -94,6 +94,8 @@ impl Member {
 }
 
 impl ClientContext for Member {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Context::ENABLE_REFRESH_OAUTH_TOKEN;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.usual.log(level, facility, message);
     }
@@ -103,6 +105,10 @@ impl ClientContext for Member {
             self.lost(reason);
         }
         self.usual.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.usual.generate_oauth_token(config)
     }
 }
 
@@ -186,9 +192,7 @@ impl Share {
         let hands = Arc::new(Hands { state: Mutex::default(), freed: Condvar::new(), given });
         let usual = Context { health: health.clone() };
         let member = Member { usual, stop: stop.clone(), hands: hands.clone(), session: owner::session(options) };
-        let consumer: BaseConsumer<Member> = owner::member(options, &group(options))
-            .create_with_context(member)
-            .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
+        let consumer: BaseConsumer<Member> = connect::create_with(&owner::member(options, &group(options)), member)?;
         let topic = options.topic(Topic::Intake);
         consumer.subscribe(&[&topic]).map_err(io("ask Kafka for partitions"))?;
         let (stopped, health) = (stop.clone(), health.clone());

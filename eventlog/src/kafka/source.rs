@@ -64,7 +64,10 @@ impl SourceTopic {
     pub fn partitions(&self) -> Result<u32, Error> {
         let topic = &self.options.topic;
         let told = self.consumer.fetch_metadata(Some(topic), PATIENCE);
-        let told = told.map_err(|cause| self.why(io(format!("ask Kafka for {topic}"))(cause)))?;
+        let told = told.map_err(|cause| {
+            self.hear();
+            self.why(io(format!("ask Kafka for {topic}"))(cause))
+        })?;
         let count = told.topics().first().filter(|found| found.error().is_none()).map_or(0, |t| t.partitions().len());
         if count == 0 {
             return Err(Error::Settings(format!("there is no topic {topic}, or it may not be seen")));
@@ -159,6 +162,15 @@ impl SourceTopic {
             added.map_err(io("read a source"))?;
         }
         Ok(places)
+    }
+
+    /// Hears what the client noticed. Whoever reads hears it anyway, and a message would be lost here.
+    fn hear(&self) {
+        if self.consumer.assignment().is_ok_and(|places| places.count() == 0) {
+            for _ in 0..20 {
+                self.consumer.poll(PATIENCE / 1_000);
+            }
+        }
     }
 
     /// The error with what the client noticed: that tells more than "timed out".

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -118,12 +118,18 @@ struct Acknowledging {
 }
 
 impl ClientContext for Acknowledging {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Context::ENABLE_REFRESH_OAUTH_TOKEN;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.usual.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.usual.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.usual.generate_oauth_token(config)
     }
 }
 
@@ -259,9 +265,7 @@ impl Writer {
         }
         let broken = Arc::<AtomicBool>::default();
         let context = Acknowledging { usual: Context { health: self.health.clone() }, broken: broken.clone() };
-        let producer = connect::producer(&self.options)
-            .create_with_context(context)
-            .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
+        let producer = connect::create_with(&connect::producer(&self.options), context)?;
         current.made += 1;
         let generation = Arc::new(Generation { number: current.made, broken, producer });
         if let Some(old) = current.producer.replace(generation.clone()) {

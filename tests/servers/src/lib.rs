@@ -40,6 +40,14 @@ impl Server {
         Self::start_kafka(&["--secure", credentials])
     }
 
+    /// The same, for clients only with a token of OAUTHBEARER that has this scope; nobody need sign it.
+    ///
+    /// # Panics
+    /// When it cannot be had and `CI` is set.
+    pub fn bearer_kafka(scope: &str) -> Option<Self> {
+        Self::start_kafka(&["--bearer", scope])
+    }
+
     fn start_kafka(arguments: &[&str]) -> Option<Self> {
         started("Apache Kafka", start("kafka", &["java", "mvn"], arguments))
     }

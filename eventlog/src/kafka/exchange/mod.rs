@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use futures::future::{BoxFuture, FutureExt};
 use parking_lot::Mutex;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -51,6 +51,8 @@ pub struct Exchange {
 struct Publishing(Context);
 
 impl ClientContext for Publishing {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = Context::ENABLE_REFRESH_OAUTH_TOKEN;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         self.0.log(level, facility, message);
     }
@@ -61,6 +63,10 @@ impl ClientContext for Publishing {
             self.0.health.lost(&format!("views cannot be written any more: {reason}"));
         }
         self.0.error(error, reason);
+    }
+
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.0.generate_oauth_token(config)
     }
 }
 
@@ -94,9 +100,7 @@ impl Exchange {
         let mut config = connect::producer(&options);
         // What is not told soon is of no use to those who wait, and views are told again after a failure.
         config.set("enable.gapless.guarantee", "false").set("message.timeout.ms", VIEW_TIMEOUT).set("linger.ms", "0");
-        let producer = config
-            .create_with_context(Publishing(Context { health: health.clone() }))
-            .map_err(|cause| Error::Settings(format!("Kafka: {cause}")))?;
+        let producer = connect::create_with(&config, Publishing(Context { health: health.clone() }))?;
         let reigns = (0..options.partitions).map(|_| AtomicU64::new(0)).collect();
         let instance = RandomState::new().hash_one(std::process::id());
         Ok(Self { options, health, producer, reigns, instance, stop: Arc::default(), threads: Mutex::default() })
