@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use arrow::array::RecordBatch;
-use sendtrail_schemas::secret::hex;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::commitments::Commitments;
 use crate::dataset::Dataset;
 use crate::encoding::Columns;
 use crate::envelope::SealKey;
 use crate::folder::SealFolder;
 use crate::leaves::{Range, commit};
+use crate::places::Places;
 use crate::salts::{Salts, SubjectKey};
-use crate::seal::{ErasedRow, Erasure, FORMAT, Seal, Subject};
+use crate::seal::{Erasure, FORMAT, Seal, Subject};
 
 /// Which row of a batch is to be erased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +36,9 @@ pub struct Sealed {
     personal: HashMap<u64, Vec<String>>,
     salts: HashMap<u64, Salts>,
     /// Rows that have a tombstone already.
-    erased: HashSet<(u32, u64)>,
+    erased: Places,
     last_tombstone: u64,
-    rows: Vec<ErasedRow>,
+    commitments: Commitments,
     /// Whose salts go, and whose must stay, by seal.
     going: BTreeSet<(u64, SubjectKey)>,
     staying: HashSet<(u64, SubjectKey)>,
@@ -60,9 +61,9 @@ impl Sealed {
             ranges: BTreeMap::new(),
             personal: HashMap::new(),
             salts: HashMap::new(),
-            erased: HashSet::new(),
+            erased: Places::default(),
             last_tombstone: 0,
-            rows: Vec::new(),
+            commitments: Commitments::default(),
             going: BTreeSet::new(),
             staying: HashSet::new(),
             folder,
@@ -96,7 +97,7 @@ impl Sealed {
     /// Takes rows that are to be erased as they are, while they are.
     ///
     /// # Errors
-    /// [`Error::Malformed`]: they lack a column that every row has, or a sealed row has neither salt nor tombstone.
+    /// [`Error::Malformed`]: they lack a column that every row has, or a sealed row has neither salt nor tombstone; [`Error::Io`].
     pub fn take(&mut self, batch: &RecordBatch, chosen: impl Fn(usize) -> Chosen) -> Result<(), Error> {
         if self.ranges.is_empty() {
             return Ok(());
@@ -123,7 +124,7 @@ impl Sealed {
             if person.name.is_some() {
                 self.going.insert((seal, subject));
             }
-            if self.erased.contains(&(partition, seq)) {
+            if self.erased.contains((partition, seq)) {
                 // An erasure that did not come to its end.
                 continue;
             }
@@ -138,28 +139,36 @@ impl Sealed {
             plain.clear();
             personal.clear();
             columns.encode(batch, row, &mut plain, &mut personal)?;
-            self.rows.push(ErasedRow { partition, seq, commitment: hex(&commit(salt, &personal)) });
+            self.commitments.add(&self.folder, (partition, seq), &commit(salt, &personal))?;
         }
         Ok(())
     }
 
-    /// Writes the tombstone, and which salts are to go, durable when this returns; the tombstone's number. `None`: nothing that
-    /// is sealed is erased. The rows must now be made bare, in a commit that names the number.
+    /// Writes the tombstones, of so many rows each at most, and which salts are to go, durable when this returns; the number of the
+    /// last one. `None`: nothing that is sealed is erased. The rows must now be made bare, in a commit that names the number.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`].
-    pub fn bury(mut self, key: &SealKey, erased_at: String, reason: String) -> Result<Option<u64>, Error> {
+    pub fn bury(
+        mut self,
+        key: &SealKey,
+        erased_at: String,
+        reason: String,
+        rows_each: u64,
+    ) -> Result<Option<u64>, Error> {
         self.going.retain(|going| !self.staying.contains(going));
-        if self.going.is_empty() && self.rows.is_empty() {
+        let mut noted = self.commitments.noted()?;
+        if self.going.is_empty() && noted.left() == 0 {
             return Ok(None);
         }
-        let number = self.last_tombstone + 1;
-        let mut rows = std::mem::take(&mut self.rows);
-        rows.sort_unstable_by_key(|row| (row.partition, row.seq));
-        let erasure = Erasure { number, erased_at, reason, rows };
-        self.folder.write_going(number, &as_json(&Going { salts: self.going.clone() })?)?;
-        self.folder.write_erasure(number, &key.sign(Erasure::FORMAT, &erasure)?)?;
-        Ok(Some(number))
+        let last = self.last_tombstone + noted.left().div_ceil(rows_each).max(1);
+        self.folder.write_going(last, &as_json(&Going { salts: self.going })?)?;
+        for number in self.last_tombstone + 1..=last {
+            let rows = noted.take(rows_each)?;
+            let erasure = Erasure { number, erased_at: erased_at.clone(), reason: reason.clone(), rows };
+            self.folder.write_erasure(number, &key.sign(Erasure::FORMAT, &erasure)?)?;
+        }
+        Ok(Some(last))
     }
 
     /// Ends what was begun before. `committed` is the last tombstone whose rows are bare: its salts are deleted. Tombstones after

@@ -53,6 +53,14 @@ impl SealFolder {
         Ok(numbers.map(|number| self.envelope(number, ERASURE)))
     }
 
+    /// One of them.
+    ///
+    /// # Errors
+    /// As [`Self::seals`].
+    pub(crate) fn erasure(&self, number: u64) -> Result<Envelope, Error> {
+        Ok(self.envelope(number, ERASURE)?.1)
+    }
+
     fn envelope(&self, number: u64, what: &str) -> Result<(u64, Envelope), Error> {
         let malformed = |cause| Error::Malformed(format!("{}: {cause}", self.path(number, what).display()));
         Ok((number, serde_json::from_slice(&self.file(number, what)?).map_err(malformed)?))
@@ -167,6 +175,20 @@ impl SealFolder {
     pub fn leaves(&self, number: u64) -> Result<Vec<u8>, Error> {
         let path = self.path(number, "leaves");
         fs::read(&path).map_err(Error::io(format!("read {}", path.display())))
+    }
+
+    /// A file to write to and to read from, of which nothing is left once it is closed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn nameless(&self) -> Result<File, Error> {
+        let path = self.root.join("nameless.writing");
+        let open = || -> std::io::Result<File> {
+            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        };
+        open().map_err(Error::io(format!("open {}", path.display())))
     }
 
     fn put(&self, path: &Path, bytes: &[u8]) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 //!
 //! The format is specified in `docs/AUDIT.md`; nothing here reads a clock, a network or randomness.
 
+mod commitments;
 mod dataset;
 mod encoding;
 mod envelope;
@@ -9,6 +10,7 @@ mod erasing;
 mod folder;
 mod leaves;
 mod merkle;
+mod places;
 mod salts;
 mod seal;
 mod verify;
@@ -22,6 +24,7 @@ pub use erasing::{Chosen, Sealed};
 pub use folder::{SEALS, SealFolder, put_durably};
 pub use leaves::{Erased, ExportRows, Flaw, Leaves, MAX_ROWS, Range, Source, Taken};
 pub use merkle::{Hash, Tree, root};
+pub use places::Places;
 pub use salts::{SALT_LENGTH, Salts, SubjectKey, subject_key};
 pub use seal::{ErasedRow, Erasure, FORMAT, Seal, SealedFile, Subject, hash_file};
 pub use verify::{Fault, Options, Report, verify_export, verify_table};

@@ -2,6 +2,7 @@
 
 mod export;
 mod table;
+mod tombstones;
 
 use std::fs::File;
 use std::path::Path;

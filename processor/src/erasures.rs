@@ -6,7 +6,7 @@
 //!
 //! Each step may be done again. A step whose store does not answer is tried again until it does.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ impl Erasures {
                 tracing::warn!(%error, "an erasure does not get on; it is tried again");
             }
             if tokio::time::Instant::now() >= retain_at && !stop.is_cancelled() {
-                // A day is cleared once: all that was received on it must be in files by then.
+                // What comes after a day was cleared takes another look at it: whatever is there already must be in files by then.
                 if !self.is_filed(awaited.get_or_insert_with(|| self.ends())) {
                     continue;
                 }
@@ -263,33 +263,45 @@ impl Erasures {
 
     /// Clears what accounts no longer keep, a day of all of them after the other.
     async fn retain(&self, stop: &CancellationToken) -> Result<(), Error> {
+        // Also of accounts that keep everything now, or that are not known here yet.
+        let mut marks = self.jobs.all_kept_from(KeptIn::Archive)?;
         let mut due = Vec::new();
         let mut after = None;
         loop {
             let accounts = self.directory.list(after, ACCOUNTS);
-            for account in accounts.iter().map(|config| config.id()).filter(|id| self.keeps_from(*id).is_some()) {
-                due.push((account, self.jobs.kept_from(account, KeptIn::Archive)?));
-            }
+            due.extend(accounts.iter().map(|config| config.id()).filter(|id| self.keeps_from(*id).is_some()));
             match accounts.last() {
                 Some(last) => after = Some(last.id()),
                 None => break,
             }
         }
-        let days: BTreeSet<Day> = self.eraser.cell.load().files.iter().map(|file| file.day).collect();
+        let mut days: BTreeMap<Day, u64> = BTreeMap::new();
+        for file in self.eraser.cell.load().files.iter() {
+            *days.entry(file.day).or_default() += file.rows;
+        }
         let mut left = due.clone();
-        for day in days {
+        for (day, rows) in days {
+            // Rows stay, whatever is cleared or merged: a day with other than it had when it was cleared has some that came later,
+            // from a partition or a clock that was behind.
+            let grown = self.jobs.cleared_rows(day)? != Some(rows);
             loop {
                 // Asked for each day: a hold, or a longer retention, that comes meanwhile keeps what is still there. Whoever keeps a
                 // day is done with for now: what is noted says that every day before is cleared.
-                left.retain(|(account, _)| self.keeps_from(*account).is_some_and(|to| day < to));
-                let is_due = |(_, from): &&(AccountId, Day)| *from <= day;
-                let accounts: Vec<AccountId> = left.iter().filter(is_due).map(|(account, _)| *account).collect();
-                if accounts.is_empty() || stop.is_cancelled() || self.clear_day(&accounts, day).await? {
+                left.retain(|account| self.keeps_from(*account).is_some_and(|to| day < to));
+                let is_due = |account: &&AccountId| grown || marks.get(*account).is_none_or(|from| *from <= day);
+                let accounts: Vec<AccountId> = left.iter().filter(is_due).copied().collect();
+                if accounts.is_empty() || stop.is_cancelled() {
+                    break;
+                }
+                if self.clear_day(&accounts, day).await? {
+                    let moved = moved_by(&marks, &accounts, day, grown);
+                    self.jobs.note_cleared(day, rows, &moved)?;
+                    marks.extend(moved);
                     break;
                 }
             }
         }
-        for (account, _) in due {
+        for account in due {
             let Some(to) = self.keeps_from(account) else { continue };
             if stop.is_cancelled() || self.jobs.kept_from(account, KeptIn::Rest)? >= to {
                 continue;
@@ -324,7 +336,6 @@ impl Erasures {
         let found = self.eraser.end(erasing, now, reason).await?;
         let rows: u64 = found.rows.iter().sum();
         counter!("sendtrail_erased_rows_total").increment(rows);
-        self.jobs.note_kept_from(accounts, KeptIn::Archive, day + 1)?;
         tracing::info!(accounts = accounts.len(), rows, day = name, "cleared what accounts no longer keep");
         Ok(true)
     }
@@ -347,6 +358,20 @@ impl Erasures {
     }
 }
 
+/// From which day on accounts keep what is in the archive, where that is other than it was before a day of some of them was
+/// cleared. `grown`: the day had rows that nobody had looked at, also of the others.
+fn moved_by(marks: &BTreeMap<AccountId, Day>, cleared: &[AccountId], day: Day, grown: bool) -> Vec<(AccountId, Day)> {
+    let cleared: BTreeSet<AccountId> = cleared.iter().copied().collect();
+    let onward =
+        cleared.iter().map(|account| (*account, marks.get(account).map_or(day + 1, |from| (*from).max(day + 1))));
+    // Whoever is on hold, or keeps more than before, is looked at from that day on, when it is due again.
+    let back = marks.iter().filter(|(account, from)| grown && **from > day && !cleared.contains(*account));
+    onward.chain(back.map(|(account, _)| (*account, day))).collect()
+}
+
 fn behind() -> Error {
     Error::Missing("ClickHouse has not yet what the archive has".into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,16 +7,17 @@ use std::path::Path;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use roaring::RoaringTreemap;
-use sendtrail_schemas::secret::{hex, unhex};
+use sendtrail_schemas::secret::hex;
 use sha2::{Digest, Sha256};
 
+use super::tombstones::Tombstones;
 use super::{Fault, Options, Report, chain, each_batch};
 use crate::Error;
 use crate::dataset::Dataset;
 use crate::folder::SealFolder;
-use crate::leaves::{Erased, Flaw, Leaves, Range, Source};
+use crate::leaves::{Erased, Flaw, Leaves, MAX_ROWS, Range, Source};
 use crate::salts::Salts;
-use crate::seal::{Erasure, Seal, Subject};
+use crate::seal::{Seal, Subject};
 
 /// Checks the files of a table, by the path of each below its folder, against the seals beside them. `committed` is the last
 /// tombstone that a commit of the table names: later ones say nothing of its rows.
@@ -41,32 +42,29 @@ pub fn verify_table(
         Err(error) => return Err(error),
     };
     let chain = chain(&mut report, &envelopes, options);
-    let erased = erased(&mut report, &seals, committed)?;
+    let ranges: Vec<&[Range]> =
+        chain.iter().map(|seal| of_day(dataset, seal).map(|(_, ranges)| ranges).unwrap_or_default()).collect();
+    let mut tombstones = Tombstones::read(&mut report, &seals, committed, &ranges, MAX_ROWS)?;
     let mut by_day: BTreeMap<String, Vec<&String>> = BTreeMap::new();
     for file in files {
         let day = file.strip_prefix("dt=").and_then(|rest| rest.get(..10)).unwrap_or_default();
         by_day.entry(day.to_owned()).or_default().push(file);
     }
     let mut sealed: Vec<(Range, &str)> = Vec::new();
-    for seal in &chain {
-        let Subject::Day { day, ranges, dataset: of, .. } = &seal.subject else {
-            report.add(Fault::Seal(format!("seal {} is not one of a day", seal.number)));
-            continue;
+    for (at, seal) in chain.iter().enumerate() {
+        let (day, ranges) = match of_day(dataset, seal) {
+            Ok(of) => of,
+            Err(why) => {
+                report.add(Fault::Seal(why));
+                continue;
+            }
         };
-        if of != dataset.name() {
-            report.add(Fault::Seal(format!("seal {} is one of {of}, and not of {}", seal.number, dataset.name())));
-            continue;
-        }
-        if Range::count(ranges) != Some(seal.rows) {
-            report.add(Fault::Seal(format!("seal {}: its ranges do not have {} rows", seal.number, seal.rows)));
-            continue;
-        }
         let before = report.fault_count;
         let files = by_day.get(day).map(Vec::as_slice).unwrap_or_default();
-        let rows = Rows { dataset, folder, files, seals: &seals, erased: &erased };
+        let rows = Rows { dataset, folder, files, seals: &seals, erased: tombstones.of(at)? };
         rows.check(&mut report, seal, ranges)?;
-        report.through = report.through.take().max(Some(day.clone()));
-        sealed.extend(ranges.iter().map(|range| (*range, day.as_str())));
+        report.through = report.through.take().max(Some(day.to_owned()));
+        sealed.extend(ranges.iter().map(|range| (*range, day)));
         if report.fault_count == before {
             report.seals += 1;
         }
@@ -145,36 +143,18 @@ fn each_place(dataset: Dataset, path: &Path, mut take: impl FnMut(u32, u64)) -> 
     Ok(())
 }
 
-fn erased(report: &mut Report, folder: &SealFolder, committed: u64) -> Result<Erased, Error> {
-    let mut erased = Erased::new();
-    let numbers = match folder.erasure_numbers() {
-        Err(Error::Malformed(why)) => {
-            report.add(Fault::Seal(why));
-            return Ok(erased);
-        }
-        other => other?,
+/// The day that a seal is of, and the rows of it; or what is wrong with the seal.
+fn of_day(dataset: Dataset, seal: &Seal) -> Result<(&str, &[Range]), String> {
+    let Subject::Day { day, ranges, dataset: of, .. } = &seal.subject else {
+        return Err(format!("seal {} is not one of a day", seal.number));
     };
-    // No commit names those after the last: what they were written for came to nothing, or is not over yet.
-    report.void = numbers.iter().filter(|number| **number > committed).count() as u64;
-    for tombstone in folder.erasures(committed)? {
-        let (number, envelope) = match tombstone {
-            Err(Error::Malformed(why)) => {
-                report.add(Fault::Seal(why));
-                continue;
-            }
-            other => other?,
-        };
-        match envelope.open::<Erasure>(Erasure::FORMAT, &report.keys) {
-            Ok(erasure) => erased.extend(
-                erasure
-                    .rows
-                    .iter()
-                    .filter_map(|row| unhex(&row.commitment).map(|commitment| ((row.partition, row.seq), commitment))),
-            ),
-            Err(error) => report.add(Fault::Seal(format!("tombstone {number}: {error}"))),
-        }
+    if of != dataset.name() {
+        return Err(format!("seal {} is one of {of}, and not of {}", seal.number, dataset.name()));
     }
-    Ok(erased)
+    if Range::count(ranges) != Some(seal.rows) {
+        return Err(format!("seal {}: its ranges do not have {} rows", seal.number, seal.rows));
+    }
+    Ok((day.as_str(), ranges.as_slice()))
 }
 
 /// The files of a day, and what is known of its rows.

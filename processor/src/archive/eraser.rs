@@ -1,6 +1,6 @@
 //! Clears what is personal in rows of the archive: see "Salts and erasure" in `docs/AUDIT.md`.
 //!
-//! Tombstone first, then the files, last the salts: a crash between two of them is made good by the same erasure again.
+//! Tombstones first, then the files, last the salts: a crash between two of them is made good by the same erasure again.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use arrow::array::{Array, AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sendtrail_audit::{Chosen, Columns, SealFolder, SealKey, Sealed};
+use sendtrail_audit::{Chosen, Columns, Places, SealFolder, SealKey, Sealed};
 use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::archive::{ArchiveCell, ArchivedFile};
 use sendtrail_schemas::time::{DAY, Day, Millis};
@@ -24,6 +24,9 @@ use super::parquet_file::{SortedFile, path};
 use super::table::Table;
 use super::upkeep::{begin_to_age, fresh_name, publish};
 use crate::{Error, blocking};
+
+/// Rows of a tombstone, of which each is written and read whole: an erasure of more has several.
+const TOMBSTONE_ROWS: u64 = if cfg!(test) { 16 } else { 100_000 };
 
 /// Rows of one account that are to lose what is personal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +62,7 @@ pub struct Found {
     /// How many rows of each target there were to clear.
     pub rows: Vec<u64>,
     /// Their places: partition and number.
-    pub places: HashSet<(u32, u64)>,
+    pub places: Places,
 }
 
 /// The eraser of one table; see the module.
@@ -100,7 +103,7 @@ impl Eraser {
     pub async fn clear_answers(
         &self,
         accounts: HashSet<String>,
-        events: HashSet<(u32, u64)>,
+        events: Places,
         now: Millis,
         reason: String,
     ) -> Result<u64, Error> {
@@ -143,8 +146,8 @@ impl Eraser {
             return Ok(found);
         }
         let key = self.key.clone();
-        let bury = move || sealed.bury(&key, now.to_string(), reason);
-        let tombstone = blocking("write a tombstone", bury).await?;
+        let bury = move || sealed.bury(&key, now.to_string(), reason, TOMBSTONE_ROWS);
+        let tombstone = blocking("write tombstones", bury).await?;
         reach("erase.buried");
         let (root, committed) = {
             let mut table = self.table.lock().await;
@@ -215,7 +218,7 @@ impl Work {
         }
         let days: HashSet<String> = old.iter().map(|file| Millis::of_day(file.day).day_text()).collect();
         let mut sealed = Sealed::read(self.layout.dataset, SealFolder::of(&self.root), key, &days)?;
-        let mut found = Found { rows: vec![0; self.targets.len()], places: HashSet::new() };
+        let mut found = Found { rows: vec![0; self.targets.len()], places: Places::default() };
         let mut new = Vec::with_capacity(old.len());
         for file in &old {
             new.push(self.without(file, &mut sealed, &mut found)?);

@@ -1,5 +1,7 @@
 //! Erasures that have not reached every store yet. The only place, besides the log, where an address is kept that is to go.
 
+use std::collections::BTreeMap;
+
 use fjall::{Database, Keyspace, PersistMode};
 use prost::Message;
 use sendtrail_schemas::event::Event;
@@ -112,6 +114,47 @@ impl ErasureJobs {
         Ok(value.and_then(|value| value[..].try_into().ok()).map_or(Day::MIN, Day::from_be_bytes))
     }
 
+    /// The same of every account of which it was noted.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn all_kept_from(&self, store: Store) -> Result<BTreeMap<AccountId, Day>, Error> {
+        let mut all = BTreeMap::new();
+        for row in self.kept.iter() {
+            let (key, value) = row.into_inner()?;
+            let Some((_, account)) = key[..].split_last().filter(|(of, _)| **of == store as u8) else { continue };
+            // Keys of days are shorter.
+            let (Ok(account), Ok(day)) = (AccountId::from_slice(account), <[u8; 4]>::try_from(&value[..])) else {
+                continue;
+            };
+            all.insert(account, Day::from_be_bytes(day));
+        }
+        Ok(all)
+    }
+
+    /// How many rows a day of the archive had when it was last cleared of what was to go; none if it never was.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn cleared_rows(&self, day: Day) -> Result<Option<u64>, Error> {
+        let value = self.kept.get(day_key(day))?;
+        Ok(value.and_then(|value| value[..].try_into().ok()).map(u64::from_be_bytes))
+    }
+
+    /// Notes that a day of the archive was cleared while it had so many rows, and what that means for accounts, in one step.
+    /// Durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn note_cleared(&self, day: Day, rows: u64, kept_from: &[(AccountId, Day)]) -> Result<(), Error> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.kept, day_key(day), rows.to_be_bytes());
+        for (account, day) in kept_from {
+            batch.insert(&self.kept, kept_key(*account, Store::Archive), day.to_be_bytes());
+        }
+        Ok(batch.commit()?)
+    }
+
     /// Notes it, durable when this returns.
     ///
     /// # Errors
@@ -137,5 +180,11 @@ pub enum Store {
 fn kept_key(account: AccountId, store: Store) -> [u8; 17] {
     let mut key = [store as u8; 17];
     key[..16].copy_from_slice(account.bytes());
+    key
+}
+
+fn day_key(day: Day) -> [u8; 5] {
+    let mut key = [b'd'; 5];
+    key[1..].copy_from_slice(&day.to_be_bytes());
     key
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use parquet::arrow::ProjectionMask;
-use sendtrail_audit::{Chosen, Columns, SealFolder, Sealed};
+use sendtrail_audit::{Chosen, Columns, Places, SealFolder, Sealed};
 use sendtrail_schemas::archive::ArchivedFile;
 use sendtrail_schemas::attempts::PERSONAL;
 use sendtrail_schemas::time::Millis;
@@ -18,7 +18,7 @@ use super::{Found, Open, Rewritten};
 use crate::Error;
 
 /// Writes files anew that hold answers to posts of some events. Nobody lists the new ones yet.
-pub fn rewrite(of: &Open, accounts: &HashSet<String>, events: &HashSet<(u32, u64)>) -> Result<Rewritten, Error> {
+pub fn rewrite(of: &Open, accounts: &HashSet<String>, events: &Places) -> Result<Rewritten, Error> {
     let may_hold = |file: &&Arc<ArchivedFile>| {
         accounts.iter().any(|account| file.accounts.0 <= *account && *account <= file.accounts.1)
     };
@@ -36,7 +36,7 @@ pub fn rewrite(of: &Open, accounts: &HashSet<String>, events: &HashSet<(u32, u64
     }
     let days: HashSet<String> = old.iter().map(|file| Millis::of_day(file.day).day_text()).collect();
     let mut sealed = Sealed::read(of.layout.dataset, SealFolder::of(&of.root), &of.key, &days)?;
-    let mut found = Found { rows: vec![0], places: HashSet::new() };
+    let mut found = Found { rows: vec![0], places: Places::default() };
     let mut new = Vec::with_capacity(old.len());
     for file in &old {
         let to = path(of.layout, file.day, &format!("{}-erased", fresh_name()));
@@ -52,12 +52,12 @@ pub fn rewrite(of: &Open, accounts: &HashSet<String>, events: &HashSet<(u32, u64
         }
         new.push(into.finish()?);
     }
-    found.rows[0] = found.places.len() as u64;
+    found.rows[0] = found.places.len();
     Ok((found, old, new, sealed))
 }
 
 /// Which attempts are of those events and hold an answer.
-fn chosen(of: &Open, batch: &RecordBatch, events: &HashSet<(u32, u64)>) -> Result<BooleanArray, Error> {
+fn chosen(of: &Open, batch: &RecordBatch, events: &Places) -> Result<BooleanArray, Error> {
     let columns = Columns::of(&batch.schema(), &of.layout.dataset.personal());
     let numbers = |name: &str| {
         let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<Int64Type>());
@@ -66,7 +66,7 @@ fn chosen(of: &Open, batch: &RecordBatch, events: &HashSet<(u32, u64)>) -> Resul
     let (partitions, seqs) = (numbers("partition")?, numbers("event_seq")?);
     let is_chosen = |row| {
         let event = (partitions.value(row) as u32, seqs.value(row) as u64);
-        Some(events.contains(&event) && !columns.is_bare(batch, row))
+        Some(events.contains(event) && !columns.is_bare(batch, row))
     };
     Ok((0..batch.num_rows()).map(is_chosen).collect())
 }

@@ -1,5 +1,8 @@
 //! Archives of which rows are cleared, before and after they are sealed and merged.
 
+mod doubt;
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -126,7 +129,7 @@ impl Archive {
         let erasing = self.eraser.begin(targets).await.unwrap();
         assert_eq!(erasing.found.rows, rows);
         let found = self.eraser.end(erasing, Millis(FIRST * DAY), "test".into()).await.unwrap();
-        assert_eq!(found.places.len() as u64, rows.iter().sum::<u64>());
+        assert_eq!(found.places.len(), rows.iter().sum::<u64>());
         rows
     }
 
@@ -196,7 +199,7 @@ async fn a_tombstone_that_came_to_nothing_is_taken_back_and_no_salt_goes_with_it
     archive.add(FIRST + 1, 20).await;
     let before = archive.salts();
     let begun = archive.eraser.begin(vec![recipient(2, 1, 39)]).await.unwrap();
-    let number = begun.sealed.bury(&archive.eraser.key, "2026-05-01T00:00:00Z".into(), "x".into()).unwrap();
+    let number = begun.sealed.bury(&archive.eraser.key, "2026-05-01T00:00:00Z".into(), "x".into(), 100).unwrap();
     assert_eq!(number, Some(1));
     drop(begun._alone);
     // Somebody else's erasure, of a day that is not sealed: the first one's salts must stay.
