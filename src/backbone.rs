@@ -72,7 +72,7 @@ impl Backbone {
     /// When the data folder cannot be read or written.
     pub fn identity(&self, config: &Config) -> anyhow::Result<Option<String>> {
         Ok(match self {
-            Self::Embedded(_) => Some(format!("folder {}", id_of(&config.data.dir.join("log"))?)),
+            Self::Embedded(_) => Some(folder_identity(&config.data.dir)?),
             Self::Kafka(log, _) => log.cluster().map(|cluster| format!("Kafka cluster {cluster}")),
         })
     }
@@ -214,6 +214,14 @@ impl Instance {
 
 fn fresh_id() -> String {
     format!("{:016x}", rand::rng().next_u64())
+}
+
+/// What tells the embedded log of a data folder from others.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn folder_identity(data: &Path) -> anyhow::Result<String> {
+    Ok(format!("folder {}", id_of(&data.join("log"))?))
 }
 
 /// What tells the log in a folder from others, wherever the folder is moved to; made when it is first asked for.

@@ -80,7 +80,10 @@ async fn fold(config: &Config, options: &Options, folder: &Path) -> anyhow::Resu
                     // What was kept of the state that is gone must not come back.
                     archive.forget_bases(partition, rebuilt.from).await?;
                     if let Some(snapshots) = config.snapshots() {
-                        Snapshots::open(&snapshots, every)?.forget(partition, rebuilt.from).await?;
+                        // No broker is asked here which cluster it is of.
+                        let is_here = config.log.backend == Backend::Embedded;
+                        let identity = is_here.then(|| backbone::folder_identity(data)).transpose()?;
+                        Snapshots::open(&snapshots, every)?.of(identity).forget(partition, rebuilt.from).await?;
                     }
                 }
                 println!("partition {partition}: replaced");

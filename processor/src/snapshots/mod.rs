@@ -264,12 +264,13 @@ impl Snapshots {
         found
     }
 
-    /// Deletes the manifests of a partition that are beyond an offset.
+    /// Deletes the manifests of a partition that are beyond an offset, but those of another log.
     ///
     /// # Errors
     /// [`Error::Archive`].
     pub async fn forget(&self, partition: u32, beyond: u64) -> Result<(), Error> {
-        let listed = self.list(partition).await?;
+        let mut listed = self.list(partition).await?;
+        listed.retain(|meta| !meta.location.filename().is_some_and(|name| self.is_anothers(name)));
         let offset = |meta: &ObjectMeta| meta.location.filename().and_then(Manifest::offset);
         for meta in listed.iter().filter(|meta| offset(meta).is_some_and(|offset| offset > beyond)) {
             self.delete(meta).await?;

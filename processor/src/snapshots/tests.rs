@@ -386,6 +386,13 @@ async fn a_snapshot_of_another_log_is_neither_taken_nor_built_on_nor_deleted() {
     let told = refused.to_string();
     assert!(told.contains("Kafka cluster one; this one is Kafka cluster two"), "{told}");
     assert_eq!(second.offset(), 6 * NEAR, "what is here stays");
+
+    // Nor is it deleted where one's own are, since the state was folded once more.
+    let manifests = || names(&folder).into_iter().filter(|name| name.starts_with("manifest")).collect::<Vec<_>>();
+    let theirs = manifests().into_iter().filter(|name| logs[1].is_anothers(name)).collect::<Vec<_>>();
+    assert!(!theirs.is_empty() && theirs.len() < manifests().len());
+    logs[1].forget(PARTITION, 0).await.unwrap();
+    assert_eq!(manifests(), theirs);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
