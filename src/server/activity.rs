@@ -4,6 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
-/// Bytes of an answer that are handed on at once, so that it is seen how a peer takes them.
-const PIECE: usize = 64 << 10;
+/// Bytes of an answer that are handed on at once, so that it is seen how a peer takes them: a frame of HTTP/2 has no more,
+/// unless a peer asks for larger ones.
+const PIECE: usize = 16 << 10;
 
 /// What a connection is at. Each change counts, also one that was taken back before anybody looked.
 #[derive(Clone, Debug)]
@@ -42,7 +44,7 @@ pub struct Patience {
 /// A request that is being answered, until this is dropped.
 struct Answering {
     activity: Activity,
-    untaken: bool,
+    untaken: AtomicBool,
 }
 
 impl Activity {
@@ -54,7 +56,7 @@ impl Activity {
     /// Answers a request; it counts as being answered until the last byte of the answer was taken over, or the answer is given up.
     pub async fn answer<E>(self, answer: impl Future<Output = Result<Response, E>>) -> Result<Response, E> {
         self.0.send_modify(|state| state.requests += 1);
-        let mut answering = Answering { activity: self, untaken: false };
+        let answering = Arc::new(Answering { activity: self, untaken: AtomicBool::new(false) });
         let response = answer.await?;
         answering.is_untaken(true);
         Ok(response.map(|body| Body::new(Answer { body, rest: Bytes::new(), answering })))
@@ -140,8 +142,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 impl Answering {
     /// Notes whose turn it is; that the peer took a piece counts, also when it is its turn again.
-    fn is_untaken(&mut self, untaken: bool) {
-        let before = std::mem::replace(&mut self.untaken, untaken);
+    fn is_untaken(&self, untaken: bool) {
+        let before = self.untaken.swap(untaken, Ordering::AcqRel);
         if before || untaken {
             self.activity
                 .0
@@ -152,9 +154,10 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
+        let untaken = *self.untaken.get_mut();
         self.activity.0.send_modify(|state| {
             state.requests -= 1;
-            state.untaken -= usize::from(self.untaken);
+            state.untaken -= usize::from(untaken);
         });
     }
 }
@@ -164,7 +167,14 @@ struct Answer {
     body: Body,
     /// What was read of it and not handed on.
     rest: Bytes,
-    answering: Answering,
+    answering: Arc<Answering>,
+}
+
+/// A piece of an answer that was handed on, and that this is being given: over HTTP/2 it waits in this process until the peer has room,
+/// also when nothing is left of the body.
+struct Piece {
+    bytes: Bytes,
+    answering: Arc<Answering>,
 }
 
 impl Answer {
@@ -178,8 +188,29 @@ impl Answer {
                 other => return other,
             }
         }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        let bytes = self.rest.split_to(self.rest.len().min(PIECE));
+        let piece = Piece { bytes, answering: self.answering.clone() };
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_owner(piece)))))
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Nothing more is made of it, whatever waits yet.
+        self.answering.is_untaken(true);
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        // That it was taken counts.
+        self.answering.activity.0.send_modify(|_| {});
     }
 }
 
@@ -292,6 +323,64 @@ mod tests {
             waited = waiting => assert!(waited.is_err()),
             () = activity.idle(patience) => panic!("it is this server's turn"),
         }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_room_is_still_being_given_when_all_was_handed_on() {
+        use http_body_util::BodyExt;
+        let activity = Activity::new();
+        let patience = Patience { idle: Duration::from_millis(10), stalled: Duration::from_secs(2) };
+        let ends = async || tokio::time::timeout(Duration::from_secs(60), activity.idle(patience)).await.is_ok();
+        let pieces = async |count: usize| {
+            let bytes = Bytes::from(vec![1_u8; count * PIECE]);
+            let answer = activity.clone().answer(async { Ok::<_, Infallible>(Response::new(Body::from(bytes))) });
+            let Ok(response) = answer.await;
+            let mut body = response.into_body();
+            let mut pieces = Vec::new();
+            while !body.is_end_stream() {
+                pieces.push(body.frame().await.unwrap().unwrap().into_data().unwrap());
+            }
+            assert_eq!(pieces.len(), count);
+            pieces
+        };
+        // Far longer than it may be idle, or stalled, all together.
+        let waiting = pieces(10).await;
+        let taking = async {
+            for piece in waiting {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                drop(piece);
+            }
+        };
+        tokio::select! {
+            // First: when the machine stands still, both are over.
+            biased;
+            () = taking => {}
+            () = activity.idle(patience) => panic!("it is being taken"),
+        }
+        assert!(ends().await, "all was taken");
+        // A part of it, as frames are.
+        let mut whole = pieces(1).await.remove(0);
+        let rest = whole.split_off(1);
+        drop(whole);
+        let long = Patience { stalled: Duration::from_secs(3_600), ..patience };
+        let idle = tokio::time::timeout(Duration::from_millis(100), activity.idle(long)).await;
+        assert!(idle.is_err(), "it is not silent");
+        assert!(ends().await, "but its peer takes nothing");
+        drop(rest);
+        let state = *activity.0.borrow();
+        assert_eq!((state.requests, state.untaken), (0, 0));
+        // One that is given up while it is being made, of which something waits.
+        let first = futures::stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"told"))]);
+        let made = Body::from_stream(futures::StreamExt::chain(first, futures::stream::pending()));
+        let Ok(response) = activity.clone().answer(async { Ok::<_, Infallible>(Response::new(made)) }).await;
+        let mut body = response.into_body();
+        let waits = body.frame().await.unwrap().unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(10), body.frame()).await.is_err());
+        assert_eq!(activity.0.borrow().untaken, 0, "it is this server's turn");
+        drop(body);
+        assert_eq!(activity.0.borrow().untaken, 1, "it is not any more");
+        drop(waits);
+        assert_eq!(activity.0.borrow().requests, 0);
     }
 
     #[tokio::test]
