@@ -40,6 +40,7 @@ pub async fn survive_kills(further: &[(&str, &str)], kills: u64) {
     let mut random = StdRng::seed_from_u64(7);
     let acknowledged: Arc<Mutex<Vec<String>>> = Arc::default();
     for round in 0..kills {
+        let before = acknowledged.lock().len();
         let mut streams = tokio::task::JoinSet::new();
         for stream in 0..3 {
             let (api, acknowledged) = (Api::new(&process.base, &key), acknowledged.clone());
@@ -62,7 +63,7 @@ pub async fn survive_kills(further: &[(&str, &str)], kills: u64) {
             });
         }
         // In the middle of it, however slow the machine is.
-        let enough = 60 * (round as usize + 1);
+        let enough = before + 60;
         eventually("events are acknowledged", async || acknowledged.lock().len() > enough).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(200..900))).await;
         process.signal("-KILL");

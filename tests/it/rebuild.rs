@@ -8,11 +8,13 @@ use sendtrail::config::{Backend, Config};
 use super::binary::{PROGRAM, refused};
 use super::support::*;
 
-fn settings(config: &Config) -> [(&'static str, &str); 5] {
+fn settings(config: &Config) -> [(&'static str, &str); 7] {
     [
         ("SENDTRAIL__LOG__BACKEND", if config.log.backend == Backend::Kafka { "kafka" } else { "embedded" }),
         ("SENDTRAIL__KAFKA__BOOTSTRAP_SERVERS", &config.kafka.bootstrap_servers),
         ("SENDTRAIL__KAFKA__NAMESPACE", &config.kafka.namespace),
+        ("SENDTRAIL__KAFKA__REPLICATION", "1"),
+        ("SENDTRAIL__KAFKA__ALLOW_SINGLE_REPLICA", "true"),
         ("SENDTRAIL__LOG__PARTITIONS", "3"),
         ("SENDTRAIL__LOG__SIMULATED", "true"),
     ]

@@ -10,7 +10,7 @@ use crate::contract::Subject;
 
 const EVENTS: TopicPartition = TopicPartition { topic: Topic::Events, partition: 0 };
 /// Longer than the slowest machine needs, also when a broker stalls.
-const WITHIN: Duration = Duration::from_secs(120);
+pub const WITHIN: Duration = Duration::from_secs(120);
 
 struct Namespace(Option<Options>);
 

@@ -65,7 +65,7 @@ impl Others {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), next).await.expect("announced in time")
+        tokio::time::timeout(WITHIN, next).await.expect("announced in time")
     }
 }
 
@@ -375,16 +375,16 @@ async fn what_was_asked_to_be_made_known_is_done_once_it_is_durable() {
     let early = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
     assert!(early.is_err(), "nobody has it yet");
     held.send(Ok(())).unwrap();
-    tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().unwrap();
+    tokio::time::timeout(WITHIN, asked).await.unwrap().unwrap();
 
     // The brokers do not take it: whoever asked learns that, and asks again.
     let asked = house.ask_for_view().await;
     let held = others.next().await;
     others.hold.store(false, Ordering::Release);
     held.send(Err(LogError::InDoubt("no answer".into()))).unwrap();
-    assert!(tokio::time::timeout(Duration::from_secs(20), asked).await.unwrap().is_err());
+    assert!(tokio::time::timeout(WITHIN, asked).await.unwrap().is_err());
     let again = async { while house.ask_for_view().await.await.is_err() {} };
-    tokio::time::timeout(Duration::from_secs(20), again).await.unwrap();
+    tokio::time::timeout(WITHIN, again).await.unwrap();
     let last = house.fact("m2").await;
     house.applied(last).await;
     house.close().await;

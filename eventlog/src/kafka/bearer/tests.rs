@@ -4,8 +4,8 @@ use sendtrail_schemas::topic::{Topic, TopicPartition};
 use sendtrail_test_servers::Server;
 use serde_json::json;
 
-use super::super::tests::{numbered, open, options, values};
-use super::super::{Options, PATIENCE, SourceMessage, SourceOptions, SourceTopic};
+use super::super::tests::{WITHIN, numbered, open, options, values};
+use super::super::{Options, SourceMessage, SourceOptions, SourceTopic};
 use super::*;
 use crate::{Error, EventLog};
 
@@ -33,10 +33,10 @@ fn source(topic: &str, options: &Options) -> SourceTopic {
     SourceTopic::new(SourceOptions { topic: topic.into(), group: "partner".into(), header: None, properties }).unwrap()
 }
 
-/// Reads for some time, and counts.
-fn read_for(source: &SourceTopic, time: Duration) -> usize {
+/// Reads until there is enough, or for some time, and counts.
+fn read_for(source: &SourceTopic, time: Duration, enough: usize) -> usize {
     let (mut found, begun) = (0, Instant::now());
-    while begun.elapsed() < time {
+    while begun.elapsed() < time && found < enough {
         let one_more = |_: SourceMessage<'_>| {
             found += 1;
             true
@@ -109,13 +109,13 @@ async fn tokens_let_in_and_are_renewed_and_the_wrong_ones_are_refused() {
     let found = tokio::task::block_in_place(|| {
         assert_eq!(reader.partitions().unwrap(), 2);
         reader.begin([(0, 0)]).unwrap();
-        read_for(&reader, Duration::from_secs(13))
+        read_for(&reader, Duration::from_secs(13), usize::MAX)
     });
     assert_eq!(found, 3);
-    let appended = tokio::time::timeout(PATIENCE, log.append(EVENTS, numbered(3, 3))).await;
+    let appended = tokio::time::timeout(WITHIN, log.append(EVENTS, numbered(3, 3))).await;
     appended.expect("it is still let in").unwrap();
     assert_eq!(values(&log, EVENTS, 0).len(), 6);
-    assert_eq!(tokio::task::block_in_place(|| read_for(&reader, Duration::from_secs(3))), 3);
+    assert_eq!(tokio::task::block_in_place(|| read_for(&reader, WITHIN, 3)), 3);
     let refused = refused.await.unwrap();
     assert!(refused.contains("Kafka refuses the credentials") && refused.contains("insufficient_scope"), "{refused}");
 }
