@@ -38,7 +38,7 @@ impl Fleet {
             .into_iter()
             .chain([
                 // Shorter than usual, for those that are killed, and as long as a broker may stall that nobody stopped.
-                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=20000"]"#),
+                ("SENDTRAIL__KAFKA__PROPERTIES", r#"["session.timeout.ms=12000"]"#),
                 ("SENDTRAIL__CLICKHOUSE__URL", &config.clickhouse.url),
                 ("SENDTRAIL__CLICKHOUSE__DATABASE", &database),
                 ("SENDTRAIL__CLICKHOUSE__FLUSH_MS", "100"),
