@@ -11,6 +11,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use rand::Rng;
 use rand::distr::{Alphanumeric, SampleString};
 use sendtrail_audit::SealKey;
+use sendtrail_eventlog::failpoint::reach;
 use sendtrail_schemas::directory::hash_key;
 use sendtrail_schemas::secret::{KEY_LENGTH, Vault, hex, unhex};
 use sha2::Sha256;
@@ -120,6 +121,7 @@ fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let aside = path.with_extension(format!("{:016x}", rand::rng().next_u64()));
     let write = || {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
+        reach("key.made");
         file.write_all(bytes)?;
         file.sync_all()?;
         match fs::hard_link(&aside, path) {
@@ -142,6 +144,41 @@ fn is_there(error: &std::io::Error) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn whoever_asks_at_once_gets_the_same_key_whole_whatever_a_crash_left_beside_it() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("secret.key");
+        fs::write(folder.path().join("secret.0123456789abcdef"), "0123").unwrap();
+        let keys: Vec<[u8; KEY_LENGTH]> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| kept(&path).unwrap())).collect();
+            asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        assert_eq!(fs::read_to_string(&path).unwrap(), hex(&keys[0]));
+        assert_eq!(names(folder.path()), ["secret.0123456789abcdef", "secret.key"]);
+    }
+
+    #[test]
+    fn a_file_that_is_there_stays_and_one_that_cannot_be_written_leaves_nothing() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("seal.key");
+        write_private(&path, b"first").unwrap();
+        let told = write_private(&path, b"second").unwrap_err();
+        assert!(told.downcast_ref::<std::io::Error>().is_some_and(is_there), "{told:#}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "first");
+        // A folder has its name.
+        fs::create_dir(folder.path().join("secret.key")).unwrap();
+        write_private(&folder.path().join("secret.key"), b"third").unwrap_err();
+        assert_eq!(names(folder.path()), ["seal.key", "secret.key"]);
+    }
 
     #[test]
     fn a_key_is_made_once_and_only_its_hash_is_kept() {

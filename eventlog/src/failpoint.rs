@@ -31,6 +31,7 @@ pub const POINTS: &[&str] = &[
     "snapshot.written",
     "intake.before",
     "intake.archived",
+    "key.made",
 ];
 
 /// Ends the program at once, as by SIGKILL, when a test says so of this point: `FAILPOINTS="log.synced=6*off->return"`.

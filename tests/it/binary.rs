@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
+use sendtrail::client::Api;
 use sendtrail_schemas::time::Millis;
 
 use super::support::*;
@@ -89,6 +90,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An account in production that an administrator makes: who calls with its key, and its path below their routes.
+pub async fn account_with_key(admin: &Api) -> (Api, String) {
+    let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
+    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
+    let account = format!("{ADMIN}/accounts/{}", account["account"]["account_id"].as_str().unwrap());
+    let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap();
+    (admin.with_key(key["key"]["api_key"].as_str().unwrap()), account)
 }
 
 /// What a server says that must not start.

@@ -7,7 +7,7 @@ use sendtrail::client::Api;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::binary::{ADMIN_KEY, Process};
+use super::binary::{ADMIN_KEY, Process, account_with_key};
 use super::support::*;
 
 /// What HTTP/2 begins with, and that nothing is to be set.
@@ -106,12 +106,7 @@ async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
     let address = process.base.strip_prefix("http://").unwrap();
     eventually("a machine that does not stall meanwhile", async || asks_for_four_seconds(address).await).await;
     // One answer, read piece by piece.
-    let admin = Api::new(&process.base, ADMIN_KEY);
-    let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
-    let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
-    let keys = format!("{ADMIN}/accounts/{}/keys", account["account"]["account_id"].as_str().unwrap());
-    let key = admin.post(&keys, &json!({})).await.unwrap()["key"]["api_key"].take();
-    let api = admin.with_key(key.as_str().unwrap());
+    let (api, _) = account_with_key(&Api::new(&process.base, ADMIN_KEY)).await;
     let line = |n: usize| {
         let mut told = event("Send", &format!("m-{n}"));
         told["subject"] = "x".repeat(900).into();
@@ -129,7 +124,7 @@ async fn who_asks_again_and_again_or_reads_slowly_is_not_cut_short() {
     let mut slow = socket.connect(address.parse().unwrap()).await.unwrap();
     let request = format!(
         "GET {PARTNER}/events?limit=1000 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n\r\n",
-        key.as_str().unwrap()
+        api.key()
     );
     slow.write_all(request.as_bytes()).await.unwrap();
     let (mut told, mut part) = (Vec::new(), vec![0; 64 << 10]);

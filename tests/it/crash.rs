@@ -13,10 +13,32 @@ use super::binary::{ADMIN_KEY, Process};
 use super::support::*;
 
 const KILLS: u64 = 6;
+/// Files with keys that a first start makes.
+const KEYS: [&str; 3] = ["secret.key", "admin-key.sha256", "seal.key"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_acknowledged_event_survives_a_kill() {
     survive_kills(&[], KILLS).await;
+}
+
+#[test]
+fn whatever_ends_a_first_start_leaves_keys_whole_or_not_at_all() {
+    for made in 0..KEYS.len() {
+        let folder = tempfile::TempDir::new().unwrap();
+        // Of the next one nothing is written yet.
+        let failpoints = format!("key.made={made}*off->return");
+        let settings = [("SENDTRAIL_ADMIN_KEY", ADMIN_KEY), ("FAILPOINTS", &*failpoints)];
+        assert!(Process::try_start(folder.path(), &settings).is_none(), "it ends before it listens");
+        let whole = || {
+            let found = KEYS.iter().filter_map(|name| std::fs::read(folder.path().join(name)).ok());
+            let lengths: Vec<usize> = found.map(|key| key.len()).collect();
+            assert!(lengths.iter().all(|length| *length == 64), "{lengths:?}");
+            lengths.len()
+        };
+        assert_eq!(whole(), made);
+        let _process = Process::start(folder.path(), &settings[..1]);
+        assert_eq!(whole(), KEYS.len());
+    }
 }
 
 /// Kills a server again and again under load; what was acknowledged must be there in the end, once.

@@ -11,7 +11,7 @@ use http::Method;
 use parking_lot::Mutex;
 use sendtrail::client::Api;
 
-use super::binary::{ADMIN_KEY, Process};
+use super::binary::{ADMIN_KEY, Process, account_with_key};
 use super::send::walk;
 use super::support::*;
 
@@ -31,13 +31,8 @@ struct Teller {
 
 impl Teller {
     async fn new(base: &str) -> Self {
-        let admin = Api::new(base, ADMIN_KEY);
-        let body = json!({"name": "disk", "contact_email": "a@b.example", "mode": "production"});
-        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
-        let keys = format!("{ADMIN}/accounts/{}/keys", account["account"]["account_id"].as_str().unwrap());
-        let key = admin.post(&keys, &json!({})).await.unwrap()["key"]["api_key"].take();
-        let api = Arc::new(Mutex::new(admin.with_key(key.as_str().unwrap())));
-        Self { api, acknowledged: BTreeSet::new(), batches: 0 }
+        let (api, _) = account_with_key(&Api::new(base, ADMIN_KEY)).await;
+        Self { api: Arc::new(Mutex::new(api)), acknowledged: BTreeSet::new(), batches: 0 }
     }
 
     fn on(self, process: &Process) -> Self {

@@ -7,7 +7,7 @@ use sendtrail::client::Api;
 use sendtrail_processor::archive::{ATTEMPTS, EVENTS, Layout, Table, read_file};
 
 use super::audit::Verifiers;
-use super::binary::{ADMIN_KEY, Process};
+use super::binary::{ADMIN_KEY, Process, account_with_key};
 use super::support::*;
 
 const JANE: &str = "Jane.Doe@inbox.example";
@@ -214,21 +214,13 @@ async fn a_hold_stops_a_retention_that_is_under_way() {
     };
     let mut process = Process::start(folder.path(), &settings(""));
     let admin = Api::new(&process.base, ADMIN_KEY).at(noon());
-    let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
-    let mut accounts = Vec::new();
-    for _ in 0..2 {
-        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
-        let account = format!("{ADMIN}/accounts/{}", account["account"]["account_id"].as_str().unwrap());
-        let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap()["key"]["api_key"].take();
-        accounts.push((account, key.as_str().unwrap().to_owned()));
-    }
-    let [(account, key), (other, others_key)] = [accounts[0].clone(), accounts[1].clone()];
+    let (api, account) = account_with_key(&admin).await;
+    let (others, other) = account_with_key(&admin).await;
     for day in 0..DAYS {
         let now = noon().plus(day * DAY);
         admin.post(&format!("{ADMIN}/clock"), &json!({"now": now})).await.unwrap();
-        for key in [&key, &others_key] {
-            let api = admin.with_key(key).at(now);
-            stream(&api, of_jane("Send", &format!("m-{day}")).to_string()).await;
+        for api in [&api, &others] {
+            stream(&api.at(now), of_jane("Send", &format!("m-{day}")).to_string()).await;
         }
     }
     // Everything is too old.
@@ -246,21 +238,21 @@ async fn a_hold_stops_a_retention_that_is_under_way() {
         let rows = api.rows(&format!("{PARTNER}/events?from=2026-04-01"), "events").await.unwrap();
         rows.iter().filter(|event| event["recipient"].is_string()).count()
     };
-    let api = admin.with_key(&key).at(now);
+    let api = admin.with_key(api.key()).at(now);
     let left = async || left_of(&api).await;
     let all = DAYS as usize;
     eventually("it begins", async || left().await < all).await;
     admin.send(Method::PATCH, &account, &json!({"legal_hold": true})).await.unwrap();
     let held = left().await;
     assert!(held > 2, "too late to see anything: {held}");
-    let others = admin.with_key(&others_key).at(now);
+    let others = admin.with_key(others.key()).at(now);
     eventually("all days of others are cleared", async || left_of(&others).await == 0).await;
     // But for the day that could not be stopped any more.
     assert!(left().await >= held - 1, "{held}, then {}", left().await);
     admin.send(Method::PATCH, &account, &json!({"legal_hold": false})).await.unwrap();
     drop(process);
     let process = Process::start(folder.path(), &settings(""));
-    let api = Api::new(&process.base, &key).at(now);
+    let api = Api::new(&process.base, api.key()).at(now);
     eventually("it goes on after the hold", async || left_of(&api).await == 0).await;
 }
 
@@ -284,11 +276,7 @@ async fn whatever_ends_an_erasure_in_the_middle_it_comes_to_its_end_and_seals_ho
         };
         let mut process = Process::start(folder.path(), &settings(failpoints));
         let admin = Api::new(&process.base, ADMIN_KEY).at(noon());
-        let body = json!({"name": "a", "contact_email": "a@b.example", "mode": "production"});
-        let account = admin.post(&format!("{ADMIN}/accounts"), &body).await.unwrap();
-        let account = format!("{ADMIN}/accounts/{}", account["account"]["account_id"].as_str().unwrap());
-        let key = admin.post(&format!("{account}/keys"), &json!({})).await.unwrap()["key"]["api_key"].take();
-        let api = admin.with_key(key.as_str().unwrap()).at(noon());
+        let (api, _) = account_with_key(&admin).await;
         let lines: String = (0..20).map(|n| format!("{}\n", of_jane("Send", &format!("m-{n}")))).collect();
         stream(&api, lines).await;
         admin.post(&format!("{ADMIN}/clock"), &json!({"now": noon().plus(DAY)})).await.unwrap();
@@ -304,7 +292,7 @@ async fn whatever_ends_an_erasure_in_the_middle_it_comes_to_its_end_and_seals_ho
         let void = said.contains("came to nothing");
         assert!(holds && void == (point == "erase.buried"), "{point}: {said}");
         let mut process = Process::start(folder.path(), &settings(""));
-        let api = Api::new(&process.base, key.as_str().unwrap()).at(noon().plus(DAY));
+        let api = Api::new(&process.base, api.key()).at(noon().plus(DAY));
         let list = async || api.get(&format!("{PARTNER}/erasures")).await.unwrap()["erasures"].take();
         eventually("it is erased", async || list().await[0]["status"] == "ERASED").await;
         assert_eq!(list().await[0]["rows"], 21, "{point}");

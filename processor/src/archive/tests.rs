@@ -234,6 +234,40 @@ async fn the_same_events_are_committed_once_however_often() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_swap_that_was_made_though_nobody_here_was_told_is_found_to_be_and_anothers_is_not() {
+    let folder = TempDir::new().unwrap();
+    let mut first = Table::open(&EVENTS, folder.path()).await.unwrap();
+    append(&mut first, 0, 0, 10).await;
+    append(&mut first, 0, 10, 10).await;
+    let mut second = Table::open(&EVENTS, folder.path()).await.unwrap();
+    let mut third = Table::open(&EVENTS, folder.path()).await.unwrap();
+    let old = first.files();
+    let merged = |name: &str| {
+        let path = format!("dt=2024-10-04/events-{name}.parquet");
+        let into = parquet_file::SortedFile::create(&EVENTS, folder.path(), path, TODAY as i32, 20).unwrap();
+        merge::merge(&EVENTS, folder.path(), &old, into).unwrap()
+    };
+    let ours = merged("ours");
+    first.replace(&old, ours.clone()).await.unwrap();
+    // The same once more, by a writer that does not know of the commit: it fails, and what is there is looked up.
+    second.replace(&old, ours).await.unwrap();
+    assert_eq!((second.files(), second.version()), (first.files(), first.version()));
+    let refused = third.replace(&old, merged("theirs")).await;
+    assert!(matches!(refused, Err(Error::Delta(_))), "{refused:?}");
+    assert_eq!((third.files(), third.version()), (first.files(), first.version()));
+    // Whoever found it goes on from it.
+    append(&mut second, 0, 20, 5).await;
+    let merged = second.files();
+    let path = "dt=2024-10-04/events-all.parquet".to_owned();
+    let into = parquet_file::SortedFile::create(&EVENTS, folder.path(), path, TODAY as i32, 25).unwrap();
+    let all = merge::merge(&EVENTS, folder.path(), &merged, into).unwrap();
+    second.replace(&merged, all).await.unwrap();
+    let fresh = Table::open(&EVENTS, folder.path()).await.unwrap();
+    assert_eq!(fresh.files(), second.files());
+    assert_eq!((fresh.files().len(), fresh.files()[0].rows, fresh.mark(0).await.unwrap()), (1, 25, 25));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn merging_keeps_every_row_in_order_and_vacuum_what_is_listed() {
     let folder = TempDir::new().unwrap();
     let mut table = Table::open(&EVENTS, folder.path()).await.unwrap();

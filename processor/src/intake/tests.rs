@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use sendtrail_eventlog::{EventLog, Reader};
+use sendtrail_eventlog::{Error as LogError, EventLog, Reader};
 use sendtrail_schemas::ids::AccountId;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::record::{Body, Tick};
@@ -157,6 +157,34 @@ async fn what_the_log_let_go_is_passed_over_by_a_base() {
     let rebuilt = site.rebuild(false).await.0.unwrap();
     assert_eq!(rebuilt.verdict, Verdict::Equal);
     assert!(rebuilt.from > 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_lets_go_behind_an_archiver_is_told_and_then_passed_over_by_a_base() {
+    let site = Site::open().await;
+    let (archiver, mut progress) = (site.archiver(), Progress::default());
+    archiver.once(&mut progress, true).await.unwrap();
+    let (archived, before) = (site.end(), site.files(""));
+    let filler = "x".repeat(3_000);
+    for n in 0..5 {
+        site.put(1, Site::fact(&format!("{filler}{n}"), EventType::Send)).await;
+    }
+    site.apply().await;
+    // As a broker does, by its own rules.
+    site.log.trim(INTAKE, site.end());
+    let error = archiver.once(&mut progress, true).await.unwrap_err();
+    let is_trimmed = |error: &Error| matches!(error, Error::Log(LogError::Trimmed { from, .. }) if *from == archived);
+    assert!(is_trimmed(&error), "{error}");
+    assert_eq!(site.files(""), before, "nothing is passed over before it is told");
+    let base = site.state();
+    archiver.once(&mut progress, true).await.unwrap();
+    site.put(1, Site::fact("later", EventType::Send)).await;
+    site.apply().await;
+    archiver.once(&mut progress, true).await.unwrap();
+    let rebuilt = site.rebuild(false).await.0.unwrap();
+    assert_eq!((rebuilt.verdict, rebuilt.from, rebuilt.to), (Verdict::Equal, base, site.end()));
+    let missing = format!("records from {archived} on are missing");
+    assert!(rebuilt.damage.len() == 1 && rebuilt.damage[0].contains(&missing), "{:?}", rebuilt.damage);
 }
 
 #[tokio::test(flavor = "multi_thread")]
