@@ -339,7 +339,6 @@ impl<'a> Session<'a> {
         if !self.dirty || self.checkpointed.elapsed() < self.of.checkpoint_every || !self.completer.is_committed() {
             return Ok(());
         }
-        self.of.pulse.trouble(None);
         self.checkpoint()
     }
 

@@ -1,6 +1,7 @@
 //! What panics is begun anew, or told: nothing stands still in silence.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use sendtrail::client::Api;
@@ -113,4 +114,42 @@ async fn a_partition_whose_thread_panics_is_halted_and_told_of_and_the_others_go
     eventually("all is well", async || health(&api).await.0 == 200).await;
     assert_eq!(tell(&api, "m-1").await.unwrap()["accepted"], 1);
     assert_eq!(whole(&api, "/reputation").await["sent"], 1);
+}
+
+#[tokio::test]
+async fn a_partition_that_goes_back_again_and_again_is_told_of_until_it_is_past_that() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let settings = |failpoints: &'static str| {
+        [
+            ("SENDTRAIL_ADMIN_KEY", ADMIN_KEY),
+            ("SENDTRAIL__LOG__PARTITIONS", "1"),
+            ("SENDTRAIL__STATE__CHECKPOINT_MS", "50"),
+            ("FAILPOINTS", failpoints),
+        ]
+    };
+    let mut process = Process::start(folder.path(), &settings(""));
+    let (api, _) = account_with_key(&Api::new(&process.base, ADMIN_KEY)).await;
+    process.signal("-TERM");
+    assert!(process.wait().success());
+    let process = Process::start(folder.path(), &settings("checkpoint.before=3*panic->off"));
+    let api = Api::new(&process.base, api.key());
+    let (mut is_told, mut count, mut next) = (false, 0, Instant::now());
+    eventually("it is told, and then past", async || {
+        if Instant::now() >= next {
+            // What comes wakes it, so that it sees that its checkpoint failed. Perhaps it is refused.
+            drop(tell(&api, &format!("m-{count}")).await);
+            (count, next) = (count + 1, Instant::now() + Duration::from_secs(1));
+        }
+        let (status, why) = health(&api).await;
+        // Asked for afterwards: there were no more when health was told.
+        let restarts = metric(&api, "sendtrail_partition_restarts_total").await;
+        if status == 200 {
+            assert!(!is_told || restarts >= 3.0, "it is said to be well after {restarts} failures of three");
+            return is_told;
+        }
+        assert!(why.starts_with("partition 0: ") && why.contains("panicked"), "{why}");
+        is_told = true;
+        false
+    })
+    .await;
 }

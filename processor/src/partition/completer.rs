@@ -210,7 +210,7 @@ impl Task {
     fn checkpoint(&self, writes: Writes) -> JoinHandle<()> {
         let (store, retention, intake) = (self.store.clone(), self.retention.clone(), self.intake);
         let (committed, failure) = (self.committed.clone(), self.failure.clone());
-        let taker = self.taker.clone();
+        let (taker, pulse) = (self.taker.clone(), self.pulse.clone());
         let commit = move || {
             let (next_offset, rows) = (writes.next_offset(), writes.len());
             let keys: Vec<_> = taker.iter().flat_map(|_| writes.keys()).collect();
@@ -231,7 +231,11 @@ impl Task {
             // After a panic whoever waits must not wait for ever. What it left half done is read anew from the store.
             let outcome = catch_unwind(AssertUnwindSafe(commit));
             match outcome.unwrap_or_else(|_| Err(Error::Missing("the checkpoint's thread, which panicked".into()))) {
-                Ok(()) => committed.store(true, Ordering::Release),
+                Ok(()) => {
+                    // Not before: the next one may fail like the one that it went back for.
+                    pulse.trouble(None);
+                    committed.store(true, Ordering::Release);
+                }
                 Err(error) => {
                     tracing::error!(partition = intake.partition, %error, "a checkpoint failed");
                     *failure.lock() = Some(error);
