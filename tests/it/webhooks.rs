@@ -136,6 +136,13 @@ async fn a_failure_is_tried_again_with_the_same_identifier_and_a_new_signature()
         (&last["attempts"], &last["last_status_code"], &last["delivered_at"]),
         (&json!(3), &json!(503), &Value::Null)
     );
+    // Each attempt has its own time, and a signature over that.
+    let posts = receiver.posts("/never");
+    for post in &posts {
+        standardwebhooks::Webhook::new(SECRET).unwrap().verify(&post.body, &post.headers).unwrap();
+    }
+    let stamps: Vec<i64> = posts.iter().map(|post| post.header("webhook-timestamp").parse().unwrap()).collect();
+    assert!(stamps.len() == 3 && stamps.windows(2).all(|pair| pair[0] < pair[1]), "{stamps:?}");
 }
 
 #[tokio::test]

@@ -226,3 +226,29 @@ pub(super) fn kept(answer: &Answer) -> Vec<u8> {
 pub(super) fn joining(cause: tokio::task::JoinError) -> Error {
     Error::Io { what: "attempt a webhook".into(), cause: cause.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendtrail_schemas::destination::Surface;
+
+    #[test]
+    fn lifecycle_posts_are_s2s_whatever_the_accounts_webhook_speaks() {
+        let account = AccountConfig::default();
+        for (dialect, around) in [(Dialect::Standard, Around::Cloudevents), (Dialect::Sendcomms, Around::Dialect)] {
+            let to = Destination {
+                dialect: dialect as i32,
+                envelope: around as i32,
+                surface: Surface::Account as i32,
+                enabled: true,
+                ..Destination::default()
+            };
+            let told = |kind| {
+                let told = waiting(&sample::event(&account, kind, Millis(1_700_000_000_000)), Some(&to), 7).unwrap();
+                (told.dialect(), told.envelope(), told.unsigned, told.once)
+            };
+            assert_eq!(told(EventType::Lifecycle), (Dialect::Splashify, Around::Dialect, true, true));
+            assert_eq!(told(EventType::Delivery), (dialect, around, false, false));
+        }
+    }
+}

@@ -184,6 +184,20 @@ mod tests {
     }
 
     #[test]
+    fn receivers_have_as_long_as_their_documents_say() {
+        let seconds = Dialect::ALL.map(|dialect| (dialect.name(), timeout_millis(dialect) / SECOND));
+        let expected = [
+            ("splashify", 10),
+            ("standard", 15),
+            ("securesmtp", 10),
+            ("nexuspromail", 10),
+            ("sendcomms", 5),
+            ("zmailer", 10),
+        ];
+        assert_eq!(seconds, expected);
+    }
+
+    #[test]
     fn lifecycle_posts_have_one_attempt() {
         let once = |status| next(&Plan { once: true, ..OF(Dialect::Splashify) }, ended(1, status));
         assert_eq!((once(Some(500)), once(None), once(Some(200))), (Next::GiveUp, Next::GiveUp, Next::Delivered));
