@@ -79,6 +79,13 @@ async fn a_secret_rotates_without_a_delivery_that_cannot_be_verified() {
         format!("sha256={}", hmac_hex(&new[&("brief", "splashify")], &posts["splashify"].body))
     );
     verify_zmailer(&posts["zmailer"], &new[&("brief", "zmailer")]);
+    // Both sign for a day, unless its owner says otherwise.
+    let before = sendtrail_schemas::time::Millis::wall();
+    let path = format!("/destinations/{}/rotate-secret", hooks[&("long", "standard")]);
+    let told = partner.post(&path, &json!({})).await["destination"]["rotation"].clone();
+    let until = sendtrail_schemas::time::Millis::parse(told["until"].as_str().unwrap()).unwrap();
+    assert!((DAY - MINUTE..DAY + HOUR).contains(&(until.0 - before.0)), "{told}");
+    assert_eq!(told["signing"], "both");
     let reply = partner
         .call(
             Method::POST,

@@ -17,7 +17,7 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
 }
 
 #[test]
-fn no_clock_no_randomness_no_io_no_async() {
+fn no_clock_no_randomness_no_io_no_async_no_opened_secret() {
     let mut found = Vec::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core"), &mut found);
     assert!(found.len() > 8);
@@ -36,6 +36,9 @@ fn no_clock_no_randomness_no_io_no_async() {
         "parking_lot",
         "Mutex",
         "println!",
+        // Secrets are sealed at the door, and opened where they sign.
+        "Vault",
+        "chacha",
     ];
     for (path, text) in found {
         let code = text.split("#[cfg(test)]").next().unwrap();
