@@ -13,7 +13,7 @@ use crate::core::webhook::breaker::Patience;
 use crate::core::webhook::turns::Turns;
 
 /// What of all destinations is kept in memory, by weight (64 MiB of bodies at most); the rest waits in the book.
-const IN_MEMORY: isize = if cfg!(test) { 16 } else { 16_384 };
+pub const IN_MEMORY: isize = if cfg!(test) { 16 } else { 16_384 };
 /// Timers looked at together.
 const RIPEN_TOGETHER: usize = 1_024;
 

@@ -242,10 +242,12 @@ impl Lane {
         }
     }
 
-    /// Whether what is remembered of the book is of deliveries in memory or under way.
+    /// Whether what is in memory has its bound, and what is remembered of the book is of deliveries in memory or under way.
     #[cfg(test)]
     pub fn is_tidy(&self) -> bool {
-        [&self.live, &self.replays].iter().all(|queue| queue.loaded.len() <= queue.jobs.len() + self.under_way)
+        [&self.live, &self.replays]
+            .iter()
+            .all(|queue| queue.jobs.len() <= ROOM && queue.loaded.len() <= queue.jobs.len() + self.under_way)
     }
 
     /// Since when the first of what is in memory is due.

@@ -25,7 +25,7 @@ use self::model::{Came, Delivery, Known, State};
 use super::attempt::Outcome;
 use super::book::{Book, DeliveryKey, Marks, Waiting};
 use super::client::Answer;
-use super::desk::Desk;
+use super::desk::{Desk, IN_MEMORY};
 use super::lane::{Job, Limits};
 use super::outcome::judge;
 use crate::core::webhook::breaker::Patience;
@@ -225,6 +225,9 @@ impl World {
             self.under_way.insert((ends, job.key), (self.now, job));
         }
         assert!(self.desk.wake_at().is_none_or(|at| at > self.now), "what is to be done is done");
+        // Whoever has nothing in memory gets one of each kind beyond.
+        let most = IN_MEMORY.unsigned_abs() + 2 * self.receivers.len();
+        assert!(self.desk.figures(self.now).in_memory <= most, "however much waits, it waits in the book");
         for (receiver, known) in self.receivers.iter().enumerate() {
             let lane = self.desk.lane_of(id(receiver));
             assert!(lane.is_none_or(|lane| lane.is_tidy()));
