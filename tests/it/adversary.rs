@@ -96,6 +96,37 @@ async fn every_kind_of_bad_receiver_is_told_apart_and_delays_nobody() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_nobody_answers_for_delays_nobody_else() {
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let server = Server::start_with(|config| {
+        config.log.simulated = true;
+        config.webhooks.dns_servers = vec![silent.local_addr().unwrap()];
+        // Nobody is spared because it fails.
+        config.webhooks.failing_after_seconds = 36_000;
+    })
+    .await;
+    let receiver = Receiver::start_ok().await;
+    let partner = server.partner("dead").await;
+    let set = partner.set(json!({"name": "set"})).await;
+    let fields =
+        json!({"webhook_url": "http://dead.test:8080/x", "dialect": "sendcomms", "retry_schedule_seconds": [600]});
+    let dead = partner.destination(&set, fields).await;
+    let good = json!({"name": "good", "webhook_url": format!("{}/good", receiver.base), "matching_event_types": ["delivered"]});
+    partner.destination(&set, good).await;
+    let begun = Instant::now();
+    let kinds = std::iter::repeat_n("Open", 360).chain(std::iter::repeat_n("Delivery", 40));
+    partner.stream(&kinds.map(|kind| in_set(partner.event(kind))).collect::<Vec<_>>()).await;
+    receiver.wait("/good", 40).await;
+    // Whoever shared places with it would wait for each name until nobody has answered twice.
+    assert!(begun.elapsed() < Duration::from_secs(150), "{:?}", begun.elapsed());
+    let failed = format!("/destinations/{dead}/deliveries?status=failed");
+    eventually("it was tried", async || !partner.rows(&failed, "deliveries").await.is_empty()).await;
+    let tried = partner.rows(&failed, "deliveries").await.remove(0);
+    let attempt = attempts(&partner, &tried).await.remove(0);
+    assert!(["dns", "timeout"].contains(&attempt["failure"].as_str().unwrap()), "{attempt}");
+}
+
 /// A server whose webhooks soon are taken for failing.
 async fn impatient(change: impl FnOnce(&mut sendtrail::config::Config)) -> Server {
     Server::start_with(|config| {
