@@ -1,6 +1,7 @@
 //! ClickHouse gives the answers that the archive gives, loses nothing, and takes nothing twice.
 
 mod outages;
+mod replays;
 mod tables;
 
 use std::time::Duration;

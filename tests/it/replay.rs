@@ -224,6 +224,12 @@ async fn a_replay_is_bounded_comes_behind_what_is_new_and_ends_when_its_owner_sa
     let started = partner.post("/events/replay", &body).await;
     let path = format!("/events/replay/{}", started["replay"]["replay_id"].as_str().unwrap());
     receiver.wait("/hook", 110).await;
+    // While it goes on it tells how far it is.
+    eventually("it is under way", async || {
+        let told = partner.get(&path).await["replay"].clone();
+        told["status"] == "running" && (1..100).contains(&told["deliveries"].as_u64().unwrap())
+    })
+    .await;
     // What is new is not behind the rest.
     let new = in_set(partner.event("Open"));
     partner.stream(&[new]).await;
