@@ -1,12 +1,15 @@
 //! Every dialect, as receivers verify it: those of the platforms' documents under Node and Python, the published libraries,
 //! and what docs/WEBHOOKS.md tells receivers to do in four languages.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use sendtrail_schemas::destination::Dialect;
+use sendtrail_schemas::kind::EventType;
 
 use super::support::*;
 
@@ -218,6 +221,40 @@ fn block(language: &str) -> String {
     let fence = format!("```{language}\n");
     let (_, rest) = document.split_once(&fence).unwrap();
     rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_document_tells_what_every_dialect_calls_every_event() {
+    let (_, rest) = include_str!("../../docs/WEBHOOKS.md").split_once("## What is told").unwrap();
+    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<&'static str>>();
+    let table = rest.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let mut rows = table.map(cells);
+    let head = rows.next().unwrap();
+    let dialects: Vec<Dialect> = head[1..].iter().map(|cell| Dialect::parse(cell.trim_matches('`')).unwrap()).collect();
+    assert_eq!(dialects.len(), Dialect::ALL.len());
+    let mut told = Vec::new();
+    // Below the head is a line.
+    for row in rows.skip(1) {
+        let is_of = |kind: &EventType| match kind.is_webhook_change() {
+            true => row[0] == "a webhook's health",
+            false => row[0].split([',', ' ']).any(|word| word == kind.name()),
+        };
+        // Lifecycle posts are in no dialect.
+        let kinds: Vec<EventType> = EventType::ALL.into_iter().filter(is_of).collect();
+        for (dialect, cell) in dialects.iter().zip(&row[1..]).filter(|_| !kinds.is_empty()) {
+            let words = cell.split(',').filter_map(|part| part.split([':', ' ']).find(|word| !word.is_empty()));
+            let named: BTreeSet<&str> = words.filter(|word| *word != "once").collect();
+            let names = |kind: &EventType| [true, false].map(|permanent| dialect.event_name(*kind, permanent));
+            let expected: BTreeSet<&str> = kinds.iter().flat_map(names).flatten().collect();
+            assert_eq!(named, expected, "{} of {}", row[0], dialect.name());
+            let once = kinds.iter().any(|kind| dialect.is_once_a_call(*kind));
+            assert_eq!(cell.contains("once a call"), once, "{} of {}", row[0], dialect.name());
+        }
+        told.extend(kinds);
+    }
+    for kind in EventType::ALL.into_iter().filter(|kind| !told.contains(kind)) {
+        assert!(!Dialect::ALL.iter().any(|dialect| dialect.speaks_of(kind)), "{} is left out", kind.name());
+    }
 }
 
 /// Everything that a running server sends in each dialect.
