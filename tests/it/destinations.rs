@@ -92,6 +92,13 @@ async fn s4_registers_endpoints_at_the_root() {
     assert_eq!((&sent["tags"], &sent["metadata"]), (&json!(["welcome"]), &json!({"userId": "u_1"})));
     assert_ne!(sent["providerMessageId"], sent["sendId"]);
 
+    // No events are all events.
+    let all = call(&server, with, Method::PUT, &format!("/webhooks/{id}"), json!({"events": []})).await.json();
+    assert_eq!((&all["endpoint"]["events"], &all["endpoint"]["url"]), (&json!([]), &json!(url)));
+    partner.stream(&[partner.event("Complaint")]).await;
+    let complained = |post: &Post| post.json()["event"] == "email.complained";
+    eventually("a complaint is told, too", async || receiver.posts("/s4").iter().any(complained)).await;
+
     // A partial update, and nobody else's.
     let changed = call(&server, with, Method::PUT, &format!("/webhooks/{id}"), json!({"active": false})).await.json();
     assert_eq!((&changed["endpoint"]["active"], &changed["endpoint"]["url"]), (&json!(false), &json!(url)));
@@ -179,7 +186,7 @@ async fn s3_registers_webhooks_and_shows_a_secret_once() {
 async fn every_destination_is_seen_tried_and_changed_in_one_place() {
     let server = Server::start().await;
     let receiver = Receiver::start(|path, _| match path {
-        "/broken" => Answer::status(503),
+        "/broken" => Answer { body: "out of order – später".into(), ..Answer::status(503) },
         _ => Answer::status(200),
     })
     .await;
@@ -231,7 +238,8 @@ async fn every_destination_is_seen_tried_and_changed_in_one_place() {
         (&told["delivered"], &told["status_code"], &told["failure"], &told["event"]),
         (&json!(false), &json!(503), &json!("status"), &json!("email.delivered"))
     );
-    assert!(told["latency_ms"].is_u64() && told["response"].is_string());
+    assert!(told["latency_ms"].is_u64());
+    assert_eq!(told["response"], "out of order – später", "what the receiver said is seen");
     // Nothing of it is an event or a delivery.
     assert!(partner.log().await.is_empty());
 
