@@ -127,6 +127,8 @@ fn questions() -> Vec<String> {
     }
     all.extend(["m-0", "m-111", "m-5000"].map(|id| format!("/emails/{id}")));
     all.push("/emails/nothing".into());
+    // Pages of the calls that made the account and its set, and one of nothing.
+    all.extend(["limit=2", "from=2026-05-01&to=2026-05-02", "to=1900-01-01"].map(|asked| format!("/activity?{asked}")));
     all
 }
 
