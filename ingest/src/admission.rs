@@ -68,7 +68,7 @@ impl Standing {
             return Err(Problem::new(Code::DbUnavailable, "the event log is out of service").retry_after(30));
         }
         if self.halted {
-            let message = "the account's partition is halted: its processor must be upgraded first";
+            let message = "the account's partition is halted; /health tells why";
             return Err(Problem::new(Code::DbUnavailable, message).retry_after(30));
         }
         // A source leaves as much again to partners.
