@@ -160,7 +160,7 @@ impl App {
         let ingest = edges.ingest(config, &shared, &sources, admin.hash);
         let query = edges.query(config, &shared, &ingest, tasks)?;
         let history: Arc<dyn History> = Arc::new(Events(query.clone()));
-        working::start(config, &shared, &history, tasks)?;
+        working::start(config, &shared, &backbone, &history, tasks)?;
         let statuses = sources.iter().map(|source| (source.name.clone(), source.status.clone())).collect();
         if roles.has(Role::Processor) {
             tasks.spawn(run_sources(sources, ingest.clone(), backbone, shared.clone(), tasks.stop.clone()));

@@ -73,7 +73,7 @@ impl Backbone {
     pub fn identity(&self, config: &Config) -> anyhow::Result<Option<String>> {
         Ok(match self {
             Self::Embedded(_) => Some(folder_identity(&config.data.dir)?),
-            Self::Kafka(log, _) => log.cluster().map(|cluster| format!("Kafka cluster {cluster}")),
+            Self::Kafka(log, _) => cluster_identity(log),
         })
     }
 
@@ -150,7 +150,8 @@ async fn is_anothers(config: &Config, log: &KafkaLog, instance: &Instance) -> an
         && (log.has(Topic::Events) || log.has(Topic::Mail));
     let has_books = match config.book_snapshots() {
         Some(place) if begins(Role::Dispatcher) => {
-            BookSnapshots::are_at(&place).await.with_context(|| format!("look for snapshots of webhooks at {place}"))?
+            let are_there = BookSnapshots::are_at(&place, cluster_identity(log)).await;
+            are_there.with_context(|| format!("look for snapshots of webhooks at {place}"))?
         }
         _ => false,
     };
@@ -214,6 +215,11 @@ impl Instance {
 
 fn fresh_id() -> String {
     format!("{:016x}", rand::rng().next_u64())
+}
+
+/// What tells the log of a Kafka cluster from others, if the brokers tell it.
+fn cluster_identity(log: &KafkaLog) -> Option<String> {
+    log.cluster().map(|cluster| format!("Kafka cluster {cluster}"))
 }
 
 /// What tells the embedded log of a data folder from others.

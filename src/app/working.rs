@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Tasks;
 use super::shared::Shared;
+use crate::backbone::Backbone;
 use crate::config::Config;
 use crate::roles::Role;
 
@@ -21,7 +22,13 @@ use crate::roles::Role;
 ///
 /// # Errors
 /// When the folder of snapshots cannot be opened.
-pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks: &mut Tasks) -> anyhow::Result<()> {
+pub fn start(
+    config: &Config,
+    shared: &Shared,
+    backbone: &Backbone,
+    history: &Arc<dyn History>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<()> {
     let roles = &config.server.roles;
     tasks.spawn(look_at(config.places(), tasks.stop.clone()));
     if roles.has(Role::Delivery) {
@@ -54,7 +61,10 @@ pub fn start(config: &Config, shared: &Shared, history: &Arc<dyn History>, tasks
         let turns = Arc::new(Semaphore::new(config.webhooks.concurrency));
         let every = Duration::from_secs(config.state.snapshot_seconds);
         let snapshots = config.book_snapshots().map(|place| BookSnapshots::open(&place, every));
-        let snapshots = snapshots.transpose().context("open the snapshots of webhooks")?.map(Arc::new);
+        let snapshots = match snapshots.transpose().context("open the snapshots of webhooks")? {
+            Some(snapshots) => Some(Arc::new(snapshots.of(backbone.identity(config)?))),
+            None => None,
+        };
         for (number, pulse) in (0..).zip(&shared.pulses) {
             let dispatcher = Dispatcher {
                 partition: number,

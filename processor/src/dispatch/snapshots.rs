@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
 use super::book::{Book, Entry, Marks};
+use crate::snapshots::mark_in;
 use crate::{Error, blocking};
 
 /// What a file begins with; the last byte is the format's version.
@@ -37,6 +38,8 @@ pub struct BookSnapshots {
     objects: Arc<dyn ObjectStore>,
     /// How often one is taken of each partition, at most.
     pub every: Duration,
+    /// What tells the log that the books are of from others; empty: not known.
+    log: String,
 }
 
 impl BookSnapshots {
@@ -45,18 +48,25 @@ impl BookSnapshots {
     /// # Errors
     /// [`Error::Archive`] when it cannot be made or read.
     pub fn open(place: &Place, every: Duration) -> Result<Self, Error> {
-        Ok(Self { objects: place.open()?, every })
+        Ok(Self { objects: place.open()?, every, log: String::new() })
     }
 
-    /// Whether a place has any.
+    /// Those of a log, by what tells it from others: no other's book is restored, should there be one at the same place.
+    #[must_use]
+    pub fn of(self, log: Option<String>) -> Self {
+        Self { log: log.unwrap_or_default(), ..self }
+    }
+
+    /// Whether a place has any that are not another log's.
     ///
     /// # Errors
     /// [`Error::Archive`].
-    pub async fn are_at(place: &Place) -> Result<bool, Error> {
-        let named = |path: Path| path.filename().and_then(marks).is_some();
-        let mut listed = place.open()?.list(None).map_ok(|object| named(object.location));
-        while let Some(is_one) = listed.try_next().await? {
-            if is_one {
+    pub async fn are_at(place: &Place, log: Option<String>) -> Result<bool, Error> {
+        let log = log.unwrap_or_default();
+        let is_ours = |name: &str| marks(name).is_some() && !is_anothers(name, &log);
+        let mut listed = place.open()?.list(None);
+        while let Some(object) = listed.try_next().await? {
+            if object.location.filename().is_some_and(is_ours) {
                 return Ok(true);
             }
         }
@@ -72,7 +82,7 @@ impl BookSnapshots {
         Ok(found)
     }
 
-    /// Brings a book to where another server left it, if that is further; whether it was.
+    /// Brings a book to where another server left it, if that is further; whether it was. Another log's is passed over.
     ///
     /// # Errors
     /// [`Error::Archive`], [`Error::Store`]; [`Error::Snapshot`] when there are some, none of which is what was written, and
@@ -81,6 +91,11 @@ impl BookSnapshots {
         let here = book.marks()?;
         let mut damaged = None;
         for (marks, path) in self.list(partition).await?.into_iter().filter(|(marks, _)| *marks > here) {
+            if self.is_anothers(&path) {
+                let ours = &self.log;
+                tracing::error!(partition, %path, %ours, "a book is of another log: each needs a place of its own");
+                continue;
+            }
             let bytes = self.objects.get(&path).await?.bytes().await?;
             let to = book.clone();
             match blocking("restore a book", move || put(&to, marks, path.filename().unwrap_or_default(), &bytes)).await
@@ -103,17 +118,25 @@ impl BookSnapshots {
         }
     }
 
-    /// Writes what a book has now; its bytes.
+    /// Whether a book is of another log.
+    fn is_anothers(&self, path: &Path) -> bool {
+        path.filename().is_some_and(|name| is_anothers(name, &self.log))
+    }
+
+    /// Writes what a book has now, and deletes what there is beyond those that are kept, but another log's; its bytes.
     ///
     /// # Errors
     /// [`Error::Archive`], [`Error::Store`].
     pub async fn take(&self, book: Book, partition: u32) -> Result<usize, Error> {
-        let (name, bytes) = blocking("gather a book", move || gather(&book)).await?;
+        let log = self.log.clone();
+        let (name, bytes) = blocking("gather a book", move || gather(&book, &log)).await?;
         let size = bytes.len();
         self.objects.put(&folder(partition).join(name), bytes.into()).await?;
         metrics::counter!("sendtrail_snapshot_bytes_total").increment(size as u64);
-        for (_, path) in self.list(partition).await?.into_iter().skip(KEPT) {
-            self.objects.delete(&path).await?;
+        let mut listed = self.list(partition).await?;
+        listed.retain(|(_, path)| !self.is_anothers(path));
+        for (_, path) in listed.iter().skip(KEPT) {
+            self.objects.delete(path).await?;
         }
         Ok(size)
     }
@@ -125,11 +148,20 @@ fn folder(partition: u32) -> Path {
 
 /// The marks in a name.
 fn marks(name: &str) -> Option<Marks> {
-    let mut parts = name.strip_prefix("book-")?.split('-');
-    let (event, attempt) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let parts: Vec<&str> = name.strip_prefix("book-")?.split('-').collect();
+    let ([event, attempt, checksum] | [event, attempt, _, checksum]) = parts[..] else { return None };
     // Others may be on their way.
-    parts.next().filter(|checksum| checksum.len() == 32)?;
-    Some(Marks { event, attempt })
+    (checksum.len() == 32).then_some(Marks { event: event.parse().ok()?, attempt: attempt.parse().ok()? })
+}
+
+/// What names have of a log: as long as a checksum, which is what earlier programs look for there.
+fn mark(log: &str) -> String {
+    checksum(log.as_bytes())
+}
+
+/// Whether a book is of another log, by its name. One that does not say whose it is was written by an earlier program.
+fn is_anothers(name: &str, log: &str) -> bool {
+    !log.is_empty() && mark_in(name).is_some_and(|its| its != mark(log))
 }
 
 /// The first half of a SHA-256, in hexadecimal.
@@ -137,13 +169,14 @@ fn checksum(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).get(..16).unwrap_or_default())
 }
 
-/// A book as a file: its name, by marks, so that the newest is the greatest, and by checksum.
-fn gather(book: &Book) -> Result<(String, Vec<u8>), Error> {
+/// A book as a file: its name, by marks, so that the newest is the greatest, by log, and by checksum.
+fn gather(book: &Book, log: &str) -> Result<(String, Vec<u8>), Error> {
     let io = |cause| Error::Io { what: "compress a book".into(), cause };
     let mut file = zstd::stream::write::Encoder::new(MAGIC.to_vec(), LEVEL).map_err(io)?;
     let marks = book.export(|entry| file.write_all(&entry.encode_length_delimited_to_vec()).map_err(io))?;
     let bytes = file.finish().map_err(io)?;
-    Ok((format!("book-{:020}-{:020}-{}", marks.event, marks.attempt, checksum(&bytes)), bytes))
+    let mark = if log.is_empty() { String::new() } else { format!("{}-", mark(log)) };
+    Ok((format!("book-{:020}-{:020}-{mark}{}", marks.event, marks.attempt, checksum(&bytes)), bytes))
 }
 
 /// Puts what a file has in the place of what a book has; how many entries.
@@ -265,128 +298,4 @@ impl Keeper {
 }
 
 #[cfg(test)]
-mod tests {
-    use fjall::Database;
-    use sendtrail_schemas::ids::{DestinationId, ReplayId};
-    use tempfile::TempDir;
-    use uuid::Uuid;
-
-    use super::super::book::{DeliveryKey, Reached, Standing, Waiting, Waits};
-    use super::*;
-
-    struct Server {
-        _folder: TempDir,
-        book: Book,
-    }
-
-    fn server() -> Server {
-        let folder = TempDir::new().unwrap();
-        let database = Database::builder(folder.path()).open().unwrap();
-        Server { book: Book::open(&database, 3).unwrap(), _folder: folder }
-    }
-
-    fn fill(book: &Book, events: std::ops::Range<u64>) {
-        for seq in events {
-            let key = DeliveryKey { seq, destination: DestinationId(Uuid::from_u128(u128::from(seq % 3))) };
-            let waits = [Waits::Timer, Waits::Backlog, Waits::Held, Waits::Replay][seq as usize % 4];
-            let body = vec![seq as u8; 700].into();
-            let waiting = Waiting {
-                body,
-                due_at: seq as i64,
-                waits: waits as i32,
-                in_order_of: 1 + seq % 2,
-                ..Waiting::default()
-            };
-            book.put(key, &waiting).unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn another_server_has_what_the_first_had() {
-        let folder = TempDir::new().unwrap();
-        let snapshots = BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap();
-        assert!(!BookSnapshots::are_at(&folder.path().into()).await.unwrap());
-        let (one, other) = (server(), server());
-        assert!(!snapshots.restore(&other.book, 3).await.unwrap(), "there is none");
-        fill(&one.book, 0..2_500);
-        let mut standing = Standing { account_id: vec![1], ..Standing::default() };
-        standing.breaker.failures = 4;
-        one.book.put_standing(DestinationId(Uuid::from_u128(1)), &standing).unwrap();
-        let reached = Reached { cursor: "there".into(), counts: None, is_done: false };
-        one.book.put_reached(ReplayId(Uuid::from_u128(5)), &reached).unwrap();
-        one.book.checkpoint(Marks { event: 2_500, attempt: 9 }).unwrap();
-        snapshots.take(one.book.clone(), 3).await.unwrap();
-        assert!(BookSnapshots::are_at(&folder.path().into()).await.unwrap());
-
-        // What is here of some time ago is given up.
-        fill(&other.book, 7_000..7_100);
-        other.book.checkpoint(Marks { event: 2_500, attempt: 8 }).unwrap();
-        assert!(snapshots.restore(&other.book, 3).await.unwrap());
-        assert_eq!(other.book.dump(), one.book.dump());
-        assert!(!snapshots.restore(&other.book, 3).await.unwrap(), "it is as far");
-        assert!(!snapshots.restore(&server().book, 2).await.unwrap(), "of another partition");
-        // Nor is one that is further.
-        other.book.checkpoint(Marks { event: 2_600, attempt: 9 }).unwrap();
-        assert!(!snapshots.restore(&other.book, 3).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_damaged_one_is_passed_over_and_two_are_kept() {
-        let folder = TempDir::new().unwrap();
-        let snapshots = BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap();
-        let one = server();
-        for round in 1..=4u64 {
-            fill(&one.book, round * 10..round * 10 + 5);
-            one.book.checkpoint(Marks { event: round * 10 + 5, attempt: round }).unwrap();
-            snapshots.take(one.book.clone(), 3).await.unwrap();
-        }
-        let mut files: Vec<_> = std::fs::read_dir(folder.path().join("partition-00003"))
-            .unwrap()
-            .map(|file| file.unwrap().path())
-            .collect();
-        files.sort();
-        assert_eq!(files.len(), KEPT);
-        let damage = |file: &std::path::Path| {
-            let mut bytes = std::fs::read(file).unwrap();
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            std::fs::write(file, bytes).unwrap();
-        };
-        damage(&files[1]);
-        let other = server();
-        assert!(snapshots.restore(&other.book, 3).await.unwrap());
-        assert_eq!(other.book.marks().unwrap(), Marks { event: 35, attempt: 3 });
-        damage(&files[0]);
-        let nothing = server();
-        let refused = snapshots.restore(&nothing.book, 3).await.unwrap_err();
-        assert!(refused.to_string().contains("not what was written"), "{refused}");
-        assert!(!nothing.book.has_deliveries());
-        // Who has a book goes on with it.
-        assert!(!snapshots.restore(&other.book, 3).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn one_is_taken_when_there_is_something_new() {
-        let folder = TempDir::new().unwrap();
-        let snapshots = Arc::new(BookSnapshots::open(&folder.path().into(), Duration::ZERO).unwrap());
-        let one = server();
-        let mut keeper = Keeper::begin(snapshots.clone(), &one.book, 3).await.unwrap();
-        for (reached, more, is_taken) in [
-            ((0, 0), false, true),
-            ((0, 0), false, false),
-            ((0, 1), false, true),
-            ((0, 1), true, true),
-            ((0, 1), false, false),
-        ] {
-            keeper.next_at = Instant::now();
-            keeper.look(&one.book, reached, more).await;
-            assert_eq!(keeper.writing.is_some(), is_taken, "{reached:?} {more}");
-            keeper.collect(true).await;
-        }
-        one.book.checkpoint(Marks { event: 7, attempt: 7 }).unwrap();
-        keeper.finish(&one.book, (7, 7)).await;
-        let other = server();
-        assert!(snapshots.restore(&other.book, 3).await.unwrap());
-        assert_eq!(other.book.marks().unwrap(), Marks { event: 7, attempt: 7 });
-    }
-}
+mod tests;

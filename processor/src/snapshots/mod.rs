@@ -29,7 +29,7 @@ use crate::archive::fresh_name;
 use crate::core::overlay::StoreKey;
 use crate::store::StoreView;
 use crate::{Error, Store, Views, blocking};
-pub(crate) use format::{Manifest, checksum};
+pub(crate) use format::{Manifest, checksum, mark_in};
 use format::{RowFile, Writer};
 
 pub use taker::Taker;
@@ -226,7 +226,7 @@ impl Snapshots {
 
     /// Whether an object is of another log, by its name.
     fn is_anothers(&self, name: &str) -> bool {
-        format::mark_in(name).zip(format::mark(&self.log)).is_some_and(|(its, ours)| its != ours)
+        mark_in(name).zip(format::mark(&self.log)).is_some_and(|(its, ours)| its != ours)
     }
 
     /// Refuses the state of another log. One that does not say whose it is was written by an earlier program.
