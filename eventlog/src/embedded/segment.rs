@@ -212,10 +212,7 @@ impl Segment {
 
     /// Cuts off what a crash left half written, unless a later group commit shows that it had been durable.
     fn cut_tail(&mut self, bytes: &[u8], at: usize) -> Result<(), Error> {
-        let later = (at + 1..bytes.len().saturating_sub(HEADER))
-            .filter(|&place| bytes[place..].starts_with(&MAGIC))
-            .find_map(|place| intact(bytes, place).filter(|frame| frame.group as usize > at));
-        if later.is_some() {
+        if is_followed(bytes, at) {
             return Err(self.corrupt(at as u64, "a durable frame does not read back, and later ones do"));
         }
         tracing::warn!(segment = %self.path.display(), at, bytes = bytes.len() - at, "cutting off a torn tail");
@@ -243,6 +240,39 @@ fn intact(bytes: &[u8], at: usize) -> Option<Frame> {
     let rest = bytes.get(at..)?;
     let (frame, crc) = Frame::read(rest)?;
     Frame::is_intact(crc, rest.get(..frame.size() as usize)?).then_some(frame)
+}
+
+/// Whether a later group commit is behind a frame that does not read back. Payloads hold what others chose, also what looks like
+/// frames: as far as it can be told where frames end, nobody looks into them. Beyond, what looks like a later one is taken for
+/// one, for nothing that was durable may be cut off.
+fn is_followed(bytes: &[u8], at: usize) -> bool {
+    // No frame's group begins after itself.
+    let is_in = |place: usize, frame: Frame| (at + 1..=place).contains(&(frame.group as usize));
+    let is_later = |place: usize| intact(bytes, place).is_some_and(|frame| is_in(place, frame));
+    let mut place = at;
+    while let Some(next) = end_of(bytes, place) {
+        if is_later(place) {
+            return true;
+        }
+        place = next;
+    }
+    (place..bytes.len()).any(is_later)
+}
+
+/// Where a frame ends whose payload need not be intact, maybe beyond what there is. Its length and its records must agree: one of
+/// them alone, with a bit flipped, would hide what comes after.
+fn end_of(bytes: &[u8], at: usize) -> Option<usize> {
+    let rest = bytes.get(at..)?;
+    let (frame, _) = Frame::read(rest)?;
+    let size = frame.size() as usize;
+    let mut next = HEADER;
+    for _ in 0..frame.count {
+        let Some(length) = rest.get(next..).and_then(|rest| rest.first_chunk::<4>()) else {
+            return (size > rest.len().max(next)).then_some(at + size);
+        };
+        next += 4 + u32::from_le_bytes(*length) as usize;
+    }
+    (next == size).then_some(at + size)
 }
 
 /// Reads the payload of a frame.

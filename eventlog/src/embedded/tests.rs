@@ -196,6 +196,70 @@ fn a_flipped_bit_in_what_was_durable_is_corruption_and_not_a_tail() {
 }
 
 #[test]
+fn no_flipped_bit_of_what_tells_where_a_frame_ends_hides_that_it_was_durable() {
+    let folder = TempDir::new().unwrap();
+    written(folder.path(), 4);
+    let path = segments(folder.path()).pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    let first = whole.windows(4).position(|w| w == frame::MAGIC).unwrap();
+    let second = first + frame::HEADER + 104;
+    // The length of the record is behind the header.
+    for bit in 0..(frame::HEADER + 4) * 8 {
+        let mut bent = whole.clone();
+        bent[second + bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &bent).unwrap();
+        let error = open(folder.path()).err().unwrap();
+        assert!(matches!(error, Error::Corrupt { at, .. } if at == second as u64), "bit {bit}: {error}");
+    }
+}
+
+/// A value that begins with a whole frame, which says that its group begins at a place.
+fn forged(group: usize) -> Vec<u8> {
+    let frame = frame::Frame { of: OF, count: 1, base_offset: 9, stamp: 0, group: group as u32, length: 5 };
+    let mut bytes = Vec::new();
+    frame.write(b"\x01\0\0\0x", &mut bytes);
+    bytes.resize(100, 5);
+    bytes
+}
+
+#[test]
+fn what_looks_like_a_frame_in_a_payload_does_not_make_a_torn_tail_corruption() {
+    let folder = TempDir::new().unwrap();
+    written(folder.path(), 3);
+    let path = segments(folder.path()).pop().unwrap();
+    let durable = fs::read(&path).unwrap();
+    // A group commit of two frames, in which somebody guessed, and somebody knew where his bytes would be.
+    let mut group = Vec::new();
+    for base_offset in [3, 5] {
+        let at = durable.len() + group.len();
+        let mut batch = Batch::new();
+        batch.push_bytes(&forged(u32::MAX as usize));
+        batch.push_bytes(&forged(at + frame::HEADER + 104 + 4));
+        let (payload, count) = batch.freeze(0);
+        let (length, begin) = (payload.len() as u32, durable.len() as u32);
+        let frame = frame::Frame { of: OF, count, base_offset, stamp: 0, group: begin, length };
+        frame.write(&payload, &mut group);
+    }
+    let size = frame::HEADER + 2 * 104;
+    assert_eq!(group.len(), 2 * size);
+    let left = |tail: &[u8]| {
+        fs::write(&path, [&durable[..], tail].concat()).unwrap();
+        read(&open(folder.path()).unwrap()).unwrap().len()
+    };
+    assert_eq!(left(&group), 7);
+    for cut in (1..=group.len()).step_by(3) {
+        let whole = group.len() - cut;
+        assert_eq!(left(&group[..whole]), 3 + 2 * (whole / size), "{whole}");
+    }
+    // What was written of the first frame has a hole, and the second is there.
+    let mut torn = group.clone();
+    torn[frame::HEADER + 90] = 0;
+    assert_eq!(left(&torn), 3);
+    // Where it ends is not known any more: a place that nothing can have is not believed all the same.
+    assert_eq!(left(&[&[0u8; 50][..], &forged(u32::MAX as usize)[..]].concat()), 3);
+}
+
+#[test]
 fn a_flipped_bit_in_a_sealed_segment_is_found_when_it_is_read() {
     let folder = TempDir::new().unwrap();
     let log = open(folder.path()).unwrap();
