@@ -227,5 +227,5 @@ fn would_get(to: &Destination, event: &Event, config: Option<&sendtrail_schemas:
     let of_set = set.is_none() || set == event.config_set();
     let is_told = !matches!(&event.block, Some(Block::Subscription(change)) if !change.is_unsubscribe());
     // What is told once a call was told of another of its events.
-    of_set && is_told && to.wants(event.kind(), false)
+    of_set && is_told && to.wants(event.kind(), event.is_permanent_bounce(), false)
 }

@@ -1,5 +1,9 @@
 //! Webhook destinations: who is told of events, how, and how that goes.
 
+mod bounces;
+
+pub use bounces::Bounces;
+
 use crate::ids::{DestinationId, ReplayId};
 use crate::kind::EventType;
 use crate::mail::DeliveryStatus;
@@ -295,6 +299,9 @@ pub struct Destination {
     /// Secrets before the one before, which still sign too, where a dialect carries several signatures.
     #[prost(message, repeated, tag = "23")]
     pub older_secrets: Vec<OldSecret>,
+    /// Which bounces it gets, where it gets bounces.
+    #[prost(enumeration = "Bounces", tag = "24")]
+    pub bounces: i32,
 }
 
 /// A secret that signs for some time yet.
@@ -314,19 +321,21 @@ impl Destination {
         DestinationId::from_slice(&self.destination_id).ok()
     }
 
-    /// Whether an event of this type goes there. `first_of_call`: whether it is the first of its type for its call.
-    pub fn takes(&self, kind: EventType, first_of_call: bool) -> bool {
-        self.enabled && self.wants(kind, first_of_call)
+    /// Whether an event of this type goes there. `permanent` is of bounces, as in [`Dialect::event_name`]. `first_of_call`:
+    /// whether it is the first of its type for its call.
+    pub fn takes(&self, kind: EventType, permanent: bool, first_of_call: bool) -> bool {
+        self.enabled && self.wants(kind, permanent, first_of_call)
     }
 
     /// The same, were it enabled.
-    pub fn wants(&self, kind: EventType, first_of_call: bool) -> bool {
+    pub fn wants(&self, kind: EventType, permanent: bool, first_of_call: bool) -> bool {
         let dialect = self.dialect();
         let named = kind == EventType::Lifecycle || dialect.speaks_of(kind);
         // Lifecycle posts are part of the account-level webhook whatever types of email events are chosen.
         let matches = kind == EventType::Lifecycle
             || self.matching_event_types.is_empty()
             || self.matching_event_types.contains(&(kind as i32));
+        let matches = matches && (kind != EventType::Bounce || self.bounces().include(permanent));
         named && matches && self.surface().is_for(kind) && (first_of_call || !dialect.is_once_a_call(kind))
     }
 
@@ -504,7 +513,7 @@ mod tests {
         let surfaces =
             [Surface::ConfigSet, Surface::Account, Surface::Operational, Surface::Sendcomms, Surface::Zmailer];
         for surface in surfaces {
-            let takes = |kind| destination(Dialect::Standard, surface).takes(kind, true);
+            let takes = |kind| destination(Dialect::Standard, surface).takes(kind, true, true);
             assert_eq!(takes(EventType::Lifecycle), surface == Surface::Account);
             assert_eq!(takes(EventType::WebhookFailing), surface == Surface::Operational);
             assert_eq!(takes(EventType::Bounce), surface != Surface::Operational);
@@ -513,10 +522,20 @@ mod tests {
             matching_event_types: vec![EventType::Bounce as i32],
             ..destination(Dialect::Splashify, Surface::Account)
         };
-        assert!(some.takes(EventType::Lifecycle, true) && !some.takes(EventType::Open, true));
+        assert!(some.takes(EventType::Lifecycle, false, true) && !some.takes(EventType::Open, false, true));
+        // A type that was not asked for does not come by what is said of its kinds, nor any other go.
+        let hard = |kind: EventType| Destination {
+            matching_event_types: vec![kind as i32],
+            bounces: Bounces::Hard as i32,
+            ..destination(Dialect::Splashify, Surface::Account)
+        };
+        assert!(hard(EventType::Bounce).takes(EventType::Bounce, true, true));
+        assert!(!hard(EventType::Bounce).takes(EventType::Bounce, false, true));
+        assert!(!hard(EventType::Open).takes(EventType::Bounce, true, true));
+        assert!(hard(EventType::Open).takes(EventType::Open, false, true));
         let zmailer = destination(Dialect::Zmailer, Surface::Zmailer);
-        assert!(zmailer.takes(EventType::Send, true) && !zmailer.takes(EventType::Send, false));
-        assert!(zmailer.takes(EventType::Delivery, false));
+        assert!(zmailer.takes(EventType::Send, false, true) && !zmailer.takes(EventType::Send, false, false));
+        assert!(zmailer.takes(EventType::Delivery, false, false));
     }
 
     #[test]

@@ -564,6 +564,9 @@ pub struct DestinationPatch {
     /// What is around an event.
     #[prost(enumeration = "crate::destination::Envelope", optional, tag = "17")]
     pub envelope: Option<i32>,
+    /// Which bounces it gets; given with `matching_event_types`, and only then.
+    #[prost(enumeration = "crate::destination::Bounces", tag = "18")]
+    pub bounces: i32,
 }
 
 /// Another secret for a destination.

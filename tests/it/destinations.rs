@@ -1,6 +1,8 @@
-//! Destinations on every surface: made, changed, tried; below, their secrets, and what goes to the account's own.
+//! Destinations on every surface: made, changed, tried; below, their secrets, what goes to the account's own, and bounces of
+//! one kind.
 
 mod account;
+mod bounces;
 mod signing;
 
 use http::Method;

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::destination::{Destination, Dialect, Surface};
 use sendtrail_schemas::directory::KeyOwner;
+use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::time::Millis;
 use sendtrail_schemas::web::{Nothing, Query, created, ok};
@@ -51,9 +52,14 @@ fn view(destination: &Destination, secret: Option<String>) -> WebhookView {
 
 /// The events of a destination by its dialect's names, each once.
 pub(super) fn events(destination: &Destination) -> Vec<&'static str> {
-    let dialect = destination.dialect();
+    let (dialect, bounces) = (destination.dialect(), destination.bounces());
+    // Only of bounces there are two kinds, which S1 has names for, should such a webhook speak its dialect.
+    let named = |kind: EventType| {
+        let permanents = [true, false].into_iter().filter(move |permanent| bounces.include(*permanent));
+        permanents.filter_map(move |permanent| dialect.event_name(kind, permanent))
+    };
     let mut names = Vec::new();
-    for name in destination.matching_event_types().filter_map(|kind| dialect.event_name(kind, true)) {
+    for name in destination.matching_event_types().flat_map(named) {
         if !names.contains(&name) {
             names.push(name);
         }
@@ -73,7 +79,6 @@ struct Many {
 
 /// Whether all events are of a dialect: others would never come.
 pub(super) fn all_spoken(events: Option<&Vec<String>>, dialect: Dialect) -> Result<(), Problem> {
-    use sendtrail_schemas::kind::EventType;
     for name in events.into_iter().flatten() {
         let known = EventType::ALL.into_iter().any(|kind| dialect.event_name(kind, true) == Some(name.as_str()));
         if !known {
@@ -133,4 +138,31 @@ pub(super) async fn delete(
     }
     ingest.delete_destination(&account, stamp, id).await?;
     Ok(ok(Nothing {}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sendtrail_schemas::destination::Bounces;
+
+    #[test]
+    fn bounces_have_the_names_of_those_that_come() {
+        let shown = |dialect: Dialect, bounces: Bounces| {
+            let types = vec![EventType::Delivery as i32, EventType::Bounce as i32];
+            events(&Destination {
+                dialect: dialect as i32,
+                matching_event_types: types,
+                bounces: bounces as i32,
+                ..Destination::default()
+            })
+        };
+        for (bounces, expected) in [
+            (Bounces::Both, &["delivered", "bounced.hard", "bounced.soft"][..]),
+            (Bounces::Hard, &["delivered", "bounced.hard"]),
+            (Bounces::Soft, &["delivered", "bounced.soft"]),
+        ] {
+            assert_eq!(shown(Dialect::Nexuspromail, bounces), expected);
+            assert_eq!(shown(Dialect::Sendcomms, bounces), ["email.delivered", "email.bounced"]);
+        }
+    }
 }

@@ -44,6 +44,7 @@ use super::source::{Marks, Place};
 ///    call had, whether an event names its call or takes it from its Send, and whether it came from outside or of our own sending.
 ///    A change of a subscription is told as an unsubscribe only if it is one. An account is judged after what its policy counts, which
 ///    is the evidence, and not after other events. What was sent ahead of a rate stays as many sends when the rate is changed.
+///    A destination may ask for hard bounces only, or for soft ones.
 pub const LOGIC_VERSION: u32 = 5;
 
 /// What the partition's logic reads besides records, until a record says otherwise.
@@ -266,20 +267,22 @@ impl Step<'_> {
     }
 }
 
-/// The destinations of a set, and the account's own, that take events of a type, sixteen bytes each. `first_of_call`: whether
-/// it is the first of its call that one is told of.
+/// The destinations of a set, and the account's own, that take events of a type, sixteen bytes each. `permanent` is of bounces.
+/// `first_of_call`: whether it is the first of its call that one is told of.
 fn destinations(
     config: &AccountConfig,
     set: Option<usize>,
     kind: EventType,
+    permanent: bool,
     first_of_call: impl Fn(&Destination) -> bool,
 ) -> Vec<Vec<u8>> {
     let of_set = set.and_then(|set| config.config_sets.get(set)).into_iter().flat_map(|set| &set.destinations);
     let all = of_set.chain(&config.webhooks);
-    all.filter(|dest| dest.takes(kind, first_of_call(dest))).map(|dest| dest.destination_id.clone()).collect()
+    let takes = |dest: &&Destination| dest.takes(kind, permanent, first_of_call(dest));
+    all.filter(takes).map(|dest| dest.destination_id.clone()).collect()
 }
 
-/// Every destination of an account that takes events of a type which belong to no set, sixteen bytes each.
+/// Every destination of an account that takes events of a type which belong to no set, sixteen bytes each. No bounces are.
 fn everywhere(config: &AccountConfig, kind: EventType) -> Vec<Vec<u8>> {
-    config.destinations().filter(|dest| dest.takes(kind, true)).map(|dest| dest.destination_id.clone()).collect()
+    config.destinations().filter(|dest| dest.takes(kind, false, true)).map(|dest| dest.destination_id.clone()).collect()
 }

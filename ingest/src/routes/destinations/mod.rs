@@ -3,6 +3,7 @@
 pub mod of_sets;
 pub mod own;
 pub mod secrets;
+mod types;
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,6 @@ use rand::Rng;
 use sendtrail_schemas::account::AccountConfig;
 use sendtrail_schemas::destination::{Destination, Dialect, Envelope, Header, Health, Ordering, Surface};
 use sendtrail_schemas::ids::{ConfigSetId, DestinationId};
-use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::{Change, CreateDestination, DestinationName, DestinationPatch};
 use sendtrail_schemas::time::Millis;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use url::Url;
 use utoipa::ToSchema;
 
+use self::types::Asked;
 use super::{fresh, one_line};
 use crate::Ingest;
 use crate::submit::Stamp;
@@ -59,7 +60,7 @@ pub(super) struct DestinationRequest {
     webhook_secret: Option<String>,
     /// A secret of 32 random bytes is made, in the dialect's form, and shown in this answer only.
     generate_secret: bool,
-    /// Empty: all.
+    /// Empty: all. `bounced.hard` or `bounced.soft` without the other: of the bounces only those.
     matching_event_types: Option<Vec<String>>,
     /// `splashify` (default), `standard`, `securesmtp`, `nexuspromail`, `sendcomms` or `zmailer`.
     dialect: Option<String>,
@@ -83,7 +84,7 @@ pub(super) struct DestinationRequest {
 /// What was checked of a request.
 #[derive(Default)]
 struct Checked {
-    types: Option<Vec<i32>>,
+    types: Option<Asked>,
     dialect: Option<Dialect>,
     ordering: Option<Ordering>,
     envelope: Option<Envelope>,
@@ -171,35 +172,12 @@ impl DestinationRequest {
             return Err(invalid(format!("rate_per_second is at most {MAX_RATE}")));
         }
         Ok(Checked {
-            types: self.types()?,
+            types: self.matching_event_types.as_deref().map(Asked::read).transpose()?,
             dialect,
             ordering,
             envelope,
             headers: self.headers.as_ref().map(check_headers).transpose()?,
         })
-    }
-
-    fn types(&self) -> Result<Option<Vec<i32>>, Problem> {
-        let types = self.matching_event_types.as_ref().map(|names| {
-            let read = |name: &String| {
-                let kind = match name.trim().to_ascii_lowercase().as_str() {
-                    // S4's word for two types.
-                    "email.failed" | "failed" => return Ok(vec![EventType::Reject, EventType::RenderingFailure]),
-                    // S1's.
-                    "bounced.hard" | "bounced.soft" => Some(EventType::Bounce),
-                    _ => EventType::parse(name),
-                };
-                let unknown = || invalid(format!("matching_event_types: {name:?} is no event type"));
-                kind.map(|kind| vec![kind]).ok_or_else(unknown)
-            };
-            names.iter().map(read).collect::<Result<Vec<_>, _>>()
-        });
-        Ok(types.transpose()?.map(|types| {
-            let mut types: Vec<i32> = types.into_iter().flatten().map(|kind| kind as i32).collect();
-            types.sort_unstable();
-            types.dedup();
-            types
-        }))
     }
 
     /// The secret that is asked for, given or made.
@@ -261,6 +239,7 @@ pub(super) struct DestinationView {
     destination_type: &'static str,
     webhook_url: String,
     has_secret: bool,
+    /// None: all. `bounced.hard` or `bounced.soft` for one kind of bounces, `Bounce` for both.
     matching_event_types: Vec<&'static str>,
     dialect: &'static str,
     enabled: bool,
@@ -305,7 +284,7 @@ impl DestinationView {
             destination_type: "WEBHOOK",
             webhook_url: destination.webhook_url.clone(),
             has_secret: destination.sealed_secret.is_some(),
-            matching_event_types: destination.matching_event_types().map(EventType::name).collect(),
+            matching_event_types: types::shown(destination),
             dialect: destination.dialect().name(),
             enabled: destination.enabled,
             retry_schedule_seconds: destination.retry_schedule_seconds.clone(),
@@ -375,6 +354,7 @@ impl Ingest {
         let dialect = checked.dialect.unwrap_or(dialect);
         let id = DestinationId(fresh());
         let secret = request.secret(dialect);
+        let asked = checked.types.unwrap_or_default();
         if let Some(secret) = &secret {
             secrets::check(secret, dialect)?;
         }
@@ -384,7 +364,8 @@ impl Ingest {
             name: request.name.ok_or_else(|| invalid("name is needed"))?,
             webhook_url: request.webhook_url.ok_or_else(|| invalid("webhook_url is needed"))?,
             sealed_secret: secret.as_ref().map(|secret| self.seal(secret, id)),
-            matching_event_types: checked.types.unwrap_or_default(),
+            matching_event_types: asked.types,
+            bounces: asked.bounces as i32,
             dialect: dialect as i32,
             enabled: request.enabled.unwrap_or(true),
             retry_schedule_seconds: request.retry_schedule_seconds.unwrap_or_default(),
@@ -418,13 +399,16 @@ impl Ingest {
         let checked = request.check(self, Dialect::Splashify, before)?;
         let dialect = checked.dialect.or(before.map(Destination::dialect)).unwrap_or(Dialect::Splashify);
         let secret = request.secret(dialect);
+        let has_types = checked.types.is_some();
+        let asked = checked.types.unwrap_or_default();
         let patch = DestinationPatch {
             destination: Some(name),
             name: request.name,
             webhook_url: request.webhook_url,
             sealed_secret: secret.as_ref().map(|secret| self.seal(secret, id)),
-            has_matching_event_types: checked.types.is_some(),
-            matching_event_types: checked.types.unwrap_or_default(),
+            has_matching_event_types: has_types,
+            matching_event_types: asked.types,
+            bounces: asked.bounces as i32,
             dialect: checked.dialect.map(|dialect| dialect as i32),
             enabled: request.enabled,
             has_retry_schedule: request.retry_schedule_seconds.is_some(),

@@ -118,7 +118,7 @@ impl Step<'_> {
                     None => no_set(),
                 }
             }
-            Change::CreateDestination(create) => webhook::create(account, create, now),
+            Change::CreateDestination(create) => webhook::create(account, create, now, since_5),
             Change::PatchDestination(patch) => webhook::patch(account, patch, since_5),
             Change::DeleteDestination(name) => webhook::delete(account, &name),
             Change::RotateSecret(rotate) => webhook::rotate(account, rotate, now),

@@ -71,7 +71,7 @@ impl Heard {
     /// Whether none of them was one that a destination is told of.
     fn is_news_for(self, to: &Destination) -> bool {
         let told = [EventType::Send, EventType::Reject, EventType::RenderingFailure];
-        !told.into_iter().any(|kind| self.0 & Self::by(kind).0 != 0 && to.wants(kind, true))
+        !told.into_iter().any(|kind| self.0 & Self::by(kind).0 != 0 && to.wants(kind, false, true))
     }
 }
 
@@ -146,7 +146,7 @@ impl Step<'_> {
         });
         let heard = keys.call.filter(|_| fact.send_id.is_some()).map(|call| self.hear_of_call(&config, kind, &call));
         let heard = heard.unwrap_or_default();
-        let mut destination_ids = destinations(&config, set, kind, |to| heard.is_news_for(to));
+        let mut destination_ids = destinations(&config, set, kind, permanent, |to| heard.is_news_for(to));
         if self.settings().logic_version >= 5
             && matches!(&fact.block, Some(Block::Subscription(change)) if !change.is_unsubscribe())
         {

@@ -217,7 +217,7 @@ struct Destinations {
 
 impl Destinations {
     fn new(config: &AccountConfig, set: Option<usize>, kind: EventType) -> Self {
-        let of = |first| destinations(config, set, kind, |_| first);
+        let of = |first| destinations(config, set, kind, false, |_| first);
         Self { first: of(true), further: of(false) }
     }
 

@@ -1,7 +1,7 @@
 //! Webhook destinations: made, changed, and told how they are doing; replays; and what is only for the account's own webhook.
 
 use sendtrail_schemas::block::{Block, Lifecycle, WebhookChange};
-use sendtrail_schemas::destination::{Destination, Health, OldSecret, Replay, ReplayState};
+use sendtrail_schemas::destination::{Bounces, Destination, Health, OldSecret, Replay, ReplayState};
 use sendtrail_schemas::event::Event;
 use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::Code;
@@ -58,7 +58,14 @@ fn find_mut<'a>(account: &'a mut Account, name: &DestinationName) -> Result<&'a 
     list(account, &set).and_then(|list| list.get_mut(at)).ok_or_else(no_destination)
 }
 
-pub(super) fn create(account: &mut Account, create: CreateDestination, now: i64) -> Told {
+/// `since_5`: before, every destination that gets bounces gets both kinds, and no state says otherwise. So programs that know
+/// no choice fold the same records into the same state.
+fn chosen(bounces: i32, since_5: bool) -> i32 {
+    if since_5 { bounces } else { Bounces::Both as i32 }
+}
+
+/// `since_5`: see [`chosen`].
+pub(super) fn create(account: &mut Account, create: CreateDestination, now: i64, since_5: bool) -> Told {
     let Some(destination) = create.destination else { return no_destination() };
     let of_account = create.config_set_id.is_empty();
     let surface = destination.surface();
@@ -72,12 +79,13 @@ pub(super) fn create(account: &mut Account, create: CreateDestination, now: i64)
     if list.len() >= most {
         return refused(Code::DestinationLimitReached, format!("{whose} has at most {most} event destinations"));
     }
-    list.push(Destination { created_at: now, ..destination });
+    let bounces = chosen(destination.bounces, since_5);
+    list.push(Destination { created_at: now, bounces, ..destination });
     done(true)
 }
 
-/// `forgets`: with the dialect, secrets of before may go.
-pub(super) fn patch(account: &mut Account, patch: DestinationPatch, forgets: bool) -> Told {
+/// `since_5`: with the dialect, secrets of before may go; see [`chosen`], too.
+pub(super) fn patch(account: &mut Account, patch: DestinationPatch, since_5: bool) -> Told {
     let Some(name) = patch.destination else { return no_destination() };
     let dest = match find_mut(account, &name) {
         Ok(dest) => dest,
@@ -101,11 +109,12 @@ pub(super) fn patch(account: &mut Account, patch: DestinationPatch, forgets: boo
         dest.older_secrets.clear();
     }
     if patch.has_matching_event_types {
+        dest.bounces = chosen(patch.bounces, since_5);
         dest.matching_event_types = patch.matching_event_types;
     }
     let several = dest.dialect().carries_several_signatures();
     dest.dialect = patch.dialect.unwrap_or(dest.dialect);
-    if forgets && several && !dest.dialect().carries_several_signatures() {
+    if since_5 && several && !dest.dialect().carries_several_signatures() {
         // The one signature of the new dialect is by the secret of now.
         (dest.previous_secret, dest.previous_until) = (None, 0);
         dest.older_secrets.clear();

@@ -1,9 +1,10 @@
 //! Configuration sets: whose an event is, what they have windows of, and where their events go.
 
-use sendtrail_schemas::destination::Destination;
-use sendtrail_schemas::record::{ConfigSetPatch, CreateDestination};
+use sendtrail_schemas::destination::{Bounces, Destination, Dialect};
+use sendtrail_schemas::record::{ConfigSetPatch, CreateDestination, DestinationName, DestinationPatch, Settings};
 
 use super::*;
+use crate::core::step::usual_settings;
 
 #[test]
 fn an_unknown_set_is_kept_as_given_and_has_default_options() {
@@ -148,4 +149,68 @@ fn events_go_to_the_destinations_of_their_set_that_ask_for_them() {
         change: Some(Change::Pause(Pause { reason: "x".into() })),
     }));
     assert_eq!(numbers(&effects.events[0]), [3]);
+}
+
+/// Where each kind of bounces goes under a logic, hard and soft, and which bounces the destinations are known to want.
+fn told_of_bounces(logic_version: u32) -> (Vec<u128>, Vec<u128>, Vec<Bounces>) {
+    let mut m = machine();
+    m.overlay.progress.settings = Some(Settings { logic_version, ..usual_settings() });
+    m.command(Change::CreateConfigSet(set("s")));
+    let id = |n: u128| Uuid::from_u128(n).as_bytes().to_vec();
+    let asked = [
+        (1, Dialect::Nexuspromail, Bounces::Both),
+        (2, Dialect::Nexuspromail, Bounces::Hard),
+        // It has one name for both, and is told of those that were asked for.
+        (3, Dialect::Standard, Bounces::Soft),
+        (4, Dialect::Nexuspromail, Bounces::Both),
+        (5, Dialect::Nexuspromail, Bounces::Hard),
+    ];
+    for (n, dialect, bounces) in asked {
+        let destination = Destination {
+            destination_id: id(n),
+            enabled: true,
+            matching_event_types: vec![EventType::Bounce as i32],
+            dialect: dialect as i32,
+            bounces: bounces as i32,
+            ..Default::default()
+        };
+        let config_set_id = set("s").config_set_id;
+        let create = CreateDestination { config_set_id, destination: Some(destination) };
+        assert_eq!(code(&m.command(Change::CreateDestination(create))), "ok");
+    }
+    let name = |n: u128| Some(DestinationName { config_set_id: Vec::new(), destination_id: id(n) });
+    let types = |n: u128, bounces: Bounces| DestinationPatch {
+        destination: name(n),
+        has_matching_event_types: true,
+        matching_event_types: vec![EventType::Bounce as i32],
+        bounces: bounces as i32,
+        ..Default::default()
+    };
+    // Other bounces for two of them; a patch without types is about something else.
+    let other = DestinationPatch { destination: name(2), description: Some("two".into()), ..Default::default() };
+    for patch in [types(4, Bounces::Soft), types(5, Bounces::Both), other] {
+        assert_eq!(code(&m.command(Change::PatchDestination(patch))), "ok");
+    }
+    m.restart();
+    let mut told = |message: &str, kind: &str| -> Vec<u128> {
+        let fact = EventFact { configuration_set_name: Some("s".into()), ..bounce(message, "a@b.co", kind) };
+        m.fact(fact)[0].destinations().map(|id| id.0.as_u128()).collect()
+    };
+    let (hard, soft) = (told("m1", "Permanent"), told("m2", "Transient"));
+    assert_eq!(told("m3", "Undetermined"), soft, "what is not for good is soft");
+    let known = m.config().config_sets.remove(0).destinations.iter().map(Destination::bounces).collect();
+    (hard, soft, known)
+}
+
+#[test]
+fn one_kind_of_bounces_goes_to_who_asked_for_it() {
+    let (hard, soft, known) = told_of_bounces(usual_settings().logic_version);
+    assert_eq!((hard, soft), (vec![1, 2, 5], vec![1, 3, 4, 5]));
+    assert_eq!(known, [Bounces::Both, Bounces::Hard, Bounces::Soft, Bounces::Soft, Bounces::Both]);
+}
+
+#[test]
+fn an_older_logic_knows_one_kind_of_bounces() {
+    // Nor does its state say otherwise: programs that do not know the choice have the same.
+    assert_eq!(told_of_bounces(4), (vec![1, 2, 3, 4, 5], vec![1, 2, 3, 4, 5], vec![Bounces::Both; 5]));
 }
