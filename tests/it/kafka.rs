@@ -1,4 +1,4 @@
-//! The same program with its log on a real Kafka broker. `SENDTRAIL_TEST_LOG=kafka` runs every other scenario there too.
+//! The same program with its log on a real Kafka broker. `SENDTRAIL_TEST_LOG=kafka` runs the scenarios of others there, too (`docs/adr/0030-suite.md`).
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
