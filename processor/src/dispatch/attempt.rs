@@ -150,7 +150,11 @@ impl Sender {
         if !to.surface().is_for(kind) {
             return None;
         }
-        let event = &sample::event(account, kind, Millis::wall());
+        let mut event = sample::event(account, kind, Millis::wall());
+        if !to.bounces().include(true) {
+            sample::soften(&mut event);
+        }
+        let event = &event;
         let sample = waiting(event, Some(to), Millis::wall().0)?;
         let id = to.id()?;
         let message = Message {

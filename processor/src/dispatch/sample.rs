@@ -39,6 +39,21 @@ pub fn event(account: &AccountConfig, kind: EventType, now: Millis) -> Event {
     }
 }
 
+/// Makes a sample of a bounce one that is not for good; others stay as they are.
+pub fn soften(event: &mut Event) {
+    if let Some(Block::Bounce(bounce)) = &mut event.block {
+        let some = |text: &str| Some(text.to_owned());
+        *bounce = Bounce {
+            bounce_type: some("Transient"),
+            bounce_sub_type: some("MailboxFull"),
+            diagnostic_code: some("smtp; 452 4.2.2 mailbox full"),
+            status: some("4.2.2"),
+            action: some("failed"),
+            ..Bounce::default()
+        };
+    }
+}
+
 fn block(kind: EventType) -> Option<Block> {
     let some = |text: &str| Some(text.to_owned());
     let (ip_address, user_agent) = (some("192.0.2.1"), some("Mozilla/5.0 (sample)"));

@@ -90,4 +90,19 @@ async fn of_hard_and_soft_bounces_only_those_that_were_asked_for_are_posted_and_
     assert_eq!(partner.log().await.iter().map(goes).collect::<Vec<_>>(), [2, 2, 1, 4]);
     assert_eq!(told("/hard"), ["bounced.hard", "bounced.hard", "bounced.hard", "bounced.soft"]);
     assert_eq!(told("/both").iter().filter(|name| *name == "bounced.soft").count(), 3);
+
+    // A test post is of what comes, unless it is said which.
+    for (id, event_type, expected) in [
+        (&soft, "Bounce", "bounced.soft"),
+        (&hard, "Bounce", "bounced.hard"),
+        (&hard, "bounced.soft", "bounced.soft"),
+        (&soft, "Bounced.Hard", "bounced.hard"),
+    ] {
+        let tested = partner.post(&format!("/destinations/{id}/test"), &json!({"event_type": event_type})).await;
+        assert_eq!(
+            (&tested["test"]["event"], &tested["test"]["delivered"]),
+            (&json!(expected), &json!(true)),
+            "{event_type}"
+        );
+    }
 }

@@ -5,7 +5,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::account::AccountConfig;
-use sendtrail_schemas::destination::{Dialect, Surface};
+use sendtrail_schemas::destination::{Bounces, Destination, Dialect, Surface};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::DestinationId;
 use sendtrail_schemas::kind::EventType;
@@ -93,7 +93,7 @@ pub(in crate::routes) fn anywhere(id: DestinationId) -> DestinationName {
 /// Which sample.
 #[derive(Deserialize, ToSchema)]
 pub(in crate::routes) struct TestRequest {
-    /// A type that the destination's dialect has a name for; `Delivery` by default.
+    /// A type that the destination's dialect has a name for; `Delivery` by default. `bounced.hard` and `bounced.soft` are bounces.
     event_type: Option<String>,
 }
 
@@ -131,8 +131,12 @@ pub(in crate::routes) async fn test(
     let account = ingest.account(owner.account.id())?;
     let found = find(&account, destination_id(&destination)?)?;
     let name = request.event_type.as_deref().unwrap_or("Delivery");
-    let kind = EventType::parse(name).ok_or_else(|| invalid(format!("event_type {name:?} is none that we know")))?;
-    let sampled = ingest.parts().samples.post(&account, found, kind).await;
+    // S1's names of one kind of bounces, whichever the destination asked for.
+    let part = Bounces::parse(&name.trim().to_ascii_lowercase());
+    let kind = if part.is_some() { Some(EventType::Bounce) } else { EventType::parse(name) };
+    let kind = kind.ok_or_else(|| invalid(format!("event_type {name:?} is none that we know")))?;
+    let bounces = part.unwrap_or(found.bounces()) as i32;
+    let sampled = ingest.parts().samples.post(&account, &Destination { bounces, ..found.clone() }, kind).await;
     let unspoken = || invalid(format!("the dialect {} has no name for {name}", found.dialect().name()));
     let sampled = sampled.ok_or_else(unspoken)?;
     Ok(ok(Tested {
