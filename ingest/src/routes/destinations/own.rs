@@ -5,17 +5,16 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 use sendtrail_schemas::account::AccountConfig;
-use sendtrail_schemas::destination::{Bounces, Destination, Dialect, Surface};
+use sendtrail_schemas::destination::{Destination, Dialect, Surface};
 use sendtrail_schemas::directory::KeyOwner;
 use sendtrail_schemas::ids::DestinationId;
-use sendtrail_schemas::kind::EventType;
 use sendtrail_schemas::problem::{Code, Problem};
 use sendtrail_schemas::record::DestinationName;
 use sendtrail_schemas::web::{Nothing, Path, invalid, ok};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{DestinationRequest, DestinationView, destination_id, find};
+use super::{DestinationRequest, DestinationView, destination_id, find, types};
 use crate::Ingest;
 use crate::body::Json;
 use crate::submit::Stamp;
@@ -131,10 +130,9 @@ pub(in crate::routes) async fn test(
     let account = ingest.account(owner.account.id())?;
     let found = find(&account, destination_id(&destination)?)?;
     let name = request.event_type.as_deref().unwrap_or("Delivery");
-    // S1's names of one kind of bounces, whichever the destination asked for.
-    let part = Bounces::parse(&name.trim().to_ascii_lowercase());
-    let kind = if part.is_some() { Some(EventType::Bounce) } else { EventType::parse(name) };
-    let kind = kind.ok_or_else(|| invalid(format!("event_type {name:?} is none that we know")))?;
+    let unknown = || invalid(format!("event_type {name:?} is none that we know"));
+    let (kind, part) = types::one(name).ok_or_else(unknown)?;
+    // Of the kind that is named, whichever the destination asked for.
     let bounces = part.unwrap_or(found.bounces()) as i32;
     let sampled = ingest.parts().samples.post(&account, &Destination { bounces, ..found.clone() }, kind).await;
     let unspoken = || invalid(format!("the dialect {} has no name for {name}", found.dialect().name()));

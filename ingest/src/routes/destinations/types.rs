@@ -25,10 +25,8 @@ impl Asked {
                 types.extend([EventType::Reject as i32, EventType::RenderingFailure as i32]);
                 continue;
             }
-            // S1's words for one.
-            let part = Bounces::parse(&lower);
-            let kind = if part.is_some() { Some(EventType::Bounce) } else { EventType::parse(name) };
-            let kind = kind.ok_or_else(|| invalid(format!("matching_event_types: {name:?} is no event type")))?;
+            let unknown = || invalid(format!("matching_event_types: {name:?} is no event type"));
+            let (kind, part) = one(name).ok_or_else(unknown)?;
             if kind == EventType::Bounce {
                 let part = part.unwrap_or(Bounces::Both);
                 bounces = Some(bounces.map_or(part, |before| before.and(part)));
@@ -38,6 +36,14 @@ impl Asked {
         types.sort_unstable();
         types.dedup();
         Ok(Self { types, bounces: bounces.unwrap_or(Bounces::Both) })
+    }
+}
+
+/// Reads the name of one type; of bounces also S1's names of one kind.
+pub(super) fn one(name: &str) -> Option<(EventType, Option<Bounces>)> {
+    match Bounces::parse(&name.trim().to_ascii_lowercase()) {
+        Some(part) => Some((EventType::Bounce, Some(part))),
+        None => Some((EventType::parse(name)?, None)),
     }
 }
 
